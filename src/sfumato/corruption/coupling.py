@@ -1,0 +1,158 @@
+r"""A coupling says how the noise at s is tied to the noise at t, given x_0, for s < t:
+
+    x_s = C_s x_0 + K (x_t - C_t x_0) + L eps,        Step(carry=K, fresh=L).
+
+It is *marginal-consistent* when V_s = K V_t K^T + L L^T: then x_s has the law q(x_s | x_0) again. A
+cross-covariance Gamma = Cov(x_s, x_t | x_0) gives one: K = Gamma V_t^-1, L L^T = V_s - K V_t K^T.
+Every reverse sampler of the field is one of these with x_0 replaced by its estimate. Roots are
+symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sfumato.algebra.operators import Operator, identity, scaled, zero
+from sfumato.corruption.process import Process
+
+
+class Step(NamedTuple):
+    """What a reverse step carries over of the noise at t (K), and draws afresh (L)."""
+
+    carry: Operator
+    fresh: Operator
+
+
+Coupling = Callable[[Process, Tensor, Tensor], Step]
+"""(process, t, s) -> Step, for s < t of shapes () or (B, 1, ..., 1)."""
+
+
+def given(process: Process, t: Tensor, s: Tensor, cross: Operator) -> Step:
+    """The marginal-consistent step with cross-covariance `cross` = Cov(x_s, x_t | x_0)."""
+    cov_t = process.cov(t)
+    carry = cross @ cov_t.inv()
+    return Step(carry, (process.cov(s) - carry @ cov_t @ carry.T).sqrt())
+
+
+def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""The posterior of the Markov process: Gamma = V_s (C_t C_s^-1)^T. Marginal-consistent.
+
+    DDPM's sampler with the small variance, VDM's, Blurring Diffusion's, non-isotropic DDPM's.
+
+    Raises:
+        ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
+
+    References:
+        Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
+        https://arxiv.org/abs/2006.11239
+    """
+    process.check_markov(s, t, "ancestral")
+    forward = process.signal.at(t) @ process.signal.at(s).inv()
+    return given(process, t, s, cross=process.cov(s) @ forward.T)
+
+
+def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""`ancestral` with the forward kernel's variance, L L^T = V_{t|s}: DDPM's beta_t ("fixedlarge").
+
+    Excess V_{t|s} - L L^T of `ancestral`; exact for unit-variance data under a variance-preserving
+    process (methods.md 10.3).
+    """
+    _, fresh = process.transition(s, t)
+    return Step(ancestral(process, t, s).carry, fresh.sqrt())
+
+
+def ddim(eta: float = 0.0) -> Coupling:
+    r"""DDIM: L = eta L_ancestral, K = (V_s - L L^T)^1/2 S_t^-1. Marginal-consistent.
+
+    eta = 0 is deterministic, Gamma = S_s S_t^T, and needs no inverse of C_t (gDDIM for blur); eta = 1
+    is `ancestral` where operators commute.
+
+    References:
+        Denoising Diffusion Implicit Models (J. Song, C. Meng, S. Ermon, 2020),
+        https://arxiv.org/abs/2010.02502
+        gDDIM: Generalized Denoising Diffusion Implicit Models (Q. Zhang, M. Tao, Y. Chen, 2022),
+        https://arxiv.org/abs/2206.05564
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"ddim needs eta in [0, 1]; got {eta:g}.")
+
+    def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
+        back = process.noise.at(t).inv()
+        if eta == 0:
+            return Step(process.noise.at(s) @ back, zero())
+        fresh = scaled(eta) @ ancestral(process, t, s).fresh
+        return Step((process.cov(s) - fresh @ fresh.T).sqrt() @ back, fresh)
+
+    return coupling
+
+
+def bridge(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""The exact Brownian bridge around C_t x_0: Gamma = V_s. Marginal-consistent; needs V_s <= V_t.
+
+    `momentum`'s mean with the variance that keeps the marginals, V_s (V_t - V_s) / V_t.
+    """
+    return given(process, t, s, cross=process.cov(s))
+
+
+def momentum(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""Soft Diffusion's Momentum Sampler as published: K = V_s V_t^-1, L L^T = V_t - V_s.
+
+    Not marginal-consistent: excess (V_t - V_s)^2 V_t^-1, of second order in the step. With C = I it is
+    the reverse-diffusion predictor of VE; where the noise is constant it deblurs deterministically.
+
+    References:
+        Soft Diffusion: Score Matching for General Corruptions (G. Daras, M. Delbracio, H. Talebi,
+        A. Dimakis, P. Milanfar, 2022), Algorithm 2, https://arxiv.org/abs/2209.05442
+    """
+    cov_s, cov_t = process.cov(s), process.cov(t)
+    return Step(cov_s @ cov_t.inv(), (cov_t - cov_s).sqrt())
+
+
+def pf_momentum(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""Soft Diffusion's Probability-Flow Momentum, the Euler step of its Eq. 18: K = (I + V_s V_t^-1) / 2, L = 0.
+
+    Marginal-consistent to first order. See `momentum` for the reference.
+    """
+    ratio = process.cov(s) @ process.cov(t).inv()
+    return Step(scaled(0.5) @ (identity() + ratio), zero())
+
+
+def annealed(eta: float = 0.5) -> Coupling:
+    r"""Consistent annealed sampling: K = (1 - eta) I, L L^T = V_s - (1 - eta)^2 V_t. Marginal-consistent.
+
+    Needs (1 - eta)^2 V_t <= V_s.
+
+    References:
+        Adversarial Score Matching and Improved Sampling for Image Generation (A. Jolicoeur-Martineau,
+        R. Piché-Taillefer, R. Tachet des Combes, I. Mitliagkas, 2020),
+        https://arxiv.org/abs/2009.05475
+    """
+    if not 0 < eta <= 1:
+        raise ValueError(f"annealed needs eta in (0, 1]; got {eta:g}.")
+
+    def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
+        kept = scaled((1 - eta) ** 2) @ process.cov(t)
+        return Step(scaled(1 - eta), (process.cov(s) - kept).sqrt())
+
+    return coupling
+
+
+def naive(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""Independent noise: Gamma = 0, K = 0, L = S_s. Marginal-consistent given x_0, and yet with an estimate of x_0 it tends to half the data's variance (methods.md 10.4).
+
+    Soft Diffusion's Naive Sampler (Algorithm 1).
+    """
+    return Step(zero(), process.noise.at(s))
+
+
+def cold(process: Process, t: Tensor, s: Tensor) -> Step:
+    r"""x_s = x_t + (C_s - C_t) x_0: K = I, L = 0. Consistent only where V_s = V_t.
+
+    References:
+        Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (A. Bansal et al., 2022),
+        Algorithm 2, https://arxiv.org/abs/2208.09392
+    """
+    return Step(identity(), zero())

@@ -1,0 +1,94 @@
+r"""Facts are what a method may know of the data: measured in one streamed pass before training.
+
+They are a handful of tensors, travel with the model as `facts.safetensors`, and are all that a prior
+or a preconditioner needs afterwards: a trained model samples without its training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.basis import Basis, dct
+
+CORNER = 8
+MEMORY = 2048
+
+
+class Facts(NamedTuple):
+    """What was measured of data in [-1, 1] of shape `shape` = (C, *space), or (n,).
+
+    Attributes:
+        mean: DCT coefficients of the mean image, float64, `shape`.
+        spectrum: variance of each DCT coefficient, float64, `shape`.
+        low: DCT coefficients of some images on the `CORNER` lowest frequencies of each axis,
+            float32, (n, C, k, ..., k) with n <= MEMORY.
+        count: how many images were seen, int64 scalar.
+    """
+
+    mean: Tensor
+    spectrum: Tensor
+    low: Tensor
+    count: Tensor
+
+    @property
+    def basis(self) -> Basis:
+        """The DCT basis in which the facts stand."""
+        return dct(*space(tuple(self.mean.shape)))
+
+
+def space(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a signal that are space: all but the first (channels), or the only one."""
+    return shape[1:] if len(shape) > 1 else shape
+
+
+def corner(coefficients: Tensor, rank: int) -> Tensor:
+    """The `CORNER` lowest frequencies along each of the last `rank` axes."""
+    return coefficients[(..., *(slice(CORNER),) * rank)]
+
+
+def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
+    """Facts of the images in `batches`, each (B, *shape) in [-1, 1]; memory does not grow with their number.
+
+    The images remembered in `low` are a uniform sample, drawn with a fixed seed (reservoir
+    sampling), so the same data give the same facts.
+
+    Raises:
+        ValueError: no image, or only one: a spectrum needs two.
+    """
+    basis, rank = dct(*space(shape)), len(space(shape))
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.zeros(shape, dtype=torch.float64)
+    scatter = torch.zeros(shape, dtype=torch.float64)
+    low: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        u = basis.analyze(batch.to(torch.float64))
+        # Chan's update of (count, mean, sum of squares): stable for any number of batches.
+        step, total = u.mean(0) - mean, count + len(u)
+        scatter += (u - u.mean(0)).square().sum(0) + step.square() * (count * len(u) / total)
+        mean += step * (len(u) / total)
+        for row in corner(u, rank).float():
+            count += 1
+            if len(low) < MEMORY:
+                low.append(row.clone())
+            elif (slot := int(torch.randint(count, (), generator=generator))) < MEMORY:
+                low[slot] = row.clone()
+    if count < 2:
+        raise ValueError(f"a spectrum needs two images or more; got {count}.")
+    return Facts(mean, scatter / count, torch.stack(low), torch.tensor(count))
+
+
+def typical(shape: tuple[int, ...]) -> Facts:
+    """Facts to stand in before data are seen: zero mean, a spectrum of 1/f^2 with pixel variance 1/4."""
+    basis, rank = dct(*space(shape)), len(space(shape))
+    squared = basis.laplacian
+    power = 1 / (squared + squared[squared > 0].min()) if squared.numel() > 1 else squared + 1
+    spectrum = (power / power.mean() / 4).expand(shape).clone()
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(256, *shape, generator=generator, dtype=torch.float64) * spectrum.sqrt()
+    low = corner(draws, rank).float().clone()
+    return Facts(torch.zeros(shape, dtype=torch.float64), spectrum, low, torch.tensor(0))

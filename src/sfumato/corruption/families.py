@@ -1,0 +1,186 @@
+r"""A family is an operator that time drives: t -> C_t, or t -> S_t.
+
+Families turn schedules into operators and compose with `@`. Time broadcasts against the signal: ()
+for one time, (B, 1, ..., 1) for one per sample, in [0, 1], 0 clean; float64, on the CPU unless a
+learned schedule lives elsewhere (gains are at most (B, 1, H, W), and cast when applied).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.algebra.basis import Basis
+from sfumato.algebra.operators import Dense, Diagonal, Operator, scaled
+from sfumato.corruption.schedules import Schedule
+
+# Step of the differences taken where forward AD cannot go: at a hard zero of a gain, whose logarithm
+# has no derivative, and through operators that are not diagonal. Errors are about 1e-9 in float64.
+_STEP = 1e-5
+
+
+class Family(nn.Module, ABC):
+    """t -> Operator (abstract: `at`)."""
+
+    @abstractmethod
+    def at(self, t: Tensor) -> Operator:
+        """The operator at times `t`, () or (B, 1, ..., 1) in [0, 1]."""
+
+    def rate(self, t: Tensor) -> Operator:
+        r"""d/dt of `at`, exact by one `jvp` for diagonal families and finite at a hard zero of the gain.
+
+        At a zero the one-sided derivative from the cleaner side is taken (from the other at t = 0).
+        Other families get a central difference of two operators, one-sided at the ends of time.
+        """
+        t = t.to(torch.float64)
+        here = self.at(t)
+        if isinstance(here, Diagonal):
+            return _diagonal_rate(self, t, here)
+        early, late = (t - _STEP).clamp(min=0.0), (t + _STEP).clamp(max=1.0)
+        span = scaled(1.0 / (late - early))
+        return span @ self.at(late) - span @ self.at(early)
+
+    def __matmul__(self, other: Family) -> Product:
+        return Product(self, other)
+
+
+class Scale(Family):
+    """A schedule's level times the identity (final)."""
+
+    def __init__(self, level: Schedule) -> None:
+        super().__init__()
+        self.level = level
+
+    def at(self, t: Tensor) -> Diagonal:
+        return Diagonal(self.level(t.to(torch.float64)).log())
+
+
+class Heat(Family):
+    r"""Heat flow for the time that blurs by a Gaussian of width b_t (final).
+
+    C_t = (1 - floor) exp(-Laplacian b_t^2 / 2) + floor, diagonal in `basis`: blur with the edges that
+    the basis has (DCT: reflected, Hartley: periodic). F(t) of IHDM, d_t of Blurring Diffusion, C_t of
+    Soft Diffusion. Identity where b_t = 0.
+
+    Args:
+        blur: standard deviation of the blur in samples, >= 0.
+        basis: whose `laplacian` is damped.
+        floor: smallest gain, in [0, 1); Blurring Diffusion's d_min.
+
+    References:
+        Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin, 2022),
+        https://arxiv.org/abs/2206.13397
+        Blurring Diffusion Models (E. Hoogeboom, T. Salimans, 2022), https://arxiv.org/abs/2209.05557
+    """
+
+    squared: Tensor
+
+    def __init__(self, blur: Schedule, basis: Basis, floor: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= floor < 1:
+            raise ValueError(f"Heat needs a floor in [0, 1); got {floor:g}.")
+        self.blur, self.basis, self.floor = blur, basis, float(floor)
+        self.register_buffer("squared", basis.laplacian, persistent=False)
+
+    def at(self, t: Tensor) -> Diagonal:
+        width = self.blur(t.to(torch.float64))
+        log_gain = -self.squared * width**2 / 2
+        if self.floor:
+            log_floor = torch.tensor(math.log(self.floor), dtype=torch.float64)
+            log_gain = torch.logaddexp(math.log1p(-self.floor) + log_gain, log_floor)
+        return Diagonal(log_gain, None, self.basis)
+
+    def extra_repr(self) -> str:
+        return f"{self.basis}, floor={self.floor:g}"
+
+
+class Fade(Family):
+    r"""Coefficients that fade to zero one after another (final): masks in pixels, bands in Haar or DCT.
+
+    gain = ramp((onset + width - level) / width) with ramp(y) = sin^2(pi/2 clip(y, 0, 1)), so that a
+    coefficient is untouched until the level passes its onset and a hard zero `width` later. Gains
+    never rise, as a Markov kernel needs.
+
+    Args:
+        level: schedule from <= 0 at t = 0 upwards.
+        onset: tensor of shape `basis.shape`, the level at which a coefficient starts to fade.
+        basis: the coefficients' basis.
+        width: length of the ramp, positive.
+    """
+
+    onset: Tensor
+
+    def __init__(self, level: Schedule, onset: Tensor, basis: Basis, width: float) -> None:
+        super().__init__()
+        if not width > 0:
+            raise ValueError(f"Fade needs a positive width; got {width:g}.")
+        if tuple(onset.shape) != basis.shape:
+            raise ValueError(f"Fade needs one onset per coefficient of {basis}; got {tuple(onset.shape)}.")
+        self.level, self.basis, self.width = level, basis, float(width)
+        self.register_buffer("onset", onset.to(torch.float64), persistent=False)
+
+    def at(self, t: Tensor) -> Diagonal:
+        level = self.level(t.to(torch.float64))
+        left = ((self.onset + self.width - level) / self.width).clamp(0.0, 1.0)
+        return Diagonal((torch.sin(math.pi / 2 * left) ** 2).log(), None, self.basis)
+
+
+class Fixed(Family):
+    """The same operator at all times (final): a noise colour, a camera, a user's own matrix."""
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def at(self, t: Tensor) -> Operator:
+        return self.operator
+
+    def extra_repr(self) -> str:
+        return repr(self.operator)
+
+
+class Mapping(Family):
+    """Any function t -> Operator (final): a corruption without a class.
+
+    Args:
+        at: takes t of shape () or (B, 1, ..., 1), float64, and returns the operator at those times.
+    """
+
+    def __init__(self, at: Callable[[Tensor], Operator]) -> None:
+        super().__init__()
+        self._at = at
+
+    def at(self, t: Tensor) -> Operator:
+        return self._at(t)
+
+
+class Product(Family):
+    """t -> A_t B_t (final)."""
+
+    def __init__(self, left: Family, right: Family) -> None:
+        super().__init__()
+        self.left, self.right = left, right
+
+    def at(self, t: Tensor) -> Operator:
+        return self.left.at(t) @ self.right.at(t)
+
+
+def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:
+    def gain(time: Tensor) -> Tensor:
+        operator = family.at(time)
+        if not isinstance(operator, Diagonal):
+            raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
+        return operator.gain
+
+    _, slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))
+    dead = torch.isneginf(here.log_gain)
+    if bool(dead.any()):
+        step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
+        side = (3 * here.gain - 4 * gain(t - step) + gain(t - 2 * step)) / (2 * step)
+        slope = torch.where(dead, side, slope)
+    return Diagonal(slope.abs().log(), torch.where(slope < 0, -1.0, 1.0).to(slope), here.basis)
+

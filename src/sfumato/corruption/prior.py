@@ -1,0 +1,133 @@
+r"""A prior is the law of x_1, where sampling starts.
+
+It is N(0, V_1) where the signal has vanished. Blur never removes the mean of an image, so there x_1 is
+blurred data plus noise: a Gaussian fitted in the process's basis, or the low frequencies of training
+images kept in `Facts`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal, Operator
+from sfumato.corruption.facts import Facts, corner, space
+from sfumato.corruption.process import Process
+
+RandnLike = Callable[[Tensor], Tensor]
+"""x -> standard normal of the shape, dtype and device of x; row i may come from a stream of its own."""
+
+
+class Prior(ABC):
+    """The law of x_1 (abstract: `sample`, `log_prob`)."""
+
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        """n draws in the place of `like`, a tensor (n, *shape) whose values are not read."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_1) in nats; (n, *shape) -> (n,)."""
+
+
+class GaussianPrior(Prior):
+    """N(mean, cov) (final).
+
+    Args:
+        mean: (*shape).
+        cov: a positive definite operator with a root, such as `Process.cov(1)`.
+    """
+
+    def __init__(self, mean: Tensor, cov: Operator) -> None:
+        self.shape = tuple(mean.shape)
+        self.mean, self.cov, self._root = mean.to(torch.float64), cov, cov.sqrt()
+
+    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        return self.mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        white = self._root.inv()(x - self.mean.to(x.dtype).to(x.device)).flatten(1)
+        constant = 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
+        return -0.5 * white.square().sum(1) - 0.5 * self.cov.logdet(self.shape).to(x) - constant
+
+    def __repr__(self) -> str:
+        return f"GaussianPrior(shape={self.shape})"
+
+
+class CorruptedData(Prior):
+    r"""C_1 x_0 + S_1 eps with x_0 a remembered training image (final).
+
+    On the low frequencies kept in `facts.low`, x_0 is one of the remembered images, drawn uniformly;
+    on the others it is Gaussian with the data's mean and spectrum. Where C_1 has removed what was not
+    kept, as heat blur does, this is the law of corrupted training images.
+
+    Args:
+        facts: what was measured of the data.
+        process: diagonal in `facts.basis` at t = 1, or a multiple of the identity.
+    """
+
+    def __init__(self, facts: Facts, process: Process) -> None:
+        one = torch.ones((), dtype=torch.float64)
+        signal, noise = process.signal.at(one), process.noise.at(one)
+        if not isinstance(signal @ noise @ Diagonal(facts.spectrum.log(), None, facts.basis), Diagonal):
+            raise ValueError(
+                "CorruptedData needs a process that is diagonal in the DCT basis at t = 1. "
+                "Use GaussianPrior."
+            )
+        self.shape = tuple(facts.mean.shape)
+        self._facts, self._basis = facts, facts.basis
+        self._rank = len(space(self.shape))
+        self._signal, self._noise = signal, noise
+
+    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        eps, rest = randn_like(like), randn_like(like)
+        place = {"dtype": like.dtype, "device": like.device}
+        u = self._facts.mean.to(**place) + self._facts.spectrum.sqrt().to(**place) * rest
+        low = self._facts.low
+        # A normal draw read through its own distribution function is uniform: one kind of stream
+        # serves for everything.
+        uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).double().cpu())
+        chosen = (uniform.flatten() * len(low)).long().clamp(max=len(low) - 1)
+        corner(u, self._rank)[...] = low[chosen].to(**place)
+        return self._signal(self._basis.synthesize(u)) + self._noise(eps)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        u = self._basis.analyze(x.to(torch.float64).cpu())
+        full = torch.ones(self.shape, dtype=torch.float64)
+        gain, noise = (full * op.like(full) for op in (self._signal, self._noise))
+        variance = noise.square() + gain.square() * self._facts.spectrum
+        alone = _normal(u, gain * self._facts.mean, variance)
+        corner(alone, self._rank)[...] = 0
+        centres = corner(gain, self._rank) * self._facts.low
+        distance = corner(u, self._rank).unsqueeze(1)
+        nearby = _normal(distance, centres, corner(noise, self._rank).square()).flatten(2).sum(2)
+        mixture = torch.logsumexp(nearby, 1) - math.log(len(self._facts.low))
+        return (alone.flatten(1).sum(1) + mixture).to(x)
+
+    def __repr__(self) -> str:
+        return f"CorruptedData({len(self._facts.low)} images, shape={self.shape})"
+
+
+def standard(process: Process, shape: tuple[int, ...]) -> GaussianPrior:
+    """N(0, V_1): the law of x_1 where the signal has vanished."""
+    one = torch.ones((), dtype=torch.float64)
+    return GaussianPrior(torch.zeros(shape, dtype=torch.float64), process.cov(one))
+
+
+def fitted(facts: Facts, process: Process) -> GaussianPrior:
+    """The Gaussian with the mean and spectrum of corrupted data: N(C_1 m, C_1 S C_1^T + V_1)."""
+    one = torch.ones((), dtype=torch.float64)
+    signal = process.signal.at(one)
+    spectrum = Diagonal(facts.spectrum.log(), None, facts.basis)
+    mean = signal(facts.basis.synthesize(facts.mean))
+    return GaussianPrior(mean, signal @ spectrum @ signal.T + process.cov(one))
+
+
+def _normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return -0.5 * ((x - mean).square() / variance + (2 * math.pi * variance).log())

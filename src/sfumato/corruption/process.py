@@ -1,0 +1,112 @@
+r"""A process is two operator families, and nothing else:
+
+    q(x_t | x_0) = N(C_t x_0, S_t S_t^T),    C_t = signal.at(t),  S_t = noise.at(t).
+
+Time runs from 0 (clean) to 1; every process sees data in [-1, 1]. S_t is symmetric, which `ddim`,
+`score` and the probability flow rely on.
+
+C_t here is C_t of Soft Diffusion, F(t) of IHDM, A_t or alpha_t of Blurring Diffusion, sqrt(abar_t) of
+DDPM; S_t is sigma_t of all of them, sqrt(1 - abar_t) L of non-isotropic DDPM.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.algebra.operators import Diagonal, Operator, apply
+from sfumato.corruption.families import Family
+
+
+class Process(nn.Module):
+    """q(x_t | x_0) = N(C_t x_0, S_t S_t^T) (final).
+
+    Args:
+        signal: the family C_t.
+        noise: the family S_t, symmetric.
+    """
+
+    def __init__(self, signal: Family, noise: Family) -> None:
+        super().__init__()
+        self.signal, self.noise = signal, noise
+
+    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = C_t x_0 + S_t eps.
+
+        Args:
+            x0: (B, *shape) in [-1, 1].
+            t: () or (B, 1, ..., 1) in [0, 1].
+            eps: standard normal, like `x0`.
+        """
+        return apply((self.signal.at(t), x0), (self.noise.at(t), eps))
+
+    def cov(self, t: Tensor) -> Operator:
+        """V_t = S_t S_t^T."""
+        noise = self.noise.at(t)
+        return noise @ noise.T
+
+    def score(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """The gradient of log q(x_t | x_0) in x_t: V_t^-1 (C_t x_0 - x_t). Refused where V_t is singular."""
+        return self._cov_inverse(t)(self.signal.at(t)(x0) - x)
+
+    def log_prob(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """log q(x_t | x_0) in nats, (B,). Refused where V_t is singular."""
+        self._cov_inverse(t)
+        shape = x.shape[1:]
+        noise = self.noise.at(t)
+        white = noise.inv()(x - self.signal.at(t)(x0)).flatten(1)
+        constant = 0.5 * math.prod(shape) * math.log(2 * math.pi)
+        return -0.5 * white.square().sum(1) - noise.logdet(shape).to(x) - constant
+
+    def transition(self, s: Tensor, t: Tensor) -> tuple[Operator, Operator]:
+        """(C_{t|s}, V_{t|s}) of the Markov kernel q(x_t | x_s) = N(C_{t|s} x_s, V_{t|s}), s < t.
+
+        Composition: C_{t|r} = C_{t|s} C_{s|r}, V_{t|r} = V_{t|s} + C_{t|s} V_{s|r} C_{t|s}^T.
+
+        Raises:
+            ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
+        """
+        self.check_markov(s, t, "transition")
+        forward = self.signal.at(t) @ self.signal.at(s).inv()
+        return forward, self.cov(t) - forward @ self.cov(s) @ forward.T
+
+    def log_snr(self, t: Tensor) -> Tensor | None:
+        """2 log|C_t| - log V_t for each coefficient, +inf without noise; None where C_t and S_t share no basis."""
+        signal, cov = self.signal.at(t), self.cov(t)
+        if not (isinstance(signal, Diagonal) and isinstance(cov, Diagonal)):
+            return None
+        if not isinstance(signal @ cov, Diagonal):
+            return None
+        ratio = 2 * signal.log_gain - cov.log_gain
+        return torch.where(torch.isneginf(signal.log_gain), -torch.inf, ratio)
+
+    def check_markov(self, s: Tensor, t: Tensor, who: str) -> None:
+        """Raise ValueError if the signal-to-noise ratio of some coefficient is seen to rise from s to t."""
+        early, late = self.log_snr(s), self.log_snr(t)
+        if early is None or late is None:
+            return
+        early, late = torch.broadcast_tensors(early, late)
+        rises = late > early + 1e-9 * (1 + early.abs().nan_to_num(posinf=0.0))
+        if bool(rises.any()):
+            at = tuple(int(i) for i in rises.nonzero()[0])
+            times = [float(x.broadcast_to(rises.shape)[at]) for x in (s, t)]
+            raise ValueError(
+                f"{who} needs the signal-to-noise ratio of every coefficient to fall with time; "
+                f"coefficient {at[-2:]} rises from {float(early[at].exp()):.3g} to "
+                f"{float(late[at].exp()):.3g} between t={times[0]:.2f} and t={times[1]:.2f}. "
+                "Use ddim or bridge."
+            )
+
+    def _cov_inverse(self, t: Tensor) -> Operator:
+        cov = self.cov(t)
+        if isinstance(cov, Diagonal):
+            dead = torch.isneginf(cov.log_gain)
+            if bool(dead.any()):
+                raise ValueError(
+                    "the density of x_t needs noise on every coefficient; Sigma_t is singular at a "
+                    "time asked for. Start the times above 0, or give the noise a floor."
+                )
+        return cov.inv()
+

@@ -1,0 +1,257 @@
+r"""A schedule is a level that time drives: t in [0, 1] -> level, 0 clean, 1 most corrupted.
+
+A level is whatever a family reads it as: a scale, a width of blur in samples, a log-SNR, the log of
+a signal's power. Schedules are differentiable in t (float64), and `nn.Module`s so that a level may
+be learned.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Schedule(nn.Module, ABC):
+    """t -> level (abstract: `forward`)."""
+
+    @abstractmethod
+    def forward(self, t: Tensor) -> Tensor:
+        """The level at times `t` in [0, 1], any shape; float64 of the same shape."""
+
+
+class Constant(Schedule):
+    """The same level at all times (final)."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = float(level)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.level)
+
+    def extra_repr(self) -> str:
+        return f"{self.level:g}"
+
+
+class Linear(Schedule):
+    """start + t (end - start) (final)."""
+
+    def __init__(self, start: float, end: float) -> None:
+        super().__init__()
+        self.start, self.end = float(start), float(end)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.start + t * (self.end - self.start)
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}"
+
+
+class Geometric(Schedule):
+    r"""start (end / start)^(t / until), then flat (final): equal ratios in equal times.
+
+    The level of NCSN and VE (sigma), of IHDM and Soft Diffusion (blur width).
+
+    Args:
+        start: level at t = 0, positive.
+        end: level from t = `until` on, positive.
+        until: time after which the level stays at `end`, in (0, 1].
+        zero_at_start: shift and rescale the path so that it starts at exactly 0 and still ends at
+            `end`: a blur of this width starts at none.
+    """
+
+    def __init__(
+        self, start: float, end: float, until: float = 1.0, zero_at_start: bool = False
+    ) -> None:
+        super().__init__()
+        if not (start > 0 and end > 0):
+            raise ValueError(f"Geometric needs two positive levels; got {start:g} and {end:g}.")
+        if not 0 < until <= 1:
+            raise ValueError(f"Geometric needs `until` in (0, 1]; got {until:g}.")
+        self.start, self.end, self.until = float(start), float(end), float(until)
+        self.zero_at_start = zero_at_start
+
+    def forward(self, t: Tensor) -> Tensor:
+        growth = (t / self.until).clamp(max=1.0) * math.log(self.end / self.start)
+        if self.zero_at_start:
+            return self.end * torch.expm1(growth) / (self.end / self.start - 1)
+        return self.start * torch.exp(growth)
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}, until={self.until:g}"
+
+
+class Sigmoid(Schedule):
+    """start + (end - start) times a logistic ramp of steepness `slope`, scaled to meet both ends (final)."""
+
+    def __init__(self, start: float, end: float, slope: float = 6.0) -> None:
+        super().__init__()
+        if not slope > 0:
+            raise ValueError(f"Sigmoid needs a positive slope; got {slope:g}.")
+        self.start, self.end, self.slope = float(start), float(end), float(slope)
+
+    def forward(self, t: Tensor) -> Tensor:
+        ramp = torch.tanh(self.slope * (t - 0.5) / 2) / (2 * math.tanh(self.slope / 4)) + 0.5
+        return self.start + (self.end - self.start) * ramp
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}, slope={self.slope:g}"
+
+
+class Table(Schedule):
+    """Levels at increasing times, linear between them (final): what a selection from data returns."""
+
+    times: Tensor
+    levels: Tensor
+
+    def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        times = torch.as_tensor(times, dtype=torch.float64)
+        levels = torch.as_tensor(levels, dtype=torch.float64)
+        if times.ndim != 1 or times.shape != levels.shape or len(times) < 2:
+            raise ValueError(
+                "Table needs one level for each of two or more times; got shapes "
+                f"{tuple(times.shape)} and {tuple(levels.shape)}."
+            )
+        if not bool((times.diff() > 0).all()) or times[0] != 0 or times[-1] != 1:
+            raise ValueError("Table needs times that rise from 0 to 1.")
+        self.register_buffer("times", times, persistent=False)
+        self.register_buffer("levels", levels, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        right = torch.searchsorted(self.times, t.detach().contiguous())
+        right = right.clamp(1, len(self.times) - 1)
+        t0, t1 = self.times[right - 1], self.times[right]
+        y0, y1 = self.levels[right - 1], self.levels[right]
+        share = (t - t0) / (t1 - t0)
+        return y0 + share * (y1 - y0)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.times)} levels, {self.levels[0]:.3g} to {self.levels[-1]:.3g}"
+
+
+class Monotone(Schedule):
+    r"""A learned level, monotone from `start` to `end` (final).
+
+    f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both ends:
+    VDM's monotone network of one hidden layer.
+
+    References:
+        Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
+        https://arxiv.org/abs/2107.00630
+    """
+
+    def __init__(self, start: float, end: float, hidden: int = 64) -> None:
+        super().__init__()
+        self.start, self.end = float(start), float(end)
+        centres = torch.linspace(-4, 4, hidden, dtype=torch.float64)
+        self.linear = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.heights = nn.Parameter(torch.full((hidden,), -math.log(hidden) - 4.0).double())
+        self.slopes = nn.Parameter(torch.full((hidden,), math.log(8.0)).double())
+        self.shifts = nn.Parameter(-centres)
+
+    def forward(self, t: Tensor) -> Tensor:
+        ends = torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device)
+        low, high = self._raw(ends)
+        return self.start + (self.end - self.start) * (self._raw(t) - low) / (high - low)
+
+    def _raw(self, t: Tensor) -> Tensor:
+        steps = torch.sigmoid(self.slopes.exp() * (t.unsqueeze(-1) - 0.5) + self.shifts)
+        return self.linear.exp() * t + (self.heights.exp() * steps).sum(-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}"
+
+
+class CosineSNR(Schedule):
+    r"""log abar_t for the log-SNR -2 log tan(A t + B), cosine in amplitude, cut at two ends (final).
+
+    abar = cos^2(A t + B), with B and A set by the largest and smallest log-SNR.
+
+    References:
+        Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
+        https://arxiv.org/abs/2202.00512
+    """
+
+    def __init__(self, largest: float = 20.0, smallest: float = -20.0) -> None:
+        super().__init__()
+        if not largest > smallest:
+            raise ValueError(f"CosineSNR needs largest > smallest; got {largest:g}, {smallest:g}.")
+        self.largest, self.smallest = float(largest), float(smallest)
+        self._offset = math.atan(math.exp(-largest / 2))
+        self._slope = math.atan(math.exp(-smallest / 2)) - self._offset
+
+    def forward(self, t: Tensor) -> Tensor:
+        # log cos^2 = log1p(-sin^2), exact where sin is small.
+        return torch.log1p(-(torch.sin(self._slope * t + self._offset) ** 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.largest:g}, {self.smallest:g}"
+
+
+class Betas(Schedule):
+    r"""log abar_t of a discrete chain: sum of log(1 - beta_k) up to k = t T, linear between steps (final).
+
+    At t = k / T this is DDPM's own abar_k; t = 0 is clean, abar_0 = 1.
+
+    Args:
+        betas: variances beta_1 .. beta_T of the chain's steps, in (0, 1).
+
+    References:
+        Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
+        https://arxiv.org/abs/2006.11239
+    """
+
+    def __init__(self, betas: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        betas = torch.as_tensor(betas, dtype=torch.float64)
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("Betas needs a list of variances strictly between 0 and 1.")
+        log_power = torch.cat([torch.zeros(1).double(), torch.log1p(-betas).cumsum(0)])
+        self.table = Table(torch.arange(len(betas) + 1) / torch.tensor(len(betas)).double(), log_power)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.table(t)
+
+
+class Amplitude(Schedule):
+    """sqrt(abar_t) from a schedule of log abar_t (final): the signal's scale of a variance-preserving process."""
+
+    def __init__(self, log_power: Schedule) -> None:
+        super().__init__()
+        self.log_power = log_power
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.exp(self.log_power(t) / 2)
+
+
+class Complement(Schedule):
+    """sqrt(1 - abar_t) from a schedule of log abar_t (final), by expm1: never 1 - c^2 in floats."""
+
+    def __init__(self, log_power: Schedule) -> None:
+        super().__init__()
+        self.log_power = log_power
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(self.log_power(t)))
+
+
+def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Betas:
+    """DDPM's linear schedule; other lengths than 1000 keep its ends by scaling every variance."""
+    return Betas(torch.linspace(first, last, steps, dtype=torch.float64) * (1000 / steps))
+
+
+def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Betas:
+    r"""abar(t) = cos^2(((t + .008) / 1.008) pi / 2) with beta capped at .999.
+
+    References:
+        Improved Denoising Diffusion Probabilistic Models (A. Nichol, P. Dhariwal, 2021),
+        https://arxiv.org/abs/2102.09672
+    """
+    angle = (torch.linspace(0, 1, steps + 1, dtype=torch.float64) + offset) / (1 + offset)
+    power = torch.cos(angle * math.pi / 2) ** 2
+    return Betas((1 - power[1:] / power[:-1]).clamp(max=largest))

@@ -1,0 +1,181 @@
+r"""A denoiser turns x_t into an estimate of x_0: a process, a parametrization and a backbone.
+
+    estimate = skip_t x_t + out_t F(in_t x_t, label_t)
+
+A parametrization is three operators, the label that the backbone is told instead of t, and the
+operator `of` that says *what* the sum estimates: `of @ x_0`. Keeping `of` in log-gains is what lets a
+noise prediction (of = C_t) be used where C_t underflows: C_s x_0 is reached through C_s C_t^-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.algebra.operators import Diagonal, Operator, apply, identity, scaled, zero
+from sfumato.corruption.process import Process
+
+
+class Estimate(NamedTuple):
+    """An estimate of x_0 as a sum of shares (final): each value estimates `of @ (its share of x_0)`."""
+
+    values: tuple[Tensor, ...]
+    ofs: tuple[Operator, ...]
+
+    def through(self, op: Operator) -> Tensor:
+        """op x_0^ = sum of (op of^-1) value, exact in log-gains even where `of` underflows."""
+        pairs = zip(self.values, self.ofs, strict=True)
+        return apply(*(((op @ of.inv()), value) for value, of in pairs))
+
+    @property
+    def mean(self) -> Tensor:
+        """x_0^ itself."""
+        return self.through(identity())
+
+
+class Precondition(NamedTuple):
+    """What a parametrization is at one time: operators, a label for the backbone, and what is estimated."""
+
+    skip: Operator
+    out: Operator
+    inp: Operator
+    label: Tensor
+    of: Operator
+
+
+Parametrization = Callable[[Process, Tensor], Precondition]
+"""(process, t) -> Precondition."""
+
+
+def clean(process: Process, t: Tensor) -> Precondition:
+    """F estimates x_0 (Cold Diffusion, and "x-prediction")."""
+    return Precondition(zero(), identity(), identity(), t, identity())
+
+
+def residual(process: Process, t: Tensor) -> Precondition:
+    r"""F estimates x_0 - x_t: Soft Diffusion's phi, h_theta = phi_theta + x_t.
+
+    References:
+        Soft Diffusion: Score Matching for General Corruptions (Daras et al., 2022), Eq. 16,
+        https://arxiv.org/abs/2209.05442
+    """
+    return Precondition(identity(), identity(), identity(), t, identity())
+
+
+def noise(process: Process, t: Tensor) -> Precondition:
+    r"""F estimates eps: x_t - S_t F estimates C_t x_0 (DDPM, VDM, Blurring Diffusion).
+
+    References:
+        Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
+        https://arxiv.org/abs/2006.11239
+    """
+    out = scaled(-1.0) @ process.noise.at(t)
+    return Precondition(identity(), out, identity(), t, process.signal.at(t))
+
+
+def angular(process: Process, t: Tensor) -> Precondition:
+    r"""F estimates the velocity v = C_t eps - S_t x_0 of a variance-preserving process: x_0^ = C_t x_t - S_t v.
+
+    Only right where C_t^2 + V_t = I.
+
+    References:
+        Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
+        https://arxiv.org/abs/2202.00512
+    """
+    signal, noise_ = process.signal.at(t), process.noise.at(t)
+    total = signal @ signal.T + process.cov(t)
+    if not isinstance(total, Diagonal) or bool((total.log_gain.abs() > 1e-9).any()):
+        raise ValueError(
+            "the angular parametrization needs C_t^2 + V_t = I, a variance-preserving process. "
+            "Use residual, noise or wiener."
+        )
+    return Precondition(signal, scaled(-1.0) @ noise_, identity(), t, identity())
+
+
+def wiener(cov: Operator) -> Parametrization:
+    r"""Posterior mean and deviation under N(0, cov), per coefficient: F has unit-variance input and target.
+
+    in = M^-1/2, skip = S C M^-1, out = (S V M^-1)^1/2 with S = cov, M = C S C^T + V. For C = I and
+    white noise these are EDM's c_in, c_skip, c_out. Where the process removed a coefficient
+    entirely, the target is its prior deviation. For Gaussian data the best F is 0.
+
+    Args:
+        cov: covariance assumed of the data, sharing a basis with the process.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,
+        T. Aila, S. Laine, 2022), https://arxiv.org/abs/2206.00364
+    """
+
+    def parametrization(process: Process, t: Tensor) -> Precondition:
+        signal, noise_cov = process.signal.at(t), process.cov(t)
+        inverse = (signal @ cov @ signal.T + noise_cov).inv()
+        skip = cov @ signal.T @ inverse
+        out = (cov @ noise_cov @ inverse).sqrt()
+        return Precondition(skip, out, inverse.sqrt(), t, identity())
+
+    return parametrization
+
+
+class Denoiser(nn.Module):
+    """Process, parametrization and backbone (final).
+
+    Args:
+        process: what corrupted the data.
+        parametrization: how the backbone's output becomes an estimate.
+        backbone: any module f(x, label, **cond) -> like x, with label (B,).
+        cond: conditions handed to the backbone on every call, such as classes.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        parametrization: Parametrization,
+        backbone: nn.Module,
+        cond: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.process, self.parametrization, self.backbone = process, parametrization, backbone
+        self.cond = cond or {}
+
+    def given(self, **cond: Any) -> Denoiser:  # noqa: ANN401 - whatever the backbone takes
+        """The same denoiser with conditions bound; parameters are shared."""
+        return Denoiser(self.process, self.parametrization, self.backbone, {**self.cond, **cond})
+
+    def precondition(self, t: Tensor) -> Precondition:
+        """The parametrization at times `t`; what a sampler computes once before its loop."""
+        return self.parametrization(self.process, t)
+
+    def ofs(self, pre: Precondition) -> tuple[Operator, ...]:
+        """What each value of the estimate estimates, known before the network is called."""
+        return (pre.of,)
+
+    def estimate(self, x: Tensor, pre: Precondition) -> Estimate:
+        """The estimate from x_t (B, *shape) under a precondition computed before."""
+        label = pre.label.to(x.dtype).to(x.device).reshape(-1).expand(len(x))
+        out = self.backbone(apply((pre.inp, x)), label, **self.cond)
+        return Estimate((apply((pre.skip, x), (pre.out, out)),), (pre.of,))
+
+    def forward(self, x: Tensor, t: Tensor) -> Estimate:
+        """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1)."""
+        return self.estimate(x, self.precondition(t))
+
+
+def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:
+    r"""(D, G) of the probability flow dx/dt = D x_0^ + G x at times `t`.
+
+    dx/dt = d/du [C_u x_0^ + S_u eps^] at u = t with eps^ = S_t^-1 (x - C_t x_0^), hence G = S' S^-1 and
+    D = C' - G C. The same flow for every method of the family (methods.md 1.7); needs noise on every
+    coefficient.
+    """
+    grow = process.noise.rate(t) @ process.noise.at(t).inv()
+    return process.signal.rate(t) - grow @ process.signal.at(t), grow
+
+
+def velocity(denoiser: Denoiser, x: Tensor, t: Tensor) -> Tensor:
+    """dx/dt of the probability flow at x_t = `x`; see `flow_operators`."""
+    drift, grow = flow_operators(denoiser.process, t)
+    return denoiser(x, t).through(drift) + grow(x)

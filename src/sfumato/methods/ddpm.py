@@ -1,0 +1,58 @@
+r"""DDPM: fading signal in white noise, noise prediction, ancestral sampler.
+
+q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) on a chain of `length` steps, t = k / length; the
+loss is || eps^ - eps ||^2. Also VP diffusion in discrete time. With the `ddim` kernel it is DDIM.
+
+References:
+    Denoising Diffusion Probabilistic Models (Jonathan Ho, Ajay Jain, Pieter Abbeel, 2020),
+    https://arxiv.org/abs/2006.11239
+    Improved Denoising Diffusion Probabilistic Models (Alex Nichol, Prafulla Dhariwal, 2021),
+    https://arxiv.org/abs/2102.09672 (the cosine schedule)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sfumato.corruption.coupling import ancestral, ancestral_large
+from sfumato.corruption.facts import Facts
+from sfumato.corruption.families import Scale
+from sfumato.corruption.prior import standard
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, linear_betas
+from sfumato.estimation.denoise import noise
+from sfumato.estimation.loss import levels, simple
+from sfumato.methods.recipe import Recipe
+from sfumato.sampling.kernels import reverse
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+VARIANCES = {"small": ancestral, "large": ancestral_large}
+
+
+def ddpm(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    betas: Literal["linear", "cosine"] = "linear",
+    variance: Literal["small", "large"] = "large",
+    length: int = 1000,
+    steps: int = 1000,
+) -> Recipe:
+    """DDPM: fading signal in white noise, noise prediction, ancestral sampler.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used: the method knows nothing of the data.
+        betas: the chain's variances: linear from 1e-4 to 0.02 (scaled when `length` is not 1000), or
+            cosine.
+        variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
+        length: number of steps of the chain, and of training times.
+        steps: steps of the sampler.
+    """
+    log_power = BETAS[betas](steps=length)
+    process = Process(signal=Scale(Amplitude(log_power)), noise=Scale(Complement(log_power)))
+    kernel = reverse(VARIANCES[variance])
+    prior = standard(process, shape)
+    return Recipe(
+        process, noise, simple, kernel, prior, __doc__ or "", times=levels(length), steps=steps
+    )

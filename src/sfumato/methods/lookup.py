@@ -1,0 +1,69 @@
+"""Names into things: methods and kernels as the command line spells them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import runpy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from sfumato.methods import KERNELS, METHODS
+from sfumato.methods.recipe import Recipe
+from sfumato.sampling.kernels import Kernel
+
+Method = Callable[..., Recipe]
+"""(shape, facts=None, *, parameters) -> Recipe."""
+
+
+def find(name: str, known: Iterable[str], what: str) -> str:
+    """`name` if it is known, else ValueError with the nearest name."""
+    known = list(known)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}."
+    raise ValueError(f"no {what} '{name}'; {hint}")
+
+
+def method(spec: str) -> tuple[Method, str | None]:
+    """The method named `spec`, and the SHA-256 of its file where it is the user's own (`file.py:function`).
+
+    A user's file is run: only ever name a file you trust. No checkpoint can make this happen.
+
+    Raises:
+        ValueError: no such method, file or function.
+    """
+    path, colon, name = spec.rpartition(":")
+    if not colon:
+        return METHODS[find(spec, METHODS, "method")], None
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no file '{path}' for the method {spec}.")
+    scope = runpy.run_path(str(file))
+    if not callable(scope.get(name)):
+        raise ValueError(f"{path} defines no function '{name}'.")
+    return scope[name], hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def kernel(spec: str) -> Kernel:
+    """A kernel from `name` or `name:key=value,key=value`, such as ``ddim:eta=0.5``.
+
+    Raises:
+        ValueError: no such kernel, no such parameter, or a value that is not a number.
+    """
+    name, _, rest = spec.partition(":")
+    build = KERNELS[find(name, KERNELS, "kernel")]
+    known = inspect.signature(build).parameters
+    values: dict[str, float | int] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, text = part.partition("=")
+        if key not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no parameter"
+            raise ValueError(f"kernel {name} {takes}; got '{part}'.")
+        try:
+            values[key] = int(text) if known[key].annotation == "int" else float(text)
+        except ValueError:
+            raise ValueError(f"kernel {name} needs a number for {key}; got '{text}'.") from None
+    return build(**values)

@@ -1,0 +1,42 @@
+"""A recipe is what a published method is: a process, an objective and a sampler, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sfumato.corruption.prior import Prior
+from sfumato.corruption.process import Process
+from sfumato.estimation.denoise import Parametrization
+from sfumato.estimation.loss import Times, Weighting, uniform
+from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.sample import even
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method on signals of one shape (final).
+
+    Attributes:
+        process: q(x_t | x_0).
+        parametrization: what the network's output means.
+        weighting: the objective, || W (x_0^ - x_0) ||^2.
+        kernel: the sampler as published.
+        prior: the law of x_1.
+        reference: title, authors, year and URL of the source.
+        times: how training times are drawn from uniform numbers.
+        steps: steps of the sampler where nobody says otherwise.
+        grid: number of steps -> falling times.
+    """
+
+    process: Process
+    parametrization: Parametrization
+    weighting: Weighting
+    kernel: Kernel
+    prior: Prior
+    reference: str
+    times: Times = uniform
+    steps: int = 100
+    grid: Callable[[int], Tensor] = even

@@ -1,0 +1,1 @@
+"""Sampling: kernels, the probability flow, and the only loop."""

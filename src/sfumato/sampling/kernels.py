@@ -1,0 +1,178 @@
+r"""A kernel moves x from one time of a grid to the next, by an estimate of x_0.
+
+    init(denoiser, x, grid) -> state      every operator of the loop, once, in float64, cast once
+    step(state, x, i, randn_like) -> (x, state)      from grid[i] to grid[i + 1]
+
+Kernels are values: `reverse(coupling)`, `flow(tableau)`, `langevin(delta, steps)`, and `chain` of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal, Operator, apply, scaled
+from sfumato.corruption.coupling import Coupling
+from sfumato.corruption.prior import RandnLike
+from sfumato.estimation.denoise import Denoiser, Precondition
+
+# Steps whose operators are held in memory at once: bounds what a long grid of large images needs.
+BLOCK = 64
+
+Pulls = tuple[Operator, ...]
+"""One operator for each value of an estimate."""
+
+
+class Kernel(NamedTuple):
+    """A sampler's step (final): see the module."""
+
+    init: Callable[[Denoiser, Tensor, Tensor], Any]
+    step: Callable[[Any, Tensor, int, RandnLike], tuple[Tensor, Any]]
+
+
+class Table:
+    """Operators for each step of a grid, made in blocks by one call over all times of the block (final).
+
+    Args:
+        make: (t, s) -> operators and labels, nested in tuples, for times of shape (N, 1, ..., 1) or ().
+        x: the signal they will act on; gives rank, dtype and device.
+        grid: falling times.
+    """
+
+    def __init__(self, make: Callable[[Tensor, Tensor], Any], x: Tensor, grid: Tensor) -> None:
+        self._make, self._x, self._grid = make, x, grid.to(torch.float64)
+        self._start, self._rows = 0, []
+
+    def __getitem__(self, i: int) -> Any:  # noqa: ANN401 - what `make` makes
+        if not self._start <= i < self._start + len(self._rows):
+            self._start = i - i % BLOCK
+            stop = min(self._start + BLOCK, len(self._grid) - 1)
+            self._rows = self._block(self._grid[self._start : stop + 1])
+        return self._rows[i - self._start]
+
+    def _block(self, grid: Tensor) -> list[Any]:
+        times = grid.reshape(-1, *(1,) * (self._x.ndim - 1))
+        made = self._make(times[:-1], times[1:])
+        if all(isinstance(leaf, Diagonal | Tensor) for leaf in _leaves(made)):
+            return _unbind(made, len(grid) - 1, self._x)
+        # Operators without a batch of gains (matrix-free ones, say) are made one time at a time.
+        return [self._make(t, s) for t, s in zip(grid[:-1], grid[1:], strict=True)]
+
+
+def reverse(coupling: Coupling) -> Kernel:
+    r"""x_s = C_s x_0^ + K (x_t - C_t x_0^) + L eps for a coupling (K, L).
+
+    With `ancestral`, `ddim(eta)`, `momentum`, `naive`, `cold`, `annealed` ... this is DDPM, DDIM, Soft
+    Diffusion's samplers, Cold Diffusion, consistent annealed sampling.
+    """
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+        process = denoiser.process
+
+        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator, Operator]:
+            pre = denoiser.precondition(t)
+            carry, fresh = coupling(process, t, s)
+            clean_t, clean_s = process.signal.at(t), process.signal.at(s)
+            pulls = tuple(
+                clean_s @ of.inv() - carry @ clean_t @ of.inv() for of in denoiser.ofs(pre)
+            )
+            return pre, pulls, carry, fresh
+
+        return denoiser, Table(make, x, grid)
+
+    def step(
+        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
+    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
+        denoiser, table = state
+        pre, pulls, carry, fresh = table[i]
+        values = denoiser.estimate(x, pre).values
+        terms = [*zip(pulls, values, strict=True), (carry, x)]
+        if not fresh.vanishes:
+            terms.append((fresh, randn_like(x)))
+        return apply(*terms), state
+
+    return Kernel(init, step)
+
+
+def langevin(delta: float, steps: int = 1) -> Kernel:
+    r"""Langevin steps at the time arrived at, preconditioned by V_s: x <- x - delta r + sqrt(2 delta) S_s eps, r = x - C_s x_0^.
+
+    Preconditioned so, the drift V_s score is minus the residual, and NCSN's rule alpha_i ~ sigma_i^2 is
+    one constant delta = alpha_i / sigma_i^2. Alone it is annealed Langevin dynamics; after a predictor
+    (`chain`) a corrector. Stationary variance V / (1 - delta / 2) around exact scores.
+
+    References:
+        Generative Modeling by Estimating Gradients of the Data Distribution (Y. Song, S. Ermon,
+        2019), https://arxiv.org/abs/1907.05600
+    """
+    if not 0 < delta < 2:
+        raise ValueError(f"langevin needs delta in (0, 2), else it diverges; got {delta:g}.")
+    if steps < 1:
+        raise ValueError(f"langevin needs one step or more; got {steps}.")
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+        process = denoiser.process
+
+        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
+            pre, pull = denoiser.precondition(s), scaled(delta) @ process.signal.at(s)
+            pulls = tuple(pull @ of.inv() for of in denoiser.ofs(pre))
+            return pre, pulls, scaled((2 * delta) ** 0.5) @ process.noise.at(s)
+
+        return denoiser, Table(make, x, grid)
+
+    def step(
+        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
+    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
+        denoiser, table = state
+        pre, pulls, fresh = table[i]
+        for _ in range(steps):
+            values = denoiser.estimate(x, pre).values
+            moved = apply(*zip(pulls, values, strict=True), (fresh, randn_like(x)))
+            x = (1 - delta) * x + moved
+        return x, state
+
+    return Kernel(init, step)
+
+
+def chain(*kernels: Kernel) -> Kernel:
+    """One kernel after another; only the first should move in time. Predictor-corrector: chain(flow(...), langevin(...))."""
+    if not kernels:
+        raise ValueError("chain needs one kernel or more; got none.")
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> list[Any]:
+        return [kernel.init(denoiser, x, grid) for kernel in kernels]
+
+    def step(
+        states: list[Any], x: Tensor, i: int, randn_like: RandnLike
+    ) -> tuple[Tensor, list[Any]]:
+        after = []
+        for kernel, state in zip(kernels, states, strict=True):
+            x, state = kernel.step(state, x, i, randn_like)
+            after.append(state)
+        return x, after
+
+    return Kernel(init, step)
+
+
+def _leaves(tree: Any) -> Sequence[Any]:  # noqa: ANN401
+    return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
+
+
+def _unbind(tree: Any, count: int, x: Tensor) -> list[Any]:  # noqa: ANN401
+    """A tree of operators over `count` times as `count` trees of operators."""
+    if isinstance(tree, tuple):
+        columns = [_unbind(part, count, x) for part in tree]
+        rows = zip(*columns, strict=True)
+        # NamedTuples take their fields as arguments, plain tuples one iterable.
+        return [type(tree)(*row) if hasattr(tree, "_fields") else tuple(row) for row in rows]
+    if isinstance(tree, Diagonal):
+        return tree.unbind(x) if _batched(tree.log_gain, count, x) else [tree] * count
+    label = tree.to(x.dtype).to(x.device)
+    return list(label) if _batched(tree, count, x) else [label] * count
+
+
+def _batched(value: Tensor, count: int, x: Tensor) -> bool:
+    return value.ndim == x.ndim and len(value) == count

@@ -1,0 +1,99 @@
+r"""The only loop: from x at the first time of a grid to x at its last, by any kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sfumato.corruption.prior import RandnLike
+from sfumato.estimation.denoise import Denoiser
+from sfumato.sampling.kernels import Kernel
+
+Callback = Callable[[int, Tensor], None]
+"""(steps done, x) -> None, after every step."""
+
+
+@torch.no_grad()
+def sample(
+    kernel: Kernel,
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: Tensor,
+    randn_like: RandnLike = torch.randn_like,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run `kernel` along `grid`, starting from `x` ~ the law of x at grid[0].
+
+    A grid that ends at 0 ends with the estimate x_0^ made at the time before it.
+
+    Args:
+        x: (B, *shape).
+        grid: falling times in [0, 1], at least two.
+        randn_like: where noise comes from; `Seeds` gives every image its own stream.
+        callback: called after each step with the number of steps done and x.
+
+    Returns:
+        x at grid[-1], (B, *shape).
+
+    Raises:
+        ValueError: the grid does not fall, or leaves [0, 1].
+    """
+    grid = check_grid(grid)
+    ends_clean = float(grid[-1]) == 0.0
+    inner = grid[:-1] if ends_clean else grid
+    state = kernel.init(denoiser, x, inner)
+    for i in range(len(inner) - 1):
+        x, state = kernel.step(state, x, i, randn_like)
+        if callback is not None:
+            callback(i + 1, x)
+    if ends_clean:
+        x = denoiser(x, inner[-1]).mean
+        if callback is not None:
+            callback(len(inner), x)
+    return x
+
+
+def check_grid(grid: Tensor) -> Tensor:
+    """The grid in float64 on the CPU, if it falls within [0, 1]; else ValueError."""
+    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
+    if grid.ndim != 1 or len(grid) < 2:
+        raise ValueError(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
+    if float(grid.max()) > 1 or float(grid.min()) < 0:
+        raise ValueError(f"a grid lies in [0, 1]; got {grid.min():g} to {grid.max():g}.")
+    rises = (grid.diff() >= 0).nonzero()
+    if len(rises):
+        i = int(rises[0])
+        raise ValueError(
+            f"grid must fall from 1 to 0; got {grid[i]:g} before {grid[i + 1]:g} at index {i + 1}."
+        )
+    return grid
+
+
+class Seeds:
+    """Standard normal numbers with a stream for each image (final): image i of seed i is the same at any batch size.
+
+    Args:
+        seeds: one integer >= 0 for each row of the tensors to come.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        if any(seed < 0 for seed in seeds):
+            raise ValueError(f"seeds must be 0 or more; got {min(seeds)}.")
+        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""
+        if len(x) != len(self._generators):
+            raise ValueError(f"{len(self._generators)} seeds cannot serve a batch of {len(x)}.")
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        rows = [torch.randn(x.shape[1:], generator=g, dtype=dtype) for g in self._generators]
+        return torch.stack(rows).to(x.dtype).to(x.device)
+
+
+def even(steps: int, first: float = 1.0, last: float = 0.0) -> Tensor:
+    """`steps` equal steps from `first` down to `last`: steps + 1 times, float64."""
+    if steps < 1:
+        raise ValueError(f"sampling needs one step or more; got {steps}.")
+    return torch.linspace(first, last, steps + 1, dtype=torch.float64)

@@ -1,0 +1,243 @@
+"""The shape of the package: rooms that import only downward, small modules, one public list."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# The whole public API. A changed list is a change that users notice: say it in CHANGELOG.md too.
+PUBLIC: tuple[str, ...] = ()
+
+# A room imports the rooms before it and itself; rooms in one row know nothing of each other.
+ORDER = (
+    ("algebra",),
+    ("corruption",),
+    ("estimation",),
+    ("sampling",),
+    ("methods",),
+    ("model",),
+    ("training", "evaluation"),
+    ("cli", "demo"),
+)
+# Rooms that import nothing of the package, and who may import them.
+LEAVES = {
+    "networks": {"model", "training", "evaluation", "cli", "demo"},
+    "pictures": {"model", "training", "cli", "demo"},
+}
+# Every import that the two tables above forbid and that is meant: (module, imported) and why.
+EXCEPTIONS = {
+    ("sfumato.cli", "sfumato.demo"): "the verb `demo` serves the page",
+}
+EXEMPT = ("sfumato", "sfumato.__main__")  # they tie all rooms together
+LONGEST = 320  # lines of one module
+PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "sfumato"
+PATHS = sorted(SOURCE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in PATHS}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path) for path in PATHS}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    return ((path, node) for path, tree in TREES.items() for node in ast.walk(tree))
+
+
+def imported(path: Path, node: ast.AST) -> list[str]:
+    """Absolute names of what one statement imports; modules where the name is a module's."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = node.module or ""
+    if node.level:
+        package = module_name(path).split(".")
+        package = package if path.name == "__init__.py" else package[:-1]
+        package = package[: len(package) - node.level + 1]
+        base = ".".join([*package, base] if base else package)
+    names = [f"{base}.{alias.name}" for alias in node.names]
+    return [name if name in MODULES or base == "sfumato" else base for name in names]
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def allowed(module: str, target: str) -> bool:
+    here, there = room(module), room(target)
+    if here == there:
+        return True
+    if any(within(module, a) and within(target, b) for a, b in EXCEPTIONS):
+        return True
+    if here in LEAVES or there in LEAVES:
+        return here in LEAVES.get(there, set())
+    rank = {name: level for level, row in enumerate(ORDER) for name in row}
+    return here in rank and there in rank and rank[there] < rank[here]
+
+
+def calls(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
+def pickles(path: Path, node: ast.AST) -> bool:
+    if any(name.split(".")[0] in PICKLING for name in imported(path, node)):
+        return True
+    if isinstance(node, ast.Attribute) and node.attr in {"save", "load"}:
+        return isinstance(node.value, ast.Name) and node.value.id == "torch"
+    if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+        return not (isinstance(node.value, ast.Constant) and node.value.value is False)
+    return False
+
+
+def reexported() -> set[str]:
+    """The names that `__init__.py` imports as themselves under `if TYPE_CHECKING:`."""
+    return {
+        alias.name
+        for branch in ast.walk(TREES[SOURCE / "__init__.py"])
+        if isinstance(branch, ast.If) and ast.unparse(branch.test).endswith("TYPE_CHECKING")
+        for statement in branch.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+        if alias.asname == alias.name
+    }
+
+
+def public() -> list[str]:
+    import sfumato
+
+    return list(sfumato.__all__)
+
+
+def test_every_room_has_a_place_in_the_order():
+    known = {name for row in ORDER for name in row} | set(LEAVES)
+    rooms = {room(name) for name in MODULES if name not in EXEMPT}
+    assert rooms <= known, f"give {sorted(rooms - known)} a place in ORDER or LEAVES"
+
+
+def test_imports_go_downward():
+    upward = [
+        f"{place(path, node)}: {module_name(path)} must not import {target}"
+        for path, node in nodes()
+        if module_name(path) not in EXEMPT
+        for target in imported(path, node)
+        if within(target, "sfumato") and not allowed(module_name(path), target)
+    ]
+    assert not upward, "\n".join(upward)
+
+
+@pytest.mark.parametrize(
+    ("module", "target", "verdict"),
+    [
+        ("sfumato.corruption.process", "sfumato.algebra.basis", True),
+        ("sfumato.algebra.basis", "sfumato.corruption.process", False),
+        ("sfumato.model", "sfumato.training.data", False),
+        ("sfumato.evaluation.protocol", "sfumato.training.data", False),
+        ("sfumato.model", "sfumato.pictures", True),
+        ("sfumato.sampling.flow", "sfumato.pictures", False),
+        ("sfumato.networks.backbones", "sfumato.algebra.basis", False),
+        ("sfumato.cli.demo", "sfumato.demo.page", True),
+        ("sfumato.demo.page", "sfumato.cli.demo", False),
+    ],
+)
+def test_the_order_forbids_what_it_should(module, target, verdict):
+    assert allowed(module, target) is verdict
+
+
+def test_relative_imports_are_resolved():
+    inside = SOURCE / "corruption" / "process.py"
+    statements = {
+        "from ..algebra.basis import dct": ["sfumato.algebra.basis"],
+        "from .. import algebra": ["sfumato.algebra"],
+        "from . import nothing": ["sfumato.corruption"],
+        "import sfumato.cli": ["sfumato.cli"],
+        "import torch": ["torch"],
+    }
+    for statement, expected in statements.items():
+        (node,) = ast.parse(statement).body
+        assert imported(inside, node) == expected
+
+
+def test_modules_are_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PATHS}
+    long = [f"{p.relative_to(ROOT)}: {n} lines" for p, n in lengths.items() if n > LONGEST]
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize(
+    ("offence", "found"),
+    [
+        ("assert; raise an error that says what to do", lambda p, n: isinstance(n, ast.Assert)),
+        (
+            "print outside the command line",
+            lambda p, n: calls(n, "print") and room(module_name(p)) != "cli",
+        ),
+        ("pickle; use safetensors or JSON", pickles),
+        ("bare except", lambda p, n: isinstance(n, ast.ExceptHandler) and n.type is None),
+    ],
+    ids=["assert", "print", "pickle", "except"],
+)
+def test_source_is_free_of(offence, found):
+    places = [f"{place(path, node)}: {offence}" for path, node in nodes() if found(path, node)]
+    assert not places, "\n".join(places)
+
+
+def test_nothing_is_left_to_do():
+    mark = re.compile("TO" + "DO|FIX" + "ME")
+    left = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in [*PATHS, *sorted((ROOT / "tests").rglob("*.py"))]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if mark.search(line)
+    ]
+    assert not left, "\n".join(left)
+
+
+def test_public_names_are_those_of_this_file():
+    names = public()
+    assert len(names) == len(set(names)), "sfumato.__all__ names something twice"
+    gone, new = sorted({*PUBLIC} - {*names}), sorted({*names} - {*PUBLIC})
+    assert not gone and not new, (
+        f"sfumato.__all__ lost {gone} and gained {new}. "
+        "If that is meant, say so in CHANGELOG.md and in PUBLIC of this file."
+    )
+
+
+def test_public_names_can_be_imported():
+    import sfumato
+
+    missing = [name for name in public() if not hasattr(sfumato, name)]
+    assert not missing, f"sfumato.__all__ promises {missing}"
+
+
+def test_public_names_are_seen_by_type_checkers():
+    unseen = sorted(set(public()) - reexported())
+    assert not unseen, f"under TYPE_CHECKING, __init__.py lacks `X as X` for {unseen}"
+
+
+def test_import_is_light():
+    script = "import json, sys, sfumato; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "diffusers", "accelerate", "sklearn", "PIL"} & {
+        *json.loads(run.stdout)
+    }
+    assert not heavy, f"`import sfumato` imports {sorted(heavy)}"
