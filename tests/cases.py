@@ -6,10 +6,13 @@ Everything here is small (at most 24 values a signal), float64 and deterministic
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import scipy.fft
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.algebra import (
     Basis,
@@ -45,9 +48,10 @@ from sfumato.corruption.schedules import (
     linear_betas,
 )
 from sfumato.estimation import denoise, loss
-from sfumato.estimation.denoise import Parametrization
+from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.estimation.loss import Weighting
 from sfumato.sampling.flow import TABLEAUX as TABLEAUX
+from sfumato.sampling.kernels import Kernel
 
 SHAPE = (1, 4, 5)
 """Shape of the signals that PROCESSES act on: one channel, two unequal axes."""
@@ -115,7 +119,9 @@ SCHEDULES: dict[str, Schedule] = {
 
 _COSINE = CosineSNR(10.0, -10.0)
 _BLUR = Geometric(0.3, 3.0, zero_at_start=True)
-_SPECTRUM = Diagonal(0.5 * (1 + torch.arange(20.0).double()).reshape(4, 5).log(), None, hartley(4, 5))
+_SPECTRUM = Diagonal(
+    0.5 * (1 + torch.arange(20.0).double()).reshape(4, 5).log(), None, hartley(4, 5)
+)
 
 
 def _powered(spectrum: Diagonal) -> Diagonal:
@@ -151,13 +157,17 @@ PROCESSES: dict[str, Process] = {
         Heat(_BLUR, haar(4, 5)) @ Scale(Amplitude(_COSINE)), Scale(Complement(_COSINE))
     ),
 }
-"""Processes on signals of shape SHAPE whose signal-to-noise ratio falls in every coefficient, with noise at every time."""
+"""Processes on signals of shape SHAPE whose signal-to-noise ratio falls in every coefficient.
+
+All have noise at every time.
+"""
 
 
 class CouplingCase(NamedTuple):
     """A coupling and what it declares.
 
-    consistency: "exact" (V_s = K V_t K^T + L L^T), "first" (excess of second order in t - s), or "none".
+    consistency: "exact" (V_s = K V_t K^T + L L^T), "first" (excess of second order in t - s), or
+    "none".
     """
 
     coupling: Coupling
@@ -200,3 +210,227 @@ RANKS: dict[str, tuple[Process, tuple[int, ...]]] = {
     "vector": (Process(Scale(Amplitude(_COSINE)), Scale(Complement(_COSINE))), (6,)),
     "3-d": (Process(Heat(_BLUR, dct(3, 4, 2)), Scale(Constant(0.1))), (1, 3, 4, 2)),
 }
+
+# Helpers of the laws about estimates and kernels: exact moments instead of sampling.
+
+
+def time(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def matrix(operator: Operator, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """The matrix of an operator on flattened signals, from what it does to unit vectors."""
+    n = math.prod(shape)
+    return operator(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).T
+
+
+def basis_of(process: Process) -> Basis:
+    """The basis that diagonalises a process of PROCESSES or RANKS; DCT where every basis does."""
+    product = process.signal.at(time(0.5)) @ process.noise.at(time(0.5))
+    return getattr(product, "basis", None) or dct(*SHAPE[1:])
+
+
+def diagonal_cov(basis: Basis) -> Diagonal:
+    """A data covariance that `basis` diagonalises: a falling spectrum of variances near 1/4."""
+    n = math.prod(basis.shape)
+    spectrum = 0.6 / (1 + torch.arange(n, dtype=torch.float64) / 4).reshape(basis.shape)
+    return Diagonal(spectrum.log(), None, basis)
+
+
+def densified(process: Process) -> Process:
+    """The same process as explicit matrices: no structure is left to rely on."""
+
+    def family(of: Family) -> Mapping:
+        def at(t: Tensor) -> Dense:
+            each = [matrix(of.at(one)) for one in t.flatten()]
+            return Dense(torch.stack(each) if len(each) > 1 else each[0], SHAPE)
+
+        return Mapping(at)
+
+    return Process(family(process.signal), family(process.noise))
+
+
+class Zero(nn.Module):
+    """A backbone that answers 0: under `wiener(cov)`, the exact one of data N(0, cov)."""
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class Toy(nn.Module):
+    """A backbone that is neither linear nor local: f(x, label) in (-1, 1)."""
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        n = x[0].numel()
+        mix = normal(n, n, seed=3).to(x) / n**0.5
+        return torch.tanh(x.flatten(1) @ mix.T + label[:, None]).reshape(x.shape)
+
+
+class Affine(NamedTuple):
+    """One step x -> gain x + shift + fresh eps on signals flattened to n values."""
+
+    gain: Tensor
+    shift: Tensor
+    fresh: Tensor
+
+
+def affine(
+    kernel: Kernel, denoiser: Denoiser, grid: Tensor, shape: tuple[int, ...], draws: int = 1
+) -> list[Affine]:
+    """Each step of a kernel as matrices, exact because Gaussian denoisers are affine.
+
+    One batch holds the unit vectors, zero, and zero again for each unit of each draw of noise.
+    """
+    n = math.prod(shape)
+    unit = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+    probe = torch.zeros(n + 1 + draws * n, *shape, dtype=torch.float64)
+    probe[:n] = unit
+
+    def taken(y: Tensor) -> Affine:
+        y = y.flatten(1)
+        return Affine((y[:n] - y[n]).T, y[n], (y[n + 1 :] - y[n]).T)
+
+    inner = grid[:-1] if grid[-1] == 0 else grid
+    state, steps = kernel.init(denoiser, probe, inner), []
+    for i in range(len(inner) - 1):
+        drawn = iter(range(draws))
+
+        def noise(x: Tensor, drawn: Iterator[int] = drawn) -> Tensor:
+            eps, start = torch.zeros_like(x), n + 1 + next(drawn) * n
+            eps[start : start + n] = unit
+            return eps
+
+        y, state = kernel.step(state, probe, i, noise)
+        steps.append(taken(y))
+    if grid[-1] == 0:
+        steps.append(taken(denoiser(probe, inner[-1]).mean))
+    return steps
+
+
+def push(steps: Iterable[Affine], mean: Tensor, cov: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Mean and covariance after each step."""
+    moments = []
+    for gain, shift, fresh in steps:
+        mean, cov = gain @ mean + shift, gain @ cov @ gain.T + fresh @ fresh.T
+        moments.append((mean, cov))
+    return moments
+
+
+def modal(
+    kernel: Kernel, denoiser: Denoiser, grid: Tensor, basis: Basis, shape: tuple[int, ...] = SHAPE
+) -> Tensor:
+    """(B, l) of each step, (steps, 2, *shape): x -> B x + l eps for each coefficient of `basis`.
+
+    What `affine` is where data of mean 0 and the process share a basis, at a fraction of the cost,
+    for kernels that draw at most once a step.
+    """
+    ones = basis.synthesize(torch.ones(shape, dtype=torch.float64))
+    probe = torch.stack([ones, torch.zeros_like(ones)])
+    state, steps = kernel.init(denoiser, probe, grid), []
+    for i in range(len(grid) - 1):
+        y, state = kernel.step(state, probe, i, lambda x: probe.flip(0))
+        steps.append(basis.analyze(y))
+    return torch.stack(steps)
+
+
+def variance(steps: Tensor, start: Tensor) -> Tensor:
+    """The variance that `modal` steps make of a starting variance, for each coefficient."""
+    for gain, fresh in steps:
+        start = gain**2 * start + fresh**2
+    return start
+
+
+# What the laws of algebra and corruption compare with: numpy and scipy, formulas of methods.md.
+
+FAMILIES |= {
+    "linear-from-zero": Scale(Linear(0.0, 1.0)),
+    "fade-ended": Fade(Linear(0.0, 3.0), torch.linspace(0, 1, 20).reshape(4, 5), dct(4, 5), 0.3),
+    "non-commuting": Heat(_BLUR, dct(4, 5)) @ Fixed(_powered(_SPECTRUM)),
+    "matrix-free": Mapping(lambda t: MatrixFree(lambda x: torch.sin(3 * t) * x.cumsum(-1))),
+    "dense": Mapping(lambda t: Dense(torch.linalg.matrix_exp(-_axis(t) * spd(20)), SHAPE)),
+}
+
+
+def _axis(t: Tensor) -> Tensor:
+    """Times () or (B, 1, ..., 1) against matrices (n, n) or (B, n, n)."""
+    return t.reshape(*t.shape[:1], 1, 1)
+
+
+def columns(apply: Callable[[Tensor], Tensor], shape: Sequence[int] = SHAPE) -> np.ndarray:
+    """The matrix of a linear map on flattened signals: column j is what unit vector j becomes."""
+    n = math.prod(shape)
+    return apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).numpy().T
+
+
+def transform(basis: Basis) -> np.ndarray:
+    """V^T as a matrix: scipy's DCT, the definition of Hartley; Haar and dense ones as they are."""
+    shape, name = basis.shape, basis.name.partition("(")[0]
+    unit = np.eye(math.prod(shape)).reshape(-1, *shape)
+    axes = tuple(range(1, unit.ndim))
+    if name == "dct":
+        return scipy.fft.dctn(unit, axes=axes, norm="ortho").reshape(len(unit), -1).T
+    if name == "hartley":
+        spectrum = np.fft.fftn(unit, axes=axes, norm="ortho").reshape(len(unit), -1).T
+        return spectrum.real - spectrum.imag
+    return columns(basis.analyze, shape)
+
+
+class Closed(NamedTuple):
+    """A process of PROCESSES by its formulas: gains of C_t and V_t on coefficients of `basis`."""
+
+    basis: Basis
+    gain: Callable[[float], np.ndarray]
+    variance: Callable[[float], np.ndarray]
+
+    def matrices(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """C_t and V_t as 20 x 20 matrices."""
+        q = transform(self.basis)
+        return tuple(
+            (q.T * np.ravel(d(t) + np.zeros((4, 5)))) @ q for d in (self.gain, self.variance)
+        )
+
+
+def _power(t: float) -> float:
+    """abar of a log-SNR -2 log tan(A t + B) from 10 to -10 (methods.md 4)."""
+    offset = math.atan(math.exp(-5))
+    return math.cos((math.atan(math.exp(5)) - offset) * t + offset) ** 2
+
+
+def _width(t: float) -> float:
+    """A geometric path from .3 to 3 samples, shifted to start at 0."""
+    return 3.0 * (10.0**t - 1) / 9
+
+
+def _heat(basis: Basis, t: float) -> np.ndarray:
+    """exp(-lambda tau), tau = sigma_B^2 / 2 (methods.md 3)."""
+    return np.exp(-basis.laplacian.numpy() * _width(t) ** 2 / 2)
+
+
+def _one(t: float) -> np.ndarray:
+    return np.ones((4, 5))
+
+
+_DCT, _HAAR, _HARTLEY = dct(4, 5), haar(4, 5), hartley(4, 5)
+_COLOUR = 1 / np.arange(1.0, 21.0).reshape(4, 5)
+
+CLOSED: dict[str, Closed] = {
+    "vp": Closed(_DCT, lambda t: _power(t) ** 0.5 * _one(t), lambda t: (1 - _power(t)) * _one(t)),
+    "ve": Closed(_DCT, _one, lambda t: (0.02 * 1000**t) ** 2 * _one(t)),
+    "blurring": Closed(
+        _DCT,
+        lambda t: _power(t) ** 0.5 * (0.999 * _heat(_DCT, t) + 0.001),
+        lambda t: (1 - _power(t)) * _one(t),
+    ),
+    "soft": Closed(
+        _DCT, lambda t: _heat(_DCT, t), lambda t: (0.02 * 10 ** min(t / 0.25, 1)) ** 2 * _one(t)
+    ),
+    "coloured": Closed(
+        _HARTLEY, lambda t: _power(t) ** 0.5 * _one(t), lambda t: (1 - _power(t)) * _COLOUR
+    ),
+    "haar": Closed(
+        _HAAR,
+        lambda t: _power(t) ** 0.5 * _heat(_HAAR, t),
+        lambda t: (1 - _power(t)) * _one(t),
+    ),
+}
+"""PROCESSES once more, typed from methods.md."""

@@ -2,32 +2,31 @@ r"""A basis is an isometry between signals and coefficients.
 
     u = V^T x   (`analyze`),    x = V u   (`synthesize`),    V^T V = V V^T = I
 
-A basis acts on the trailing axes of a tensor of shape (*batch, *basis.shape); whatever stands before them (batch, channels) is carried along. Transforms run in
-float32 or better, with matrices built in float64 and cast once per dtype and device.
+A basis acts on the trailing axes of a tensor of shape (*batch, *basis.shape); whatever stands
+before them (batch, channels) is carried along. Transforms run in float32 or better, under autocast
+too, with matrices built in float64 and cast once per dtype and device.
 
-Each basis also names the squared frequency of its coefficients, `laplacian`, in radians^2 per sample^2: what a heat equation damps, and what coloured noise follows.
+Each basis also names the squared frequency of its coefficients, `laplacian`, in radians^2 per
+sample^2: what a heat equation damps, and what coloured noise follows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 
 class Basis(ABC):
-    """An orthonormal change of coordinates on trailing axes (abstract: `analyze`, `synthesize`).
+    """An orthonormal change of coordinates on trailing axes (abstract: `analyze`, `synthesize`)."""
 
-    Attributes:
-        name: what `repr` and error sentences print, such as ``dct(32, 32)``. Two bases are equal when their keys are.
-        shape: the trailing axes it acts on.
-    """
-
-    name: str
-    shape: tuple[int, ...]
+    name: str  # what `repr` and error sentences print, such as dct(32, 32)
+    shape: tuple[int, ...]  # the trailing axes it acts on
 
     @abstractmethod
     def analyze(self, x: Tensor) -> Tensor:
@@ -40,11 +39,11 @@ class Basis(ABC):
     @property
     @abstractmethod
     def laplacian(self) -> Tensor:
-        """Squared frequency of each coefficient, float64 of shape `shape`. Raises ValueError where coefficients have none."""
+        """Squared frequency of each coefficient, float64 of shape `shape`; ValueError for none."""
 
     @property
     def key(self) -> object:
-        """What makes two bases the same map."""
+        """What makes two bases the same map: bases are equal when their keys are."""
         return self.name
 
     def check(self, x: Tensor) -> None:
@@ -63,7 +62,7 @@ class Basis(ABC):
 
 
 class Pixel(Basis):
-    """The identity (final): coefficients are samples. For masks and for noise of any per-pixel variance."""
+    """The identity (final): for masks, and for noise that differs from pixel to pixel."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
@@ -79,13 +78,13 @@ class Pixel(Basis):
 
     @property
     def laplacian(self) -> Tensor:
-        raise ValueError(f"{self.name} has no frequencies. Use dct, hartley or haar, or give the rates yourself.")
+        raise ValueError(f"{self.name} has no frequencies. Use dct, hartley or haar.")
 
 
 class Separable(Basis):
     """One orthonormal matrix for each trailing axis (final); rows are basis vectors.
 
-    Matrices per axis beat FFT-based transforms up to about 256 samples a side, and are exact in any dtype.
+    Matrices per axis beat FFT-based transforms up to about 256 samples a side.
     """
 
     def __init__(self, name: str, factors: Sequence[Tensor], squared: Sequence[Tensor]) -> None:
@@ -104,32 +103,31 @@ class Separable(Basis):
 
     def _apply(self, x: Tensor, transpose: bool) -> Tensor:
         out = _wide(x)
-        for axis, factor in zip(range(-len(self.shape), 0), self._factors, strict=True):
-            q = factor(out)
-            q = q.mT if transpose else q
-            if axis == -1:
-                out = out @ q.mT
-            elif axis == -2:
-                out = q @ out
-            else:
-                out = (out.movedim(axis, -1) @ q.mT).movedim(-1, axis)
+        with _full_precision(x.device.type):
+            for axis, factor in zip(range(-len(self.shape), 0), self._factors, strict=True):
+                q = factor(out).mT if transpose else factor(out)
+                if axis == -1:
+                    out = out @ q.mT
+                elif axis == -2:
+                    out = q @ out
+                else:
+                    out = (out.movedim(axis, -1) @ q.mT).movedim(-1, axis)
         return out.to(x.dtype)
 
     @property
     def laplacian(self) -> Tensor:
-        total = torch.zeros(self.shape, dtype=torch.float64)
-        for axis, squared in enumerate(self._squared):
-            total = total + squared.reshape([-1 if i == axis else 1 for i in range(len(self.shape))])
-        return total
+        return _grid_sum(self._squared)
 
 
 class Hartley(Basis):
-    """The multi-dimensional Hartley transform Re F - Im F of the orthonormal Fourier transform F (final).
+    """The Hartley transform Re F - Im F, F the orthonormal Fourier transform of all axes (final).
 
-    Real, symmetric and its own inverse; diagonalises every periodic convolution with an even kernel, k(-r) = k(r).
+    Real, symmetric and its own inverse; diagonalises every periodic convolution whose kernel is
+    even, k(-r) = k(r).
 
     References:
-        A more symmetrical Fourier analysis applied to transmission problems (R. V. L. Hartley, 1942), https://doi.org/10.1109/JRPROC.1942.234333
+        A more symmetrical Fourier analysis applied to transmission problems (R. Hartley, 1942),
+        https://doi.org/10.1109/JRPROC.1942.234333
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
@@ -146,47 +144,53 @@ class Hartley(Basis):
 
     @property
     def laplacian(self) -> Tensor:
-        axes = [(2 * math.pi * torch.fft.fftfreq(n, dtype=torch.float64)) ** 2 for n in self.shape]
-        return sum(torch.meshgrid(*axes, indexing="ij"), torch.zeros((), dtype=torch.float64))
+        return _grid_sum(
+            [(2 * math.pi * torch.fft.fftfreq(n, dtype=torch.float64)) ** 2 for n in self.shape]
+        )
 
 
 class Flat(Basis):
-    """One dense orthonormal matrix over all trailing axes flattened together (final): PCA, graph eigenvectors, any symmetric operator.
+    """One dense orthonormal matrix over all trailing axes flattened together (final).
 
-    Rows of `q` are basis vectors. Memory is n^2 for n samples, so this is for small n.
+    The eigenbasis of any symmetric operator (PCA, a graph). Memory is n^2 for n samples.
     """
 
     def __init__(self, q: Tensor, shape: Sequence[int], squared: Tensor | None = None) -> None:
         self.shape = tuple(shape)
         n = math.prod(self.shape)
         if q.shape != (n, n):
-            raise ValueError(f"a dense basis of shape {self.shape} needs a {n} x {n} matrix; got {tuple(q.shape)}.")
+            raise ValueError(
+                f"a dense basis of shape {self.shape} needs a {n} x {n} matrix; "
+                f"got {tuple(q.shape)}."
+            )
         q = q.to(torch.float64)
         off = float((q @ q.mT - torch.eye(n, dtype=q.dtype, device=q.device)).abs().max())
         if not off < 1e-6:
-            raise ValueError(f"a dense basis needs orthonormal rows; Q Q^T differs from I by {off:.2g}. Use torch.linalg.qr or eigh.")
+            raise ValueError(
+                f"a dense basis needs orthonormal rows; Q Q^T differs from I by {off:.2g}. "
+                "Use torch.linalg.qr or eigh."
+            )
         self.name = _call("dense", self.shape)
-        self._factor = _Cast(q)
+        self._axis = Separable(self.name, [q], [])
+        self._digest = hashlib.sha256(q.cpu().numpy().tobytes()).hexdigest()
         self._squared = squared
 
     @property
     def key(self) -> object:
-        return (self.name, id(self._factor))
+        return (self.name, self._digest)
 
     def analyze(self, x: Tensor) -> Tensor:
         self.check(x)
-        flat = _wide(x).reshape(*x.shape[: x.ndim - len(self.shape)], -1)
-        return (flat @ self._factor(flat).mT).reshape(x.shape).to(x.dtype)
+        return self._axis.analyze(x.flatten(x.ndim - len(self.shape))).reshape(x.shape)
 
     def synthesize(self, u: Tensor) -> Tensor:
         self.check(u)
-        flat = _wide(u).reshape(*u.shape[: u.ndim - len(self.shape)], -1)
-        return (flat @ self._factor(flat)).reshape(u.shape).to(u.dtype)
+        return self._axis.synthesize(u.flatten(u.ndim - len(self.shape))).reshape(u.shape)
 
     @property
     def laplacian(self) -> Tensor:
         if self._squared is None:
-            raise ValueError(f"{self.name} was given no frequencies. Pass squared=... to dense, or use dct.")
+            raise ValueError(f"{self.name} was given no frequencies. Pass `squared` to dense.")
         return self._squared.to(torch.float64).reshape(self.shape)
 
 
@@ -196,27 +200,33 @@ def pixel(*shape: int) -> Pixel:
 
 
 def dct(*shape: int) -> Separable:
-    r"""Orthonormal DCT-II on trailing axes `shape`: the eigenbasis of blur with reflected edges (half-sample symmetric: a b c | c b a).
+    r"""Orthonormal DCT-II on trailing axes `shape`: the eigenbasis of blur with reflected edges.
 
-    D_kj = sqrt(2/N) cos(pi k (j + 1/2) / N), row 0 divided by sqrt(2); laplacian = sum over axes of (pi k / N)^2, the frequencies of IHDM and Blurring Diffusion.
+    D_kj = sqrt(2/N) cos(pi k (j + 1/2) / N), row 0 divided by sqrt(2), which diagonalises
+    convolutions whose edges are half-sample symmetric, a b c | c b a. laplacian = sum over axes of
+    (pi k / N)^2, the frequencies of IHDM and Blurring Diffusion.
 
     References:
         Discrete cosine transform (N. Ahmed, T. Natarajan, K. R. Rao, 1974), https://doi.org/10.1109/T-C.1974.223784
     """
     shape = _positive("dct", shape)
-    return Separable(_call("dct", shape), [_dct_matrix(n) for n in shape], [_ramp(n) ** 2 for n in shape])
+    return Separable(
+        _call("dct", shape), [_dct_matrix(n) for n in shape], [_ramp(n) ** 2 for n in shape]
+    )
 
 
 def hartley(*shape: int) -> Hartley:
-    """Hartley basis on trailing axes `shape`: the real eigenbasis of even periodic convolutions, such as Gaussian-free-field noise."""
+    """Hartley basis on trailing axes `shape`: for noise of any spectrum, and for periodic blur."""
     return Hartley(_positive("hartley", shape))
 
 
 def haar(*shape: int) -> Separable:
-    r"""Orthonormal Haar basis on trailing axes `shape`, any lengths: averages and differences over halves of halves.
+    r"""Orthonormal Haar basis on trailing axes `shape`, of any lengths: differences of halves.
 
-    Dropping the details finer than a level leaves block averages, so a fading band is a downsampling. An interval of odd length splits into unequal halves, whose
-    difference vector is weighted to stay orthogonal to constants. Squared frequency of a detail over an interval of m samples is (pi / m)^2, of the mean 0.
+    Dropping the details finer than a level leaves block averages, so a fading band is a
+    downsampling. An interval of odd length splits into unequal halves, whose difference vector is
+    weighted to stay orthogonal to constants. Squared frequency of a detail over an interval of m
+    samples is (pi / m)^2, of the mean 0.
 
     References:
         Zur Theorie der orthogonalen Funktionensysteme (A. Haar, 1910), https://doi.org/10.1007/BF01456326
@@ -227,7 +237,11 @@ def haar(*shape: int) -> Separable:
 
 
 def dense(q: Tensor, *shape: int, squared: Tensor | None = None) -> Flat:
-    """A basis from an orthonormal matrix `q` (n, n) whose rows are the basis vectors over trailing axes `shape`, n their product (default: one axis).
+    """A basis from an orthonormal matrix whose rows are the basis vectors.
+
+    Args:
+        q: (n, n), over trailing axes `shape` flattened (one axis by default).
+        squared: n squared frequencies, for `laplacian`.
 
     Raises:
         ValueError: `q` has the wrong shape, or rows that are not orthonormal to 1e-6.
@@ -245,12 +259,24 @@ class _Cast:
     def __call__(self, like: Tensor) -> Tensor:
         place = (like.dtype, like.device)
         if place not in self._copies:
-            self._copies[place] = self._master.to(dtype=like.dtype).to(like.device)
+            # A copy outlives the inference mode it may be asked for in, and training reads it too.
+            with torch.inference_mode(False):
+                self._copies[place] = self._master.to(dtype=like.dtype).to(like.device)
         return self._copies[place]
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
+def _grid_sum(axes: Sequence[Tensor]) -> Tensor:
+    """The sum of one vector for each axis, over their grid."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
 
 
 def _call(name: str, shape: Sequence[int]) -> str:
@@ -268,7 +294,9 @@ def _ramp(n: int) -> Tensor:
 
 
 def _dct_matrix(n: int) -> Tensor:
-    q = math.sqrt(2 / n) * torch.cos(_ramp(n)[:, None] * (torch.arange(n, dtype=torch.float64) + 0.5))
+    q = math.sqrt(2 / n) * torch.cos(
+        _ramp(n)[:, None] * (torch.arange(n, dtype=torch.float64) + 0.5)
+    )
     q[0] /= math.sqrt(2)
     return q
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sfumato.algebra.operators import Operator, identity, scaled, zero
+from sfumato.algebra.operators import Diagonal, NotPositive, Operator, identity, scaled, zero
 from sfumato.corruption.process import Process
 
 
@@ -29,12 +29,16 @@ class Step(NamedTuple):
 Coupling = Callable[[Process, Tensor, Tensor], Step]
 """(process, t, s) -> Step, for s < t of shapes () or (B, 1, ..., 1)."""
 
+_GROWING = "noise that never falls with time, V_s <= V_t"
+
 
 def given(process: Process, t: Tensor, s: Tensor, cross: Operator) -> Step:
-    """The marginal-consistent step with cross-covariance `cross` = Cov(x_s, x_t | x_0)."""
-    cov_t = process.cov(t)
-    carry = cross @ cov_t.inv()
-    return Step(carry, (process.cov(s) - carry @ cov_t @ carry.T).sqrt())
+    """The marginal-consistent step with cross-covariance `cross` = Cov(x_s, x_t | x_0).
+
+    Raises:
+        ValueError: no joint law has this cross-covariance, V_s - K V_t K^T is not positive.
+    """
+    return _tied(process, t, s, cross, "given needs a cross-covariance that V_s and V_t allow")
 
 
 def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
@@ -55,7 +59,7 @@ def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
 
 
 def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
-    r"""`ancestral` with the forward kernel's variance, L L^T = V_{t|s}: DDPM's beta_t ("fixedlarge").
+    r"""`ancestral` with the forward kernel's variance, L L^T = V_{t|s}: DDPM's "fixedlarge" beta_t.
 
     Excess V_{t|s} - L L^T of `ancestral`; exact for unit-variance data under a variance-preserving
     process (methods.md 10.3).
@@ -67,8 +71,8 @@ def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
 def ddim(eta: float = 0.0) -> Coupling:
     r"""DDIM: L = eta L_ancestral, K = (V_s - L L^T)^1/2 S_t^-1. Marginal-consistent.
 
-    eta = 0 is deterministic, Gamma = S_s S_t^T, and needs no inverse of C_t (gDDIM for blur); eta = 1
-    is `ancestral` where operators commute.
+    eta = 0 is deterministic, Gamma = S_s S_t^T, and needs no inverse of C_t (gDDIM for blur);
+    eta = 1 is `ancestral` where operators commute.
 
     References:
         Denoising Diffusion Implicit Models (J. Song, C. Meng, S. Ermon, 2020),
@@ -83,67 +87,79 @@ def ddim(eta: float = 0.0) -> Coupling:
         back = process.noise.at(t).inv()
         if eta == 0:
             return Step(process.noise.at(s) @ back, zero())
-        fresh = scaled(eta) @ ancestral(process, t, s).fresh
-        return Step((process.cov(s) - fresh @ fresh.T).sqrt() @ back, fresh)
+        carry, fresh = ancestral(process, t, s)
+        # V_s - eta^2 L L^T of `ancestral`, written without a difference.
+        kept = scaled(eta**2) @ carry @ process.cov(t) @ carry.T
+        total = scaled(1 - eta**2) @ process.cov(s) + kept
+        return Step(total.sqrt() @ back, scaled(eta) @ fresh)
 
     return coupling
 
 
 def bridge(process: Process, t: Tensor, s: Tensor) -> Step:
-    r"""The exact Brownian bridge around C_t x_0: Gamma = V_s. Marginal-consistent; needs V_s <= V_t.
+    r"""The exact Brownian bridge around C_t x_0: Gamma = V_s. Marginal-consistent.
 
     `momentum`'s mean with the variance that keeps the marginals, V_s (V_t - V_s) / V_t.
+
+    Raises:
+        ValueError: the noise falls somewhere between s and t.
     """
-    return given(process, t, s, cross=process.cov(s))
+    return _tied(process, t, s, process.cov(s), f"bridge needs {_GROWING}")
 
 
 def momentum(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""Soft Diffusion's Momentum Sampler as published: K = V_s V_t^-1, L L^T = V_t - V_s.
 
-    Not marginal-consistent: excess (V_t - V_s)^2 V_t^-1, of second order in the step. With C = I it is
-    the reverse-diffusion predictor of VE; where the noise is constant it deblurs deterministically.
+    Not marginal-consistent: excess (V_t - V_s)^2 V_t^-1, of second order in the step. With C = I it
+    is the reverse-diffusion predictor of VE; where the noise is constant it deblurs
+    deterministically, as `cold` does; K = I where there is none.
+
+    Raises:
+        ValueError: the noise falls somewhere between s and t.
 
     References:
         Soft Diffusion: Score Matching for General Corruptions (G. Daras, M. Delbracio, H. Talebi,
         A. Dimakis, P. Milanfar, 2022), Algorithm 2, https://arxiv.org/abs/2209.05442
     """
-    cov_s, cov_t = process.cov(s), process.cov(t)
-    return Step(cov_s @ cov_t.inv(), (cov_t - cov_s).sqrt())
+    left = process.cov(t) - process.cov(s)
+    return Step(_pulled(process, t, s), _root(left, t, s, f"momentum needs {_GROWING}"))
 
 
 def pf_momentum(process: Process, t: Tensor, s: Tensor) -> Step:
-    r"""Soft Diffusion's Probability-Flow Momentum, the Euler step of its Eq. 18: K = (I + V_s V_t^-1) / 2, L = 0.
+    r"""Soft Diffusion's Probability-Flow Momentum: K = (I + V_s V_t^-1) / 2, L = 0.
 
-    Marginal-consistent to first order. See `momentum` for the reference.
+    The Euler step of its Eq. 18, marginal-consistent to first order. See `momentum` for the
+    reference.
     """
-    ratio = process.cov(s) @ process.cov(t).inv()
-    return Step(scaled(0.5) @ (identity() + ratio), zero())
+    return Step(scaled(0.5) @ (identity() + _pulled(process, t, s)), zero())
 
 
 def annealed(eta: float = 0.5) -> Coupling:
-    r"""Consistent annealed sampling: K = (1 - eta) I, L L^T = V_s - (1 - eta)^2 V_t. Marginal-consistent.
+    r"""Consistent annealed sampling: K = (1 - eta) I, L L^T = V_s - (1 - eta)^2 V_t.
 
-    Needs (1 - eta)^2 V_t <= V_s.
+    Marginal-consistent. The step raises ValueError unless (1 - eta)^2 V_t <= V_s.
 
     References:
-        Adversarial Score Matching and Improved Sampling for Image Generation (A. Jolicoeur-Martineau,
-        R. Piché-Taillefer, R. Tachet des Combes, I. Mitliagkas, 2020),
+        Adversarial Score Matching and Improved Sampling for Image Generation (A.
+        Jolicoeur-Martineau, R. Piché-Taillefer, R. Tachet des Combes, I. Mitliagkas, 2020),
         https://arxiv.org/abs/2009.05475
     """
     if not 0 < eta <= 1:
         raise ValueError(f"annealed needs eta in (0, 1]; got {eta:g}.")
 
     def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
-        kept = scaled((1 - eta) ** 2) @ process.cov(t)
-        return Step(scaled(1 - eta), (process.cov(s) - kept).sqrt())
+        left = process.cov(s) - scaled((1 - eta) ** 2) @ process.cov(t)
+        needs = f"annealed(eta={eta:g}) needs (1 - eta)^2 V_t <= V_s, a larger eta or shorter steps"
+        return Step(scaled(1 - eta), _root(left, t, s, needs))
 
     return coupling
 
 
 def naive(process: Process, t: Tensor, s: Tensor) -> Step:
-    r"""Independent noise: Gamma = 0, K = 0, L = S_s. Marginal-consistent given x_0, and yet with an estimate of x_0 it tends to half the data's variance (methods.md 10.4).
+    r"""Independent noise, Soft Diffusion's Naive Sampler (Algorithm 1): Gamma = 0, K = 0, L = S_s.
 
-    Soft Diffusion's Naive Sampler (Algorithm 1).
+    Marginal-consistent given x_0, and yet with an estimate of x_0 it tends to half the data's
+    variance (methods.md 10.4).
     """
     return Step(zero(), process.noise.at(s))
 
@@ -156,3 +172,30 @@ def cold(process: Process, t: Tensor, s: Tensor) -> Step:
         Algorithm 2, https://arxiv.org/abs/2208.09392
     """
     return Step(identity(), zero())
+
+
+def _tied(process: Process, t: Tensor, s: Tensor, cross: Operator, needs: str) -> Step:
+    """K = Gamma V_t^-1, L L^T = V_s - K V_t K^T."""
+    cov_t = process.cov(t)
+    carry = cross @ cov_t.inv()
+    return Step(carry, _root(process.cov(s) - carry @ cov_t @ carry.T, t, s, needs))
+
+
+def _pulled(process: Process, t: Tensor, s: Tensor) -> Operator:
+    """V_s V_t^-1, and I on coefficients without noise, where V_t^-1 is the pseudo-inverse 0."""
+    cov_t = process.cov(t)
+    back = cov_t.inv()
+    ratio = process.cov(s) @ back
+    return ratio + (identity() - cov_t @ back) if isinstance(cov_t, Diagonal) else ratio
+
+
+def _root(left: Operator, t: Tensor, s: Tensor, needs: str) -> Operator:
+    """The root of the variance `left` to draw afresh, or a sentence that says why there is none."""
+    try:
+        return left.sqrt()
+    except NotPositive as error:
+        early, late = (float(x.flatten()[error.sample % x.numel()]) for x in (s, t))
+        raise ValueError(
+            f"{needs}; between t={early:.2f} and t={late:.2f} the variance to draw afresh has a "
+            f"negative {error.found}. Use ddim or naive."
+        ) from error

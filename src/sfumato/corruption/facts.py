@@ -1,7 +1,7 @@
 r"""Facts are what a method may know of the data: measured in one streamed pass before training.
 
-They are a handful of tensors, travel with the model as `facts.safetensors`, and are all that a prior
-or a preconditioner needs afterwards: a trained model samples without its training set.
+They are a handful of tensors, travel with the model as `facts.safetensors`, and are all that a
+prior or a preconditioner needs afterwards: a trained model samples without its training set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
     mean: Tensor
     spectrum: Tensor
     low: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: nobody counts in facts
 
     @property
     def basis(self) -> Basis:
@@ -51,13 +51,13 @@ def corner(coefficients: Tensor, rank: int) -> Tensor:
 
 
 def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
-    """Facts of the images in `batches`, each (B, *shape) in [-1, 1]; memory does not grow with their number.
+    """Facts of the images in `batches`, each (B, *shape) in [-1, 1].
 
-    The images remembered in `low` are a uniform sample, drawn with a fixed seed (reservoir
-    sampling), so the same data give the same facts.
+    Memory does not grow with their number. The images remembered in `low` are a uniform sample,
+    drawn with a fixed seed (reservoir sampling), so the same data give the same facts.
 
     Raises:
-        ValueError: no image, or only one: a spectrum needs two.
+        ValueError: images of another shape, or fewer than two, which have no spectrum.
     """
     basis, rank = dct(*space(shape)), len(space(shape))
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +66,11 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
     low: list[Tensor] = []
     count = 0
     for batch in batches:
-        u = basis.analyze(batch.to(torch.float64))
+        if tuple(batch.shape[1:]) != shape:
+            raise ValueError(
+                f"images of shape {shape} were promised; got {tuple(batch.shape[1:])}."
+            )
+        u = basis.analyze(batch.detach().cpu().to(torch.float64))
         # Chan's update of (count, mean, sum of squares): stable for any number of batches.
         step, total = u.mean(0) - mean, count + len(u)
         scatter += (u - u.mean(0)).square().sum(0) + step.square() * (count * len(u) / total)
@@ -83,7 +87,7 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
 
 
 def typical(shape: tuple[int, ...]) -> Facts:
-    """Facts to stand in before data are seen: zero mean, a spectrum of 1/f^2 with pixel variance 1/4."""
+    """Facts to stand in before data are seen: mean 0, a spectrum 1/f^2 of pixel variance 1/4."""
     basis, rank = dct(*space(shape)), len(space(shape))
     squared = basis.laplacian
     power = 1 / (squared + squared[squared > 0].min()) if squared.numel() > 1 else squared + 1

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.algebra.basis import Basis
-from sfumato.algebra.operators import Dense, Diagonal, Operator, scaled
+from sfumato.algebra.logs import log_of
+from sfumato.algebra.operators import Diagonal, Operator, scaled
 from sfumato.corruption.schedules import Schedule
 
-# Step of the differences taken where forward AD cannot go: at a hard zero of a gain, whose logarithm
-# has no derivative, and through operators that are not diagonal. Errors are about 1e-9 in float64.
+# Step of the differences taken where forward AD cannot go: at a hard zero of a gain, whose
+# logarithm has no derivative, and through operators that are not diagonal. Errors are about 1e-9 in
+# float64.
 _STEP = 1e-5
 
 
@@ -31,10 +33,11 @@ class Family(nn.Module, ABC):
         """The operator at times `t`, () or (B, 1, ..., 1) in [0, 1]."""
 
     def rate(self, t: Tensor) -> Operator:
-        r"""d/dt of `at`, exact by one `jvp` for diagonal families and finite at a hard zero of the gain.
+        r"""d/dt of `at`, finite at a hard zero of the gain.
 
-        At a zero the one-sided derivative from the cleaner side is taken (from the other at t = 0).
-        Other families get a central difference of two operators, one-sided at the ends of time.
+        Exact by one `jvp` for diagonal families; at a zero the one-sided derivative from the
+        cleaner side is taken (from the other at t = 0). Other families get a central difference of
+        two operators, one-sided at the ends of time.
         """
         t = t.to(torch.float64)
         here = self.at(t)
@@ -56,15 +59,15 @@ class Scale(Family):
         self.level = level
 
     def at(self, t: Tensor) -> Diagonal:
-        return Diagonal(self.level(t.to(torch.float64)).log())
+        return Diagonal(log_of(self.level(t.to(torch.float64))))
 
 
 class Heat(Family):
     r"""Heat flow for the time that blurs by a Gaussian of width b_t (final).
 
-    C_t = (1 - floor) exp(-Laplacian b_t^2 / 2) + floor, diagonal in `basis`: blur with the edges that
-    the basis has (DCT: reflected, Hartley: periodic). F(t) of IHDM, d_t of Blurring Diffusion, C_t of
-    Soft Diffusion. Identity where b_t = 0.
+    C_t = (1 - floor) exp(-Laplacian b_t^2 / 2) + floor, diagonal in `basis`: blur with the edges
+    that the basis has (DCT: reflected, Hartley: periodic). F(t) of IHDM, d_t of Blurring Diffusion,
+    C_t of Soft Diffusion. Identity where b_t = 0.
 
     Args:
         blur: standard deviation of the blur in samples, >= 0.
@@ -72,8 +75,8 @@ class Heat(Family):
         floor: smallest gain, in [0, 1); Blurring Diffusion's d_min.
 
     References:
-        Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin, 2022),
-        https://arxiv.org/abs/2206.13397
+        Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
+        2022), https://arxiv.org/abs/2206.13397
         Blurring Diffusion Models (E. Hoogeboom, T. Salimans, 2022), https://arxiv.org/abs/2209.05557
     """
 
@@ -99,7 +102,7 @@ class Heat(Family):
 
 
 class Fade(Family):
-    r"""Coefficients that fade to zero one after another (final): masks in pixels, bands in Haar or DCT.
+    r"""Coefficients that fade to zero one after another (final): masks in pixels, bands in Haar.
 
     gain = ramp((onset + width - level) / width) with ramp(y) = sin^2(pi/2 clip(y, 0, 1)), so that a
     coefficient is untouched until the level passes its onset and a hard zero `width` later. Gains
@@ -119,14 +122,16 @@ class Fade(Family):
         if not width > 0:
             raise ValueError(f"Fade needs a positive width; got {width:g}.")
         if tuple(onset.shape) != basis.shape:
-            raise ValueError(f"Fade needs one onset per coefficient of {basis}; got {tuple(onset.shape)}.")
+            raise ValueError(
+                f"Fade needs one onset per coefficient of {basis}; got {tuple(onset.shape)}."
+            )
         self.level, self.basis, self.width = level, basis, float(width)
         self.register_buffer("onset", onset.to(torch.float64), persistent=False)
 
     def at(self, t: Tensor) -> Diagonal:
         level = self.level(t.to(torch.float64))
         left = ((self.onset + self.width - level) / self.width).clamp(0.0, 1.0)
-        return Diagonal((torch.sin(math.pi / 2 * left) ** 2).log(), None, self.basis)
+        return Diagonal(log_of(torch.sin(math.pi / 2 * left) ** 2), None, self.basis)
 
 
 class Fixed(Family):
@@ -155,7 +160,7 @@ class Mapping(Family):
         self._at = at
 
     def at(self, t: Tensor) -> Operator:
-        return self._at(t)
+        return self._at(t.to(torch.float64))
 
 
 class Product(Family):
@@ -176,11 +181,10 @@ def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:
             raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
         return operator.gain
 
-    _, slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))
+    slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))[1]
     dead = torch.isneginf(here.log_gain)
     if bool(dead.any()):
         step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
         side = (3 * here.gain - 4 * gain(t - step) + gain(t - 2 * step)) / (2 * step)
         slope = torch.where(dead, side, slope)
-    return Diagonal(slope.abs().log(), torch.where(slope < 0, -1.0, 1.0).to(slope), here.basis)
-
+    return Diagonal(log_of(slope.abs()), torch.where(slope < 0, -1.0, 1.0).to(slope), here.basis)

@@ -1,8 +1,8 @@
 r"""A prior is the law of x_1, where sampling starts.
 
-It is N(0, V_1) where the signal has vanished. Blur never removes the mean of an image, so there x_1 is
-blurred data plus noise: a Gaussian fitted in the process's basis, or the low frequencies of training
-images kept in `Facts`.
+It is N(0, V_1) where the signal has vanished. Blur never removes the mean of an image, so there x_1
+is blurred data plus noise: a Gaussian fitted in the process's basis, or the low frequencies of
+training images kept in `Facts`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from sfumato.algebra.basis import Basis
 from sfumato.algebra.operators import Diagonal, Operator
 from sfumato.corruption.facts import Facts, corner, space
 from sfumato.corruption.process import Process
 
 RandnLike = Callable[[Tensor], Tensor]
-"""x -> standard normal of the shape, dtype and device of x; row i may come from a stream of its own."""
+"""x -> standard normal like x in shape, dtype and device; row i may come from its own stream."""
 
 
 class Prior(ABC):
@@ -52,9 +54,11 @@ class GaussianPrior(Prior):
         return self.mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
 
     def log_prob(self, x: Tensor) -> Tensor:
+        logdet = self.cov.logdet(self.shape)
+        _check_density(bool(torch.isneginf(logdet).any()))
         white = self._root.inv()(x - self.mean.to(x.dtype).to(x.device)).flatten(1)
         constant = 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
-        return -0.5 * white.square().sum(1) - 0.5 * self.cov.logdet(self.shape).to(x) - constant
+        return -0.5 * white.square().sum(1) - 0.5 * logdet.to(x) - constant
 
     def __repr__(self) -> str:
         return f"GaussianPrior(shape={self.shape})"
@@ -63,9 +67,9 @@ class GaussianPrior(Prior):
 class CorruptedData(Prior):
     r"""C_1 x_0 + S_1 eps with x_0 a remembered training image (final).
 
-    On the low frequencies kept in `facts.low`, x_0 is one of the remembered images, drawn uniformly;
-    on the others it is Gaussian with the data's mean and spectrum. Where C_1 has removed what was not
-    kept, as heat blur does, this is the law of corrupted training images.
+    On the low frequencies kept in `facts.low`, x_0 is one of the remembered images, drawn
+    uniformly; on the others it is Gaussian with the data's mean and spectrum. Where C_1 has removed
+    what was not kept, as heat blur does, this is the law of corrupted training images.
 
     Args:
         facts: what was measured of the data.
@@ -75,7 +79,7 @@ class CorruptedData(Prior):
     def __init__(self, facts: Facts, process: Process) -> None:
         one = torch.ones((), dtype=torch.float64)
         signal, noise = process.signal.at(one), process.noise.at(one)
-        if not isinstance(signal @ noise @ Diagonal(facts.spectrum.log(), None, facts.basis), Diagonal):
+        if not (_diagonal_in(signal, facts.basis) and _diagonal_in(noise, facts.basis)):
             raise ValueError(
                 "CorruptedData needs a process that is diagonal in the DCT basis at t = 1. "
                 "Use GaussianPrior."
@@ -100,8 +104,9 @@ class CorruptedData(Prior):
     def log_prob(self, x: Tensor) -> Tensor:
         u = self._basis.analyze(x.to(torch.float64).cpu())
         full = torch.ones(self.shape, dtype=torch.float64)
-        gain, noise = (full * op.like(full) for op in (self._signal, self._noise))
+        gain, noise = full * self._signal.like(full), full * self._noise.like(full)
         variance = noise.square() + gain.square() * self._facts.spectrum
+        _check_density(not bool(corner(noise, self._rank).all() and variance.all()))
         alone = _normal(u, gain * self._facts.mean, variance)
         corner(alone, self._rank)[...] = 0
         centres = corner(gain, self._rank) * self._facts.low
@@ -127,6 +132,18 @@ def fitted(facts: Facts, process: Process) -> GaussianPrior:
     spectrum = Diagonal(facts.spectrum.log(), None, facts.basis)
     mean = signal(facts.basis.synthesize(facts.mean))
     return GaussianPrior(mean, signal @ spectrum @ signal.T + process.cov(one))
+
+
+def _diagonal_in(operator: Operator, basis: Basis) -> TypeGuard[Diagonal]:
+    return isinstance(operator, Diagonal) and operator.basis in (None, basis)
+
+
+def _check_density(singular: bool) -> None:
+    if singular:
+        raise ValueError(
+            "the density of x_1 needs noise on every coefficient; the covariance is singular. "
+            "Give the noise a floor."
+        )
 
 
 def _normal(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -5,18 +5,19 @@ r"""A process is two operator families, and nothing else:
 Time runs from 0 (clean) to 1; every process sees data in [-1, 1]. S_t is symmetric, which `ddim`,
 `score` and the probability flow rely on.
 
-C_t here is C_t of Soft Diffusion, F(t) of IHDM, A_t or alpha_t of Blurring Diffusion, sqrt(abar_t) of
-DDPM; S_t is sigma_t of all of them, sqrt(1 - abar_t) L of non-isotropic DDPM.
+C_t here is C_t of Soft Diffusion, F(t) of IHDM, A_t or alpha_t of Blurring Diffusion, sqrt(abar_t)
+of DDPM; S_t is sigma_t of all of them, sqrt(1 - abar_t) L of non-isotropic DDPM.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.algebra.operators import Diagonal, Operator, apply
+from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator, apply
 from sfumato.corruption.families import Family
 
 
@@ -48,13 +49,22 @@ class Process(nn.Module):
         return noise @ noise.T
 
     def score(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """The gradient of log q(x_t | x_0) in x_t: V_t^-1 (C_t x_0 - x_t). Refused where V_t is singular."""
-        return self._cov_inverse(t)(self.signal.at(t)(x0) - x)
+        """The gradient of log q(x_t | x_0) in x_t: V_t^-1 (C_t x_0 - x_t).
+
+        Raises:
+            ValueError: V_t is singular.
+        """
+        self._check_density(t, x.shape[1:])
+        return self.cov(t).inv()(self.signal.at(t)(x0) - x)
 
     def log_prob(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """log q(x_t | x_0) in nats, (B,). Refused where V_t is singular."""
-        self._cov_inverse(t)
+        """log q(x_t | x_0) in nats, (B,).
+
+        Raises:
+            ValueError: V_t is singular.
+        """
         shape = x.shape[1:]
+        self._check_density(t, shape)
         noise = self.noise.at(t)
         white = noise.inv()(x - self.signal.at(t)(x0)).flatten(1)
         constant = 0.5 * math.prod(shape) * math.log(2 * math.pi)
@@ -73,7 +83,10 @@ class Process(nn.Module):
         return forward, self.cov(t) - forward @ self.cov(s) @ forward.T
 
     def log_snr(self, t: Tensor) -> Tensor | None:
-        """2 log|C_t| - log V_t for each coefficient, +inf without noise; None where C_t and S_t share no basis."""
+        """2 log|C_t| - log V_t for each coefficient, +inf without noise.
+
+        None where C_t and S_t share no basis.
+        """
         signal, cov = self.signal.at(t), self.cov(t)
         if not (isinstance(signal, Diagonal) and isinstance(cov, Diagonal)):
             return None
@@ -83,30 +96,42 @@ class Process(nn.Module):
         return torch.where(torch.isneginf(signal.log_gain), -torch.inf, ratio)
 
     def check_markov(self, s: Tensor, t: Tensor, who: str) -> None:
-        """Raise ValueError if the signal-to-noise ratio of some coefficient is seen to rise from s to t."""
+        """Raise ValueError if a signal-to-noise ratio is seen to rise from s to t."""
         early, late = self.log_snr(s), self.log_snr(t)
         if early is None or late is None:
-            return
+            return self._check_loewner(s, t, who)
         early, late = torch.broadcast_tensors(early, late)
         rises = late > early + 1e-9 * (1 + early.abs().nan_to_num(posinf=0.0))
         if bool(rises.any()):
             at = tuple(int(i) for i in rises.nonzero()[0])
             times = [float(x.broadcast_to(rises.shape)[at]) for x in (s, t)]
+            joint = self.signal.at(t) @ self.cov(t)
+            which = joint.coefficient(at) if isinstance(joint, Diagonal) else "one"
             raise ValueError(
                 f"{who} needs the signal-to-noise ratio of every coefficient to fall with time; "
-                f"coefficient {at[-2:]} rises from {float(early[at].exp()):.3g} to "
+                f"{which} rises from {float(early[at].exp()):.3g} to "
                 f"{float(late[at].exp()):.3g} between t={times[0]:.2f} and t={times[1]:.2f}. "
                 "Use ddim or bridge."
             )
 
-    def _cov_inverse(self, t: Tensor) -> Operator:
-        cov = self.cov(t)
-        if isinstance(cov, Diagonal):
-            dead = torch.isneginf(cov.log_gain)
-            if bool(dead.any()):
-                raise ValueError(
-                    "the density of x_t needs noise on every coefficient; Sigma_t is singular at a "
-                    "time asked for. Start the times above 0, or give the noise a floor."
-                )
-        return cov.inv()
+    def _check_loewner(self, s: Tensor, t: Tensor, who: str) -> None:
+        """`check_markov` for matrices: C_t^T V_t^-1 C_t <= C_s^T V_s^-1 C_s, or V_{t|s} >= 0."""
+        signal = self.signal.at(t)
+        if not (isinstance(signal, Dense) or isinstance(self.cov(t), Dense)):
+            return
+        forward = signal @ self.signal.at(s).inv()
+        try:
+            (self.cov(t) - forward @ self.cov(s) @ forward.T).sqrt()
+        except NotPositive as error:
+            raise ValueError(
+                f"{who} needs the signal-to-noise ratio of every direction to fall with time; "
+                f"between t={float(s.min()):.2f} and t={float(t.max()):.2f} the forward variance "
+                f"has a negative {error.found}. Use ddim or bridge."
+            ) from error
 
+    def _check_density(self, t: Tensor, shape: Sequence[int]) -> None:
+        if bool(torch.isneginf(self.noise.at(t).logdet(shape)).any()):
+            raise ValueError(
+                "the density of x_t needs noise on every coefficient; Sigma_t is singular at a "
+                "time asked for. Start the times above 0, or give the noise a floor."
+            )

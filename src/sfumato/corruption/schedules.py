@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sfumato.algebra.logs import log_of
+
 
 class Schedule(nn.Module, ABC):
     """t -> level (abstract: `forward`)."""
@@ -72,6 +74,10 @@ class Geometric(Schedule):
             raise ValueError(f"Geometric needs two positive levels; got {start:g} and {end:g}.")
         if not 0 < until <= 1:
             raise ValueError(f"Geometric needs `until` in (0, 1]; got {until:g}.")
+        if zero_at_start and start == end:
+            raise ValueError(
+                f"Geometric from zero needs two different levels; got {start:g} twice."
+            )
         self.start, self.end, self.until = float(start), float(end), float(until)
         self.zero_at_start = zero_at_start
 
@@ -86,7 +92,7 @@ class Geometric(Schedule):
 
 
 class Sigmoid(Schedule):
-    """start + (end - start) times a logistic ramp of steepness `slope`, scaled to meet both ends (final)."""
+    """From start to end along a logistic ramp of steepness `slope` that meets both (final)."""
 
     def __init__(self, start: float, end: float, slope: float = 6.0) -> None:
         super().__init__()
@@ -103,7 +109,7 @@ class Sigmoid(Schedule):
 
 
 class Table(Schedule):
-    """Levels at increasing times, linear between them (final): what a selection from data returns."""
+    """Levels at increasing times, linear between them (final): what selection from data returns."""
 
     times: Tensor
     levels: Tensor
@@ -137,8 +143,8 @@ class Table(Schedule):
 class Monotone(Schedule):
     r"""A learned level, monotone from `start` to `end` (final).
 
-    f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both ends:
-    VDM's monotone network of one hidden layer.
+    f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both
+    ends: VDM's monotone network of one hidden layer.
 
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
@@ -168,7 +174,7 @@ class Monotone(Schedule):
 
 
 class CosineSNR(Schedule):
-    r"""log abar_t for the log-SNR -2 log tan(A t + B), cosine in amplitude, cut at two ends (final).
+    r"""log abar_t for the log-SNR -2 log tan(A t + B), a cosine in amplitude (final).
 
     abar = cos^2(A t + B), with B and A set by the largest and smallest log-SNR.
 
@@ -186,17 +192,19 @@ class CosineSNR(Schedule):
         self._slope = math.atan(math.exp(-smallest / 2)) - self._offset
 
     def forward(self, t: Tensor) -> Tensor:
-        # log cos^2 = log1p(-sin^2), exact where sin is small.
-        return torch.log1p(-(torch.sin(self._slope * t + self._offset) ** 2))
+        angle = self._slope * t + self._offset
+        sine, cosine = torch.sin(angle), torch.cos(angle)
+        # log cos^2 = log1p(-sin^2), which is exact where the sine is small.
+        return torch.where(sine < cosine, torch.log1p(-(sine**2)), 2 * torch.log(cosine))
 
     def extra_repr(self) -> str:
         return f"{self.largest:g}, {self.smallest:g}"
 
 
 class Betas(Schedule):
-    r"""log abar_t of a discrete chain: sum of log(1 - beta_k) up to k = t T, linear between steps (final).
+    r"""log abar_t of a discrete chain (final): sum of log(1 - beta_k) up to k = t T.
 
-    At t = k / T this is DDPM's own abar_k; t = 0 is clean, abar_0 = 1.
+    Linear between steps. At t = k / T this is DDPM's own abar_k; t = 0 is clean, abar_0 = 1.
 
     Args:
         betas: variances beta_1 .. beta_T of the chain's steps, in (0, 1).
@@ -212,14 +220,16 @@ class Betas(Schedule):
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("Betas needs a list of variances strictly between 0 and 1.")
         log_power = torch.cat([torch.zeros(1).double(), torch.log1p(-betas).cumsum(0)])
-        self.table = Table(torch.arange(len(betas) + 1) / torch.tensor(len(betas)).double(), log_power)
+        self.table = Table(
+            torch.arange(len(betas) + 1) / torch.tensor(len(betas)).double(), log_power
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         return self.table(t)
 
 
 class Amplitude(Schedule):
-    """sqrt(abar_t) from a schedule of log abar_t (final): the signal's scale of a variance-preserving process."""
+    """sqrt(abar_t) from a schedule of log abar_t (final): the signal's scale of VP processes."""
 
     def __init__(self, log_power: Schedule) -> None:
         super().__init__()
@@ -237,7 +247,7 @@ class Complement(Schedule):
         self.log_power = log_power
 
     def forward(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(self.log_power(t)))
+        return torch.exp(log_of(-torch.expm1(self.log_power(t))) / 2)
 
 
 def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Betas:

@@ -3,8 +3,8 @@ r"""A denoiser turns x_t into an estimate of x_0: a process, a parametrization a
     estimate = skip_t x_t + out_t F(in_t x_t, label_t)
 
 A parametrization is three operators, the label that the backbone is told instead of t, and the
-operator `of` that says *what* the sum estimates: `of @ x_0`. Keeping `of` in log-gains is what lets a
-noise prediction (of = C_t) be used where C_t underflows: C_s x_0 is reached through C_s C_t^-1.
+operator `of` that says *what* the sum estimates: `of @ x_0`. Keeping `of` in log-gains is what lets
+a noise prediction (of = C_t) be used where C_t underflows: C_s x_0 is reached through C_s C_t^-1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from sfumato.corruption.process import Process
 
 
 class Estimate(NamedTuple):
-    """An estimate of x_0 as a sum of shares (final): each value estimates `of @ (its share of x_0)`."""
+    """An estimate of x_0 as a sum of shares (final).
+
+    Attributes:
+        values: one signal for each share.
+        ofs: what each value estimates: `of @ (its share of x_0)`.
+    """
 
     values: tuple[Tensor, ...]
     ofs: tuple[Operator, ...]
@@ -37,7 +42,13 @@ class Estimate(NamedTuple):
 
 
 class Precondition(NamedTuple):
-    """What a parametrization is at one time: operators, a label for the backbone, and what is estimated."""
+    """What a parametrization is at one time (final).
+
+    Attributes:
+        skip, out, inp: the operators of the module's formula.
+        label: what the backbone is told instead of t; () or one value per sample.
+        of: what the sum estimates: `of @ x_0`.
+    """
 
     skip: Operator
     out: Operator
@@ -77,9 +88,9 @@ def noise(process: Process, t: Tensor) -> Precondition:
 
 
 def angular(process: Process, t: Tensor) -> Precondition:
-    r"""F estimates the velocity v = C_t eps - S_t x_0 of a variance-preserving process: x_0^ = C_t x_t - S_t v.
+    r"""F estimates the velocity v = C_t eps - S_t x_0: x_0^ = C_t x_t - S_t v.
 
-    Only right where C_t^2 + V_t = I.
+    Only right where C_t^2 + V_t = I, for a variance-preserving process; refused elsewhere.
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
@@ -96,11 +107,12 @@ def angular(process: Process, t: Tensor) -> Precondition:
 
 
 def wiener(cov: Operator) -> Parametrization:
-    r"""Posterior mean and deviation under N(0, cov), per coefficient: F has unit-variance input and target.
+    r"""Posterior mean and deviation under N(0, cov): F has unit-variance input and target.
 
-    in = M^-1/2, skip = S C M^-1, out = (S V M^-1)^1/2 with S = cov, M = C S C^T + V. For C = I and
-    white noise these are EDM's c_in, c_skip, c_out. Where the process removed a coefficient
-    entirely, the target is its prior deviation. For Gaussian data the best F is 0.
+    in = M^-1/2, skip = S C M^-1, out = (S V M^-1)^1/2 with S = cov, M = C S C^T + V, for each
+    coefficient. For C = I and white noise these are EDM's c_in, c_skip, c_out. Where the process
+    removed a coefficient entirely, the target is its prior deviation. For Gaussian data the best F
+    is 0.
 
     Args:
         cov: covariance assumed of the data, sharing a basis with the process.
@@ -141,7 +153,7 @@ class Denoiser(nn.Module):
         self.process, self.parametrization, self.backbone = process, parametrization, backbone
         self.cond = cond or {}
 
-    def given(self, **cond: Any) -> Denoiser:  # noqa: ANN401 - whatever the backbone takes
+    def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared."""
         return Denoiser(self.process, self.parametrization, self.backbone, {**self.cond, **cond})
 
@@ -167,11 +179,20 @@ class Denoiser(nn.Module):
 def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:
     r"""(D, G) of the probability flow dx/dt = D x_0^ + G x at times `t`.
 
-    dx/dt = d/du [C_u x_0^ + S_u eps^] at u = t with eps^ = S_t^-1 (x - C_t x_0^), hence G = S' S^-1 and
-    D = C' - G C. The same flow for every method of the family (methods.md 1.7); needs noise on every
-    coefficient.
+    dx/dt = d/du [C_u x_0^ + S_u eps^] at u = t with eps^ = S_t^-1 (x - C_t x_0^), hence
+    G = S' S^-1 and D = C' - G C. The same flow for every method of the family (methods.md 1.7).
+
+    Raises:
+        ValueError: noise starts at `t`: S_t = 0 and S' is not, where the flow has no velocity.
     """
-    grow = process.noise.rate(t) @ process.noise.at(t).inv()
+    noise_, rate = process.noise.at(t), process.noise.rate(t)
+    if isinstance(noise_, Diagonal) and isinstance(rate, Diagonal):
+        if bool((torch.isneginf(noise_.log_gain) & ~torch.isneginf(rate.log_gain)).any()):
+            raise ValueError(
+                "the probability flow has no velocity at a time without noise. Start and end above "
+                "it; `sample` ends a grid at 0 with the estimate of x_0 instead."
+            )
+    grow = rate @ noise_.inv()
     return process.signal.rate(t) - grow @ process.signal.at(t), grow
 
 

@@ -6,12 +6,13 @@ same W_t gives the same loss for all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal, Operator, identity
+from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser
@@ -24,7 +25,10 @@ Times = Callable[[Tensor], Tensor]
 
 
 def flat(process: Process, t: Tensor, s: Tensor) -> Operator:
-    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared). Named `clean` on the command line."""
+    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared).
+
+    Named `clean` on the command line.
+    """
     return identity()
 
 
@@ -52,10 +56,14 @@ def score(process: Process, t: Tensor, s: Tensor) -> Operator:
 
 
 def bound(coupling: Coupling) -> Weighting:
-    r"""W = L^-1 (C_s - K C_t): twice the KL divergence of one reverse step, of a marginal-consistent coupling.
+    r"""W = L^-1 (C_s - K C_t): || W (x_0^ - x_0) ||^2 is twice the KL divergence of a reverse step.
 
-    For `ancestral` W^T W = SNR_s - SNR_t. Inconsistent couplings are refused: their "bound" can beat
-    the data's entropy (methods.md 1.8).
+    For `ancestral` W^T W = SNR_s - SNR_t. Couplings that do not keep the marginals are refused:
+    their "bound" can beat the data's entropy (methods.md 1.8). So is a step that draws nothing
+    where its mean depends on x_0, such as `ddim(0)`: its divergence is infinite.
+
+    Raises:
+        ValueError: the coupling is one of those, or s is not before t.
 
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
@@ -63,23 +71,36 @@ def bound(coupling: Coupling) -> Weighting:
     """
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
+        if bool((s >= t).any()):
+            raise ValueError(
+                "bound compares two times, s before t, and vanishes at s = t, where `loss` asks. "
+                "Wrap it: lambda process, t, s: bound(coupling)(process, t, t - 1 / steps)."
+            )
         carry, fresh = coupling(process, t, s)
-        cov_s = process.cov(s)
-        kept = carry @ process.cov(t) @ carry.T + fresh @ fresh.T
-        excess = cov_s - kept
-        if isinstance(excess, Diagonal) and isinstance(cov_s, Diagonal):
-            if bool((excess.log_gain > cov_s.log_gain - 20).any()):
-                raise ValueError(
-                    "bound needs a coupling that keeps the marginals, V_s = K V_t K^T + L L^T; "
-                    f"{getattr(coupling, '__name__', 'this one')} does not. Use ancestral, bridge or ddim."
-                )
-        return fresh.inv() @ (process.signal.at(s) - carry @ process.signal.at(t))
+        name = getattr(coupling, "__qualname__", "this coupling").split(".")[0]
+        cov_s, clean_s = process.cov(s), process.signal.at(s)
+        if _exceeds(cov_s - carry @ process.cov(t) @ carry.T - fresh @ fresh.T, cov_s):
+            raise ValueError(
+                "bound needs a coupling that keeps the marginals, V_s = K V_t K^T + L L^T; "
+                f"{name} does not. Use ancestral, bridge or ddim with eta > 0."
+            )
+        pull = clean_s - carry @ process.signal.at(t)
+        if _exceeds(_where_dead(fresh) @ pull, clean_s):
+            raise ValueError(
+                "bound needs fresh noise wherever a step depends on x_0, else the divergence is "
+                f"infinite; {name} draws none. Use ancestral, bridge or ddim with eta > 0, and end "
+                "above a time without noise."
+            )
+        return fresh.inv() @ pull
 
     return weighting
 
 
 def unit(denoiser: Denoiser) -> Weighting:
-    r"""W = out_t^-1: every time asks a unit-variance target of the network (EDM), up to the factor `of`."""
+    r"""W = out_t^-1 of: the error of the network's own output, for each time of equal weight.
+
+    With `wiener` its target has unit variance (EDM's loss), with `angular` this is the v-loss.
+    """
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
         pre = denoiser.precondition(t)
@@ -90,6 +111,8 @@ def unit(denoiser: Denoiser) -> Weighting:
 
 def loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """|| W_t (x_0^ - x_0) ||^2 / n for each sample, with x_t = C_t x_0 + S_t eps; (B,).
+
+    The weighting is asked at s = t: one that compares two times chooses its s itself.
 
     Args:
         x0: (B, *shape) in [-1, 1], n values a sample.
@@ -104,8 +127,8 @@ def loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Tensor, eps: T
 
 
 def uniform(u: Tensor) -> Tensor:
-    """Times uniform on [0, 1)."""
-    return u
+    """Times uniform on (0, 1]: never the clean end, where a process may have no noise."""
+    return 1 - u
 
 
 def levels(count: int) -> Times:
@@ -118,15 +141,33 @@ def levels(count: int) -> Times:
 
 
 def stratified(u: Tensor) -> Tensor:
-    r"""One number in [0, 1) for each of B samples, evenly spread: (u_0 + i / B) mod 1, VDM's low-discrepancy times."""
+    r"""VDM's low-discrepancy times: 1 - (u_0 + i / B) mod 1 for sample i of B, one number u_0."""
     spread = torch.arange(len(u), dtype=u.dtype, device=u.device) / len(u)
-    return (u[:1] + spread) % 1.0
+    return 1 - (u[:1] + spread) % 1.0
 
 
 def _check_supported(process: Process, t: Tensor, who: str) -> None:
     cov = process.cov(t)
     if isinstance(cov, Diagonal) and bool(torch.isneginf(cov.log_gain).any()):
         raise ValueError(
-            f"{who} needs Sigma_t to reach every coefficient at every training time; it is singular. "
-            "Give the noise a floor, or use the `flat` weighting."
+            f"{who} needs Sigma_t to reach every coefficient at every training time; it is "
+            "singular. Give the noise a floor, or use the `flat` weighting."
         )
+
+
+def _exceeds(excess: Operator, scale: Operator) -> bool:
+    """Whether `excess` is more than rounding beside `scale`, as far as their structure shows."""
+    if isinstance(excess, Diagonal) and isinstance(scale, Diagonal):
+        return bool((excess.log_gain > scale.log_gain - 20).any())
+    if isinstance(excess, Dense):
+        found, size = (op.matrix(excess.shape).abs().amax((-2, -1)) for op in (excess, scale))
+        return bool((found > 1e-8 * size).any())
+    return False
+
+
+def _where_dead(operator: Operator) -> Operator:
+    """The projection on the coefficients that a diagonal operator takes to 0; else 0."""
+    if not isinstance(operator, Diagonal):
+        return zero()
+    dead = torch.isneginf(operator.log_gain)
+    return Diagonal(torch.where(dead, 0.0, -math.inf).to(operator.log_gain), None, operator.basis)

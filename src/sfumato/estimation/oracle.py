@@ -1,4 +1,6 @@
-r"""Oracles are backbones that know the data: the exact E[x_0 | x_t] for Gaussians, mixtures and finite sets.
+r"""Oracles are backbones that know the data: the exact E[x_0 | x_t].
+
+For Gaussians, mixtures of Gaussians and finite sets of points:
 
     M_k = C S_k C^T + V,   E[x_0 | x] = sum_k gamma_k (m_k + S_k C^T M_k^-1 (x - C m_k)),
     gamma_k ~ w_k N(x; C m_k, M_k)
@@ -38,7 +40,9 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         if len(means) != len(covs):
-            raise ValueError(f"a mixture needs a covariance for each mean; got {len(means)}, {len(covs)}.")
+            raise ValueError(
+                f"a mixture needs a covariance for each mean; got {len(means)}, {len(covs)}."
+            )
         self.process, self.means, self.covs = process, means.to(torch.float64), tuple(covs)
         weights = torch.ones(len(means)) if weights is None else weights
         self.weights = weights.to(torch.float64) / weights.sum()
@@ -72,5 +76,5 @@ def gaussian(process: Process, mean: Tensor, cov: Operator) -> Mixture:
 
 
 def dataset(process: Process, points: Tensor) -> Mixture:
-    """The exact denoiser of a finite data set, (K, *shape): it can only ever return what it was given."""
+    """The exact denoiser of a finite data set, (K, *shape): it only returns what it was given."""
     return Mixture(process, points, [zero()] * len(points))

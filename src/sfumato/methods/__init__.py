@@ -49,4 +49,3 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "langevin": langevin,
     "pc": _pc,
 }
-

@@ -49,6 +49,8 @@ def ddpm(
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler.
     """
+    if length < 1:
+        raise ValueError(f"a chain needs a length of 1 or more; got {length}.")
     log_power = BETAS[betas](steps=length)
     process = Process(signal=Scale(Amplitude(log_power)), noise=Scale(Complement(log_power)))
     kernel = reverse(VARIANCES[variance])

@@ -40,3 +40,7 @@ class Recipe:
     times: Times = uniform
     steps: int = 100
     grid: Callable[[int], Tensor] = even
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a sampler needs one step or more; got {self.steps}.")

@@ -45,6 +45,8 @@ def soft(
         memory: training images whose low frequencies start the sampler; 0 fits a Gaussian instead.
         steps: steps of the sampler.
     """
+    if memory < 0:
+        raise ValueError(f"memory must be 0 or more; got {memory}.")
     facts = facts or typical(shape)
     longest = max(space(shape))
     low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper

@@ -1,8 +1,8 @@
 r"""The probability flow, and Runge-Kutta methods as data.
 
-dx/dt = D_t x_0^ + G_t x carries every marginal q_t into the next without noise. A method is a tableau:
-nodes c, weights a of earlier slopes for each stage, weights b of all slopes for the step, and its
-order.
+dx/dt = D_t x_0^ + G_t x carries every marginal q_t into the next without noise. A method is a
+tableau: nodes c, weights a of earlier slopes for each stage, weights b of all slopes for the step,
+and its order.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@ r"""A kernel moves x from one time of a grid to the next, by an estimate of x_0.
     init(denoiser, x, grid) -> state      every operator of the loop, once, in float64, cast once
     step(state, x, i, randn_like) -> (x, state)      from grid[i] to grid[i + 1]
 
-Kernels are values: `reverse(coupling)`, `flow(tableau)`, `langevin(delta, steps)`, and `chain` of them.
+Kernels are values: `reverse(coupling)`, `flow(tableau)`, `langevin(delta, steps)`, and `chain` of
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -34,10 +36,10 @@ class Kernel(NamedTuple):
 
 
 class Table:
-    """Operators for each step of a grid, made in blocks by one call over all times of the block (final).
+    """Operators for each step of a grid, made in blocks by one call over the block's times (final).
 
     Args:
-        make: (t, s) -> operators and labels, nested in tuples, for times of shape (N, 1, ..., 1) or ().
+        make: (t, s) -> operators and labels, nested in tuples, for times (N, 1, ..., 1) or ().
         x: the signal they will act on; gives rank, dtype and device.
         grid: falling times.
     """
@@ -59,14 +61,14 @@ class Table:
         if all(isinstance(leaf, Diagonal | Tensor) for leaf in _leaves(made)):
             return _unbind(made, len(grid) - 1, self._x)
         # Operators without a batch of gains (matrix-free ones, say) are made one time at a time.
-        return [self._make(t, s) for t, s in zip(grid[:-1], grid[1:], strict=True)]
+        return [self._make(t, s) for t, s in pairwise(grid)]
 
 
 def reverse(coupling: Coupling) -> Kernel:
     r"""x_s = C_s x_0^ + K (x_t - C_t x_0^) + L eps for a coupling (K, L).
 
-    With `ancestral`, `ddim(eta)`, `momentum`, `naive`, `cold`, `annealed` ... this is DDPM, DDIM, Soft
-    Diffusion's samplers, Cold Diffusion, consistent annealed sampling.
+    With `ancestral`, `ddim(eta)`, `momentum`, `naive`, `cold`, `annealed` ... this is DDPM, DDIM,
+    Soft Diffusion's samplers, Cold Diffusion, consistent annealed sampling.
     """
 
     def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
@@ -98,11 +100,12 @@ def reverse(coupling: Coupling) -> Kernel:
 
 
 def langevin(delta: float, steps: int = 1) -> Kernel:
-    r"""Langevin steps at the time arrived at, preconditioned by V_s: x <- x - delta r + sqrt(2 delta) S_s eps, r = x - C_s x_0^.
+    r"""Langevin steps at the time arrived at, preconditioned by V_s.
 
-    Preconditioned so, the drift V_s score is minus the residual, and NCSN's rule alpha_i ~ sigma_i^2 is
-    one constant delta = alpha_i / sigma_i^2. Alone it is annealed Langevin dynamics; after a predictor
-    (`chain`) a corrector. Stationary variance V / (1 - delta / 2) around exact scores.
+    x <- x - delta (x - C_s x_0^) + sqrt(2 delta) S_s eps. Preconditioned so, the drift V_s score is
+    minus the residual, and NCSN's rule alpha_i ~ sigma_i^2 is one constant
+    delta = alpha_i / sigma_i^2. Alone it is annealed Langevin dynamics; after a predictor (`chain`)
+    a corrector. Where x_s has variance M the stationary variance is M / (1 - delta V_s / 2M).
 
     References:
         Generative Modeling by Estimating Gradients of the Data Distribution (Y. Song, S. Ermon,
@@ -138,7 +141,10 @@ def langevin(delta: float, steps: int = 1) -> Kernel:
 
 
 def chain(*kernels: Kernel) -> Kernel:
-    """One kernel after another; only the first should move in time. Predictor-corrector: chain(flow(...), langevin(...))."""
+    """One kernel after another; only the first should move in time.
+
+    Predictor-corrector is chain(flow(...), langevin(...)).
+    """
     if not kernels:
         raise ValueError("chain needs one kernel or more; got none.")
 

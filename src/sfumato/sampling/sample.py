@@ -62,7 +62,7 @@ def check_grid(grid: Tensor) -> Tensor:
         raise ValueError(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
     if float(grid.max()) > 1 or float(grid.min()) < 0:
         raise ValueError(f"a grid lies in [0, 1]; got {grid.min():g} to {grid.max():g}.")
-    rises = (grid.diff() >= 0).nonzero()
+    rises = (~(grid.diff() < 0)).nonzero()  # so that NaN is no time either
     if len(rises):
         i = int(rises[0])
         raise ValueError(
@@ -72,7 +72,9 @@ def check_grid(grid: Tensor) -> Tensor:
 
 
 class Seeds:
-    """Standard normal numbers with a stream for each image (final): image i of seed i is the same at any batch size.
+    """Standard normal numbers with a stream for each image (final).
+
+    The image of a seed is the same at any batch size.
 
     Args:
         seeds: one integer >= 0 for each row of the tensors to come.

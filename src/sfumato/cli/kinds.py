@@ -1,0 +1,146 @@
+"""A kind reads what was written for an option, in a flag or in a file, or says what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Unfit(argparse.ArgumentTypeError, ValueError):
+    """A value that is not of its kind; the sentence goes on from the option's name."""
+
+
+class Kind(NamedTuple):
+    """How a value is read, and how help shows its form (final)."""
+
+    read: Callable[[Any], Any]
+    form: str = ""
+
+
+def nearest(what: str, name: str, known: Iterable[str], else_: str | None = None) -> str:
+    """The sentence for a name that nobody knows: with the one meant, or `else_`, or all there are."""
+    bare = {other.lstrip("-"): other for other in known}
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
+    if near:
+        return f"no {what} '{name}'; did you mean '{bare[near[0]]}'?"
+    hint = else_ or f"choose from {', '.join(bare.values())}."
+    return f"no {what} '{name}'; {hint}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict | list | None):
+        raise Unfit(f"needs a text; got {value!r}.")
+    return str(value)
+
+
+def _path(value: object) -> str:
+    return str(Path(_text(value)).expanduser())
+
+
+def _number(value: object) -> float:
+    try:
+        if isinstance(value, bool) or (read := float(value)) != read:  # type: ignore[arg-type]
+            raise TypeError
+    except (TypeError, ValueError):
+        raise Unfit(f"needs a number; got '{value}'.") from None
+    return read
+
+
+def _whole(value: object) -> int:
+    try:
+        exact = Decimal(str(value))  # so that 1e5 is whole, and 63 bits keep their last
+        if exact != int(exact):
+            raise ValueError
+    except (ArithmeticError, ValueError):
+        raise Unfit(f"needs a whole number; got '{value}'.") from None
+    return int(exact)
+
+
+def _positive(value: object) -> int:
+    if (read := _whole(value)) < 1:
+        raise Unfit(f"must be 1 or more; got {read}.")
+    return read
+
+
+def _natural(value: object) -> int:
+    if (read := _whole(value)) < 0:
+        raise Unfit(f"must be 0 or more; got {read}.")
+    return read
+
+
+def _yes(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Unfit(f"needs true or false; got '{value}'.")
+    return value
+
+
+TEXT = Kind(_text, "TEXT")
+PATH = Kind(_path, "PATH")
+NUMBER = Kind(_number, "X")
+WHOLE = Kind(_whole, "N")
+POSITIVE = Kind(_positive, "N")
+NATURAL = Kind(_natural, "N")
+YES = Kind(_yes)
+"""A switch: `--name` or `--no-name`; true or false in a file."""
+
+
+def choice(*names: str) -> Kind:
+    """One of a few names."""
+
+    def read(value: object) -> str:
+        if value not in names:
+            raise Unfit(f"takes {', '.join(names)}; got '{value}'.")
+        return str(value)
+
+    return Kind(read, f"{{{','.join(names)}}}")
+
+
+def several(of: Kind, count: int | None = None) -> Kind:
+    """`count` values (any number where None), as 1,2,3 or [1,2,3]."""
+    form = ",".join([of.form] * count) if count else f"{of.form},..."
+
+    def read(value: object) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
+        parts = value if isinstance(value, list | tuple) else [value]
+        if count is not None and len(parts) != count:
+            raise Unfit(f"needs {count} values, {form}; got {len(parts)}.")
+        return tuple(of.read(part) for part in parts)
+
+    return Kind(read, form)
+
+
+def optional(of: Kind) -> Kind:
+    """`of`, or none."""
+
+    def read(value: object) -> Any:  # noqa: ANN401 - whatever `of` reads
+        return None if value is None or value == "none" else of.read(value)
+
+    return Kind(read, of.form)
+
+
+def expand(seeds: str) -> list[int]:
+    """The numbers that `0-3,8,10-12` means; 0 or more, the ends of a range included."""
+    found: list[int] = []
+    for part in seeds.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise Unfit(f"needs numbers of 0 or more such as 0-3,8; got '{seeds}'.")
+        if dash and int(last) < int(first):
+            raise Unfit(f"needs ranges that rise; got '{part.strip()}'.")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _seeds(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    expand(text)
+    return text
+
+
+SEEDS = Kind(_seeds, "N-N")
+"""Kept as written; `expand` gives the numbers."""

@@ -1,0 +1,178 @@
+"""`sfumato sample RUN`: images from a trained model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from sfumato.cli import kinds
+from sfumato.cli.kinds import nearest
+from sfumato.cli.parser import Parser, resolved, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.model import Model
+
+ABOUT = "Draw images from a trained model, one for each seed: the same one in any batch."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Sample as the command line says."""
+    parser = _parser()
+    values = parser.read(argv, settings(argv))
+    if values.run is None:
+        raise ValueError("sample needs the folder of a run, as in sfumato sample runs/soft.")
+    seeds = kinds.expand(values.seeds)
+
+    from sfumato import pictures
+    from sfumato.methods import lookup
+
+    kernel = values.kernel and lookup.kernel(values.kernel)
+    if values.dry_run:
+        print(resolved(parser, values))
+        return
+    pictures.check_writable(values.out)
+    model = load(values.run, values)
+    classes = labels(model, values.classes, seeds)
+    steps = values.steps or model.recipe.steps
+    clock = time.perf_counter()
+    with progress(-(-len(seeds) // values.batch) * steps, values.quiet) as advance:
+        images = model.sample(seeds, steps, kernel, classes, values.batch, advance)
+    spent = time.perf_counter() - clock
+    folder = Path(values.out).is_dir() or not Path(values.out).suffix
+    names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
+    pictures.save(images, values.out, names)
+    if not values.quiet:
+        sampler = f"kernel {values.kernel}" if kernel else f"the kernel of {model.config.method}"
+        noun = "image" if len(seeds) == 1 else "images"
+        weights = "EMA" if values.weights == "ema" else "raw"
+        print(
+            f"{values.out}: {len(seeds)} {noun}, {steps} steps of {sampler}, {weights} weights, "
+            f"{spent:.1f} s"
+        )
+
+
+def model_options(parser: Parser, seeds: str) -> None:
+    """Add what says which model, on what, makes which images; shared with `show`."""
+    parser.option("seeds", kinds.SEEDS, seeds, "one image for each, such as 0-3,8")
+    steps = "steps of the sampler (default: the method's)"
+    parser.option("steps", kinds.optional(kinds.POSITIVE), None, steps)
+    kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the method's)"
+    parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
+    classes = "for a conditional model: names or numbers, taken in turn (default: all)"
+    parser.option("classes", kinds.optional(kinds.several(kinds.TEXT)), None, classes)
+    parser.option("weights", kinds.choice("ema", "raw"), "ema", "averaged weights, or the last")
+    own = "the model's method FILE.py:NAME, where it is your own; the file is run"
+    parser.option("method", kinds.optional(kinds.TEXT), None, own)
+    parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to compute")
+    dtype = kinds.choice("float32", "bfloat16", "float16")
+    parser.option("dtype", dtype, "float32", "precision of the network")
+
+
+def load(run: str, values: Namespace) -> Model:
+    """The model that the options name, on the device and as precise as they say."""
+    import torch
+
+    from sfumato.methods import lookup
+    from sfumato.model import from_pretrained, locate, read_config
+
+    place = torch.device(device(values.device) or best())
+    build = None
+    if values.method is not None:
+        build, sha256 = lookup.method(values.method)
+        config = read_config(locate(Path(run)))
+        if config.sha256 is None:
+            raise ValueError(f"{run} was trained by {config.method}; leave --method out.")
+        if config.sha256 != sha256:
+            note = f"{values.method} is not the file that {run} was trained with."
+            print(f"sfumato: note: {note}", file=sys.stderr)
+    model = from_pretrained(run, weights=values.weights, build=build).to(place)
+    if values.dtype != "float32":
+        backbone = model.denoiser.backbone
+        cast = torch.autocast(place.type, getattr(torch, values.dtype))(backbone.forward)
+        backbone.forward = lambda *args, **given: cast(*args, **given).float()
+    return model
+
+
+def device(name: str) -> str | None:
+    """`name` if there is such a device here, None for auto; ValueError where there is none."""
+    import torch
+
+    if name == "auto":
+        return None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _mps()}
+    if not there[name]:
+        raise ValueError(f"there is no device {name} here; use --device {best()}.")
+    return name
+
+
+def best() -> str:
+    """The fastest device there is."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if _mps() else "cpu"
+
+
+def _mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
+
+
+def labels(model: Model, chosen: Sequence[str] | None, seeds: Sequence[int]) -> list[int] | None:
+    """A class for each seed: those chosen in turn; else seed i has class i, counted around."""
+    names = model.config.record.classes or ()
+    if chosen is None:
+        return [seed % len(names) for seed in seeds] if model.config.conditional else None
+    known = [*names, *map(str, range(len(names)))]
+    numbers = []
+    for name in chosen:
+        if names and name not in known:
+            raise ValueError(nearest("class", name, known[: len(names)]))
+        numbers.append(known.index(name) % len(names) if names else 0)
+    return [numbers[i % len(numbers)] for i in range(len(seeds))]
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int, Tensor], None]]:
+    """A callback that moves a bar with ETA on a terminal's standard error; silent elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("steps"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda _, x: bar.advance(task)
+
+
+def _parser() -> Parser:
+    parser = Parser("sample", ABOUT)
+    parser.add_argument("run", metavar="RUN", nargs="?", help="folder of a run, or of a model")
+    out = "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C); else a folder of .png"
+    parser.option("out", kinds.PATH, "samples.png", out)
+    model_options(parser, "0-63")
+    parser.option("batch", kinds.POSITIVE, 64, "images in memory at once")
+    parser.about_the_call()
+    return parser

@@ -1,0 +1,121 @@
+"""`sfumato show`: a strip of how a method corrupts images, or of how a trained model makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import Namespace
+
+from sfumato.cli import kinds, signatures
+from sfumato.cli.kinds import nearest
+from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.sample import labels, load, model_options
+from sfumato.cli.signatures import Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORWARD = "From left to right, a method corrupts an image, or a few of a data set, from t = 0 to 1."
+REVERSE = "From left to right, a trained model makes an image from noise, one row for each seed."
+WITHOUT = "show needs a method or a run first, as in sfumato show soft IMAGE.png."
+
+
+def run(argv: Sequence[str]) -> None:
+    """Draw the strip that the command line asks for."""
+    found = settings(argv)
+    target, rest = first(argv, found, "target", WITHOUT)
+    if target is None:
+        return _explain()
+    if ":" not in target and not Path(target).exists() and target not in signatures.methods():
+        raise ValueError(nearest("method or run", target, signatures.methods()))
+    trained = Path(target).is_dir() and target not in signatures.methods()
+    method = None if trained else signatures.method(target)
+    parser = _made_parser(target) if method is None else _corrupted_parser(target, method)
+    values = parser.read(rest, found)
+    if not values.out.endswith(".png"):
+        raise ValueError(f"a strip is one picture, --out NAME.png; got {values.out}.")
+    if values.dry_run:
+        print(resolved(parser, values, target=target))
+        return
+
+    from sfumato import pictures
+
+    pictures.check_writable(values.out)
+    rows = _made(target, values) if method is None else _corrupted(target, method, values)
+    pictures.save(pictures.strip(list(rows)), values.out)
+    if not values.quiet:
+        print(f"{values.out}: {len(rows)} rows of {values.frames} frames")
+
+
+def _corrupted(target: str, method: Signature, values: Namespace) -> Tensor:
+    from sfumato import pictures, trajectory
+    from sfumato.methods import lookup
+    from sfumato.training import data
+
+    build, _ = lookup.method(target)
+    facts = None
+    if values.image:
+        x0 = _reduced(pictures.read(values.image), values.size)
+    else:
+        images = data.load(values.data)
+        x0, facts = images.batch(range(min(values.rows, len(images)))), images.facts()
+    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
+    recipe = build(tuple(x0.shape[1:]), facts, **chosen)
+    return trajectory.forward(recipe.process, x0, values.frames, values.seed)
+
+
+def _made(target: str, values: Namespace) -> Tensor:
+    from sfumato import trajectory
+    from sfumato.methods import lookup
+
+    kernel = values.kernel and lookup.kernel(values.kernel)
+    model, seeds = load(target, values), kinds.expand(values.seeds)
+    classes = labels(model, values.classes, seeds)
+    return trajectory.reverse(model, seeds, values.frames, values.steps, kernel, classes)
+
+
+def _reduced(image: Tensor, size: int) -> Tensor:
+    """`image` (1, C, H, W) with its longest side at most `size`."""
+    from torch.nn.functional import interpolate
+
+    scale = size / max(image.shape[2:])
+    if scale >= 1:
+        return image
+    sides = [max(1, round(side * scale)) for side in image.shape[2:]]
+    return interpolate(image, sides, mode="bilinear", antialias=True)
+
+
+def _explain() -> None:
+    names = ", ".join(signatures.methods())
+    epilog = (
+        f"TARGET is a method ({names}, or FILE.py:NAME of your own), or a run's folder.\n"
+        "sfumato show TARGET --help shows the options of each."
+    )
+    parser = Parser("show", f"{FORWARD} Or: {REVERSE}", epilog)
+    parser.add_argument("target", metavar="TARGET")
+    parser.print_help()
+
+
+def _corrupted_parser(target: str, method: Signature) -> Parser:
+    parser = Parser(f"show {target}", f"{method.summary} {FORWARD}")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="an image file (default: --data)")
+    parser.option("out", kinds.PATH, "strip.png", "the picture")
+    parser.option("data", kinds.TEXT, "digits", "data set or path, where no IMAGE is given")
+    parser.option("rows", kinds.POSITIVE, 6, "images of the data set")
+    parser.option("frames", kinds.POSITIVE, 9, "times shown, 2 or more")
+    parser.option("seed", kinds.NATURAL, 0, "of the noise")
+    parser.option("size", kinds.POSITIVE, 256, "a larger IMAGE is reduced to this longest side")
+    parser.options(method.parameters, f"the method {target}")
+    parser.about_the_call()
+    return parser
+
+
+def _made_parser(target: str) -> Parser:
+    parser = Parser(f"show {target}", REVERSE)
+    parser.option("out", kinds.PATH, "strip.png", "the picture")
+    parser.option("frames", kinds.POSITIVE, 9, "moments shown, 2 or more")
+    model_options(parser, "0-5")
+    parser.about_the_call()
+    return parser

@@ -1,0 +1,188 @@
+"""A signature is what a function's source says of its parameters: read, not run, without torch.
+
+One reader serves methods (shipped, or in a file of the user's), `TrainOptions` and `UNetOptions`;
+what it finds makes both the flags and their help.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from docstring_parser.google import parse
+
+from sfumato.cli import kinds
+from sfumato.cli.kinds import Kind, nearest
+
+SOURCE = Path(__file__).parents[1]
+SCALARS = {"int": kinds.WHOLE, "float": kinds.NUMBER, "str": kinds.TEXT, "bool": kinds.YES}
+
+
+class Parameter(NamedTuple):
+    """One keyword parameter or field that a flag can set (final)."""
+
+    name: str
+    kind: Kind
+    default: Any
+    required: bool
+    help: str
+
+
+class Signature(NamedTuple):
+    """Of one function or dataclass (final)."""
+
+    module: str
+    """Docstring of the whole file."""
+    summary: str
+    """First line of its own docstring."""
+    parameters: tuple[Parameter, ...]
+
+
+def methods() -> dict[str, tuple[Path, str]]:
+    """File and function of each name in METHODS."""
+    tree = _tree(SOURCE / "methods" / "__init__.py")
+    homes = {
+        alias.asname or alias.name: (statement.module, alias.name)
+        for statement in tree.body
+        if isinstance(statement, ast.ImportFrom) and statement.module
+        for alias in statement.names
+    }
+    found = {}
+    for name, value in _entries(tree, "METHODS").items():
+        module, function = homes[ast.unparse(value)]
+        found[name] = (SOURCE.parent / f"{module.replace('.', '/')}.py", function)
+    return found
+
+
+def method(spec: str) -> Signature:
+    """Signature of a method by its name, or of the user's own by `FILE.py:NAME`.
+
+    Raises:
+        ValueError: no such method, file or function.
+    """
+    path, colon, name = spec.rpartition(":")
+    if not colon:
+        known = methods()
+        if spec not in known:
+            raise ValueError(nearest("method", spec, known))
+        return read(*known[spec])
+    if not Path(path).is_file():
+        raise ValueError(f"no file '{path}' for the method {spec}.")
+    return read(Path(path), name)
+
+
+def read(path: Path, name: str) -> Signature:
+    """Signature of the function or dataclass `name` in the file at `path`."""
+    tree = _tree(path)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            doc = parse(_doc(node))
+            helps = {entry.arg_name: entry.description or "" for entry in doc.params}
+            listed = _fields(node) if isinstance(node, ast.ClassDef) else _keywords(node)
+            parameters = [_parameter(*row, helps.get(row[0], "")) for row in listed]
+            return Signature(
+                _doc(tree),
+                doc.short_description or "",
+                tuple(parameter for parameter in parameters if parameter is not None),
+            )
+    raise ValueError(f"{path} defines no function '{name}'.")
+
+
+def kernels() -> list[tuple[str, str, str]]:
+    """Name, parameters and one line about each of KERNELS."""
+    known = _tree(SOURCE / "methods" / "__init__.py")
+    said: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for file in ("corruption/coupling.py", "sampling/flow.py", "sampling/kernels.py"):
+        body = _tree(SOURCE / file).body
+        for node, after in itertools.pairwise([*body, ast.Pass()]):
+            if isinstance(node, ast.FunctionDef):
+                said[node.name], taken[node.name] = _line(_doc(node)), ast.unparse(node.args)
+            elif isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
+                said[ast.unparse(node.targets[0])] = _line(ast.literal_eval(after.value))
+    for wrapper in ("reverse", "flow", "chain"):
+        del said[wrapper]
+    own = {node.name: node for node in known.body if isinstance(node, ast.FunctionDef)}
+    rows = []
+    for name, value in _entries(known, "KERNELS").items():
+        built = own.get(ast.unparse(value))
+        words = re.findall(r"\w+", ast.unparse(built or value))
+        line = built and _line(_doc(built))
+        takes = ast.unparse(built.args) if built else taken.get(ast.unparse(value), "")
+        rows.append((name, takes, line or next((said[w] for w in words if w in said), "")))
+    return rows
+
+
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not Python: {error}.") from error
+
+
+def _entries(tree: ast.Module, name: str) -> dict[str, ast.expr]:
+    """Keys and values of the dictionary `name` of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            table = node.value
+            if isinstance(table, ast.Dict):
+                keys = [ast.literal_eval(key) for key in table.keys if key is not None]
+                return dict(zip(keys, table.values, strict=True))
+    raise NotImplementedError(f"{name} is not a dictionary written out.")
+
+
+def _keywords(node: ast.FunctionDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return [(argument.arg, argument.annotation, default) for argument, default in pairs]
+
+
+def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
+    return [
+        (ast.unparse(field.target), field.annotation, field.value)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
+    ]
+
+
+def _parameter(
+    name: str, annotation: ast.expr | None, default: ast.expr | None, text: str
+) -> Parameter | None:
+    """A parameter, or None where its type or its default is more than a flag can say."""
+    try:
+        value = None if default is None else ast.literal_eval(default)
+    except ValueError:
+        return None
+    kind = SCALARS.get(type(value).__name__) if annotation is None else _kind(annotation)
+    if kind is None:
+        return None
+    return Parameter(name, kind, value, default is None, " ".join(text.split()).rstrip("."))
+
+
+def _kind(node: ast.expr) -> Kind | None:
+    """The kind of an annotation: a scalar, a Literal, a tuple of one scalar, or one `| None`."""
+    match node:
+        case ast.Name(id):
+            return SCALARS.get(id)
+        case ast.BinOp(left, ast.BitOr(), ast.Constant(None)):
+            kind = _kind(left)
+            return kind and kinds.optional(kind)
+        case ast.Subscript(ast.Name("Literal"), names):
+            values = ast.literal_eval(names)
+            return kinds.choice(*([values] if isinstance(values, str) else values))
+        case ast.Subscript(ast.Name("tuple"), ast.Tuple([first, *rest])):
+            kind, others = _kind(first), {ast.unparse(other) for other in rest}
+            if kind is not None and others <= {ast.unparse(first), "..."}:
+                return kinds.several(kind, None if "..." in others else 1 + len(rest))
+    return None
+
+
+def _doc(node: ast.FunctionDef | ast.ClassDef | ast.Module) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def _line(text: str) -> str:
+    """The first line."""
+    return text.partition("\n")[0]

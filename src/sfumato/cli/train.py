@@ -1,0 +1,123 @@
+"""`sfumato train METHOD`: train, or go on with a run that was cut."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from sfumato.cli import kinds, signatures
+from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.signatures import SOURCE, Parameter, Signature
+
+if TYPE_CHECKING:
+    from sfumato.networks.backbones import UNetOptions
+    from sfumato.training.train import TrainOptions
+
+ABOUT = (
+    "Train a method on images. The same command again goes on where the run was cut, and gives the "
+    "same weights bit for bit."
+)
+WITHOUT = "train needs a method first, as in sfumato train soft; there are {}."
+DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train as the command line says; the exit code."""
+    found = settings(argv)
+    names = signatures.methods()
+    name, rest = first(argv, found, "method", WITHOUT.format(", ".join(names)))
+    training = signatures.read(SOURCE / "training" / "train.py", "TrainOptions").parameters
+    network = signatures.read(SOURCE / "networks" / "backbones.py", "UNetOptions").parameters
+    if name is None:
+        _general(training, network).print_help()
+        return 0
+    method = signatures.method(name)
+    parser = Parser(f"train {name}", f"{method.summary} {ABOUT}")
+    _add_options(parser, name, method, training, network)
+    values = parser.read(rest, found)
+
+    from sfumato.networks.backbones import UNetOptions
+    from sfumato.training.train import TrainOptions
+
+    options, size = TrainOptions(**_pick(values, training)), UNetOptions(**_pick(values, network))
+    if values.dry_run:
+        print(resolved(parser, values, method=name))
+        return 0
+    chosen = _pick(values, [row for row in method.parameters if _changed(values, row)])
+    return _train(name, chosen, options, size, values)
+
+
+def _train(
+    name: str,
+    parameters: dict[str, Any],
+    options: TrainOptions,
+    size: UNetOptions,
+    values: Namespace,
+) -> int:
+    from sfumato import files
+    from sfumato.cli.sample import device
+    from sfumato.methods import lookup
+    from sfumato.model import Config
+    from sfumato.training import watch
+    from sfumato.training.data import load
+    from sfumato.training.train import build, train
+
+    place = device(values.device)
+    files.check_writable(Path(values.out) / "run.json")
+    make, sha256 = lookup.method(name)
+    data = load(values.data)
+    if values.conditional and data.record.classes is None:
+        raise ValueError(f"{values.data} has no classes; train without --conditional.")
+    config = Config(name, data.record, parameters, size, values.conditional, sha256)
+    model = build(config, data, options, build=make if sha256 else None)
+    try:
+        train(model, data, options, values.out, watch.terminal(values.quiet), place)
+    except KeyboardInterrupt:
+        print(f"sfumato: stopped; the same command goes on from {values.out}.", file=sys.stderr)
+        return 130
+    if not values.quiet:
+        own = f" --method {name}" if sha256 else ""
+        print(f"{values.out}: checkpoints/, previews/, log.jsonl, run.json")
+        print(f"Sample it: sfumato sample {values.out}{own} --out samples.png")
+    return 0
+
+
+def _general(training: Sequence[Parameter], network: Sequence[Parameter]) -> Parser:
+    """The parser that helps before a method is named."""
+    rows = [(name, signatures.method(name).summary) for name in signatures.methods()]
+    rows.append(("FILE.py:NAME", "one of your own"))
+    lines = [f"  {name:<14}{summary}" for name, summary in rows]
+    more = "sfumato train METHOD --help shows the method's own parameters too."
+    parser = Parser("train METHOD", ABOUT, "\n".join(["methods:", *lines, "", more]))
+    _add_options(parser, "METHOD", None, training, network)
+    return parser
+
+
+def _add_options(
+    parser: Parser,
+    name: str,
+    method: Signature | None,
+    training: Sequence[Parameter],
+    network: Sequence[Parameter],
+) -> None:
+    parser.option("data", kinds.TEXT, "digits", DATA)
+    parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
+    parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to train")
+    parser.option("conditional", kinds.YES, False, "tell the network the images' classes")
+    if method is not None:
+        parser.options(method.parameters, f"the method {name}")
+    parser.options(training, "training", also={"precision": "dtype"})
+    parser.options(network, "network")
+    parser.about_the_call()
+
+
+def _pick(values: Namespace, parameters: Sequence[Parameter]) -> dict[str, Any]:
+    return {parameter.name: values[parameter.name] for parameter in parameters}
+
+
+def _changed(values: Namespace, parameter: Parameter) -> bool:
+    return parameter.required or values[parameter.name] != parameter.default

@@ -1,0 +1,103 @@
+"""Files are written whole or not at all: first beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write a file atomically.
+
+    Args:
+        path: the file; its folder is made where missing.
+        content: bytes, text (UTF-8), or a function that writes to the path it is given.
+
+    Raises:
+        ValueError: the place cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            if isinstance(content, str | bytes):
+                part.write_bytes(content.encode() if isinstance(content, str) else content)
+            else:
+                content(part)
+            part.chmod(0o666 & ~_umask())
+            _flush(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder(path: Path | str) -> Iterator[Path]:
+    """A new folder that appears at `path` complete: fill the yielded one, and it is renamed at the end.
+
+    A folder cut off halfway never has the name; `sweep` removes what is left of it.
+
+    Raises:
+        ValueError: the place cannot be written, or exists.
+    """
+    path = Path(path)
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            part.chmod(0o777 & ~_umask())
+            yield part
+            for file in part.iterdir():
+                _flush(file)
+            part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what writes that were cut off have left in `parent`."""
+    for part in parent.glob(".*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path | str) -> None:
+    """Raise ValueError if `path` could not be written: before the work that is to fill it."""
+    path = Path(path)
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    fits = there.is_dir() if there != path else True
+    if not (fits and os.access(there, os.W_OK)):
+        raise ValueError(f"cannot write {path}: {there} is not a folder that may be written.")
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

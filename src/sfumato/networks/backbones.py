@@ -1,0 +1,228 @@
+r"""A backbone is a function F(x, label) of a batch of images and one number per image.
+
+    F: (B, C, H, W) x (B,) -> (B, C, H, W)
+
+Any `nn.Module` with this signature is one. `UNet` is the one that comes along: diffusers' blocks,
+arranged so that a small model trains on a laptop's processor. Three choices make it cheap:
+
+* The image is cut into patches that become channels (space to depth), so that no convolution runs
+  at full resolution; `patch = 1` switches this off.
+* Levels have the sizes ceil(H / 2^k): a 28 x 28 image is never padded to 32 x 32.
+* Enlarging repeats pixels; the convolutions that follow do the smoothing. The usual additional
+  convolution, the most expensive layer of a level, is left out.
+
+Weights and activations may be in `torch.channels_last`, which is faster on most devices.
+
+References:
+    U-Net: Convolutional Networks for Biomedical Image Segmentation (O. Ronneberger, P. Fischer,
+    T. Brox, 2015), https://arxiv.org/abs/1505.04597
+    Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
+    https://arxiv.org/abs/2006.11239
+    Classifier-Free Diffusion Guidance (J. Ho, T. Salimans, 2022), https://arxiv.org/abs/2207.12598
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+
+LABEL_SCALE = 1000.0
+"""The sinusoids of the label have periods from 6 to 60000; labels are near [-1, 1]."""
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
+
+
+def _whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"{name} must be a list of whole numbers; got {values!r}.")
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise ValueError(f"{name} must be whole numbers; got {tuple(values)}.")
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    r"""The size of a `UNet`; `dataclasses.asdict` gives JSON and `UNetOptions(**json)` reads it.
+
+    Args:
+        width: channels of the finest level; a multiple of 8, fastest as a multiple of 16.
+        multipliers: channels of each level, finest first, in units of `width`.
+        blocks: residual blocks per level on the way down; there is one more on the way up.
+        attention: levels with self-attention, where 0 is the finest.
+        patch: side of the square of pixels that becomes one position of the finest level.
+        dropout: probability of dropping an activation inside a residual block.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 1
+    attention: tuple[int, ...] = ()
+    patch: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("multipliers", "attention"):
+            object.__setattr__(self, name, _whole_numbers(name, getattr(self, name)))
+        for name in ("width", "blocks", "patch"):
+            _positive(name, getattr(self, name))
+        if self.width % 8:
+            raise ValueError(f"width must be a multiple of 8; got {self.width}.")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(
+                f"multipliers must be whole numbers from 1, one per level; got {self.multipliers}."
+            )
+        unknown = set(self.attention) - set(range(len(self.multipliers)))
+        if unknown:
+            raise ValueError(
+                f"attention names level {min(unknown)}; with {len(self.multipliers)} multipliers "
+                f"the levels are 0 (finest) to {len(self.multipliers) - 1}."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
+
+
+class UNet(nn.Module):
+    r"""A U-Net of residual blocks (final), told a number and perhaps a class per image.
+
+    Untrained it returns exactly zero: its last convolution starts there.
+
+    Args:
+        shape: (C, H, W) of the images, of any sizes.
+        options: its size.
+        classes: the number of classes, or None for an unconditional network.
+
+    Raises:
+        ValueError: `shape` or `classes` is not made of positive whole numbers.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        options: UNetOptions = UNetOptions(),
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = _whole_numbers("shape", shape)
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"shape must be (channels, height, width) from 1; got {self.shape}.")
+        if classes is not None:
+            _positive("classes", classes)
+        self.options = options
+        self.classes = classes
+        self.net = _unet(self.shape[0] * options.patch**2, options, classes)
+        size = [math.ceil(side / options.patch) for side in self.shape[1:]]
+        # The last block enlarges nothing; the one before it enlarges to the finest level's size.
+        for block in list(self.net.up_blocks)[-2::-1]:
+            block.upsamplers = nn.ModuleList([Enlarge((size[0], size[1]))])
+            size = [math.ceil(side / 2) for side in size]
+        for parameter in self.net.conv_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+        r"""F(x, label).
+
+        Args:
+            x: images, (B, C, H, W).
+            label: one number per image, (B,), roughly in [-1, 1].
+            classes: classes from 0, (B,) integers; the number of classes itself stands for "none",
+                as None does for the whole batch.
+
+        Returns:
+            a tensor like x.
+
+        Raises:
+            ValueError: a shape or dtype is another, or a network without classes gets some.
+        """
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"this network works on images of shape {self.shape}, (B, *shape) in all; "
+                f"got {tuple(x.shape)}."
+            )
+        if label.shape != x.shape[:1] or not label.is_floating_point():
+            raise ValueError(
+                f"label must be {x.shape[0]} floating-point numbers, one per image; "
+                f"got {label.dtype} of shape {tuple(label.shape)}."
+            )
+        patch, (height, width) = self.options.patch, self.shape[1:]
+        top, left = (-height % patch) // 2, (-width % patch) // 2
+        if height % patch or width % patch:
+            bottom, right = -height % patch - top, -width % patch - left
+            x = F.pad(x, (left, right, top, bottom), mode="replicate")
+        u = F.pixel_unshuffle(x, patch)
+        u = self.net(u, label * LABEL_SCALE, self._classes(x, classes), return_dict=False)[0]
+        u = F.pixel_shuffle(u, patch)
+        return u[..., top : top + height, left : left + width]
+
+    def _classes(self, x: Tensor, classes: Tensor | None) -> Tensor | None:
+        if self.classes is None:
+            if classes is not None:
+                raise ValueError("this network was built without classes; call it without classes.")
+            return None
+        if classes is None:
+            return torch.full((len(x),), self.classes, device=x.device)
+        if classes.dtype not in (torch.int64, torch.int32) or classes.shape != x.shape[:1]:
+            raise ValueError(
+                f"classes must be {len(x)} integers, one per image; "
+                f"got {classes.dtype} of shape {tuple(classes.shape)}."
+            )
+        # Only on the CPU: elsewhere, reading the values would make the device wait.
+        if classes.device.type == "cpu" and ((classes < 0) | (classes > self.classes)).any():
+            raise ValueError(
+                f"classes must be 0 to {self.classes - 1}, or {self.classes} for none; "
+                f"got {classes.min()} to {classes.max()}."
+            )
+        return classes
+
+
+class Enlarge(nn.Module):
+    r"""Nearest-neighbour enlargement to a fixed size, in place of diffusers' `Upsample2D` (final).
+
+    Args:
+        size: (H, W) of the output; odd sizes are met exactly.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor, output_size: None = None) -> Tensor:
+        """(B, C, h, w) -> (B, C, *size); diffusers' blocks pass an `output_size`, always None."""
+        return F.interpolate(x, size=self.size, mode="nearest")
+
+
+def _unet(channels: int, options: UNetOptions, classes: int | None) -> UNet2DModel:
+    levels = range(len(options.multipliers))
+    kinds = ["Attn" if level in options.attention else "" for level in levels]
+    groups = _groups(options.width)
+    return UNet2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        block_out_channels=tuple(options.width * m for m in options.multipliers),
+        layers_per_block=options.blocks,
+        add_attention=levels[-1] in options.attention,
+        attention_head_dim=math.gcd(options.width, 32),
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
+        resnet_time_scale_shift="scale_shift",
+        dropout=options.dropout,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+
+
+def _groups(width: int) -> int:
+    """The most groups, up to 32, of at least 4 channels: they divide every level's channels."""
+    return max(groups for groups in range(1, min(32, width // 4) + 1) if width % groups == 0)

@@ -1,0 +1,282 @@
+r"""Pictures: tensors in [-1, 1] turned into files people look at.
+
+A tensor of images is (n, C, H, W). One channel is gray, three are red, green and blue; of any other
+number the first is shown. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sfumato import files
+
+CELL = 56
+"""The least side of a cell in pixels, where no `scale` is given."""
+MARGIN = 4
+"""Pixels around a caption."""
+PAPER = "white"
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+"""What Pillow raises, depending on the format, for a file that is cut off or damaged."""
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    r"""Images as bytes: round((x + 1) 127.5), clipped to 0 and 255.
+
+    Args:
+        x: images in [-1, 1], (n, C, H, W).
+
+    Returns:
+        Array (n, H, W, C) of uint8.
+
+    Raises:
+        ValueError: `x` has another rank or NaNs.
+    """
+    if x.ndim != 4:
+        raise ValueError(
+            f"images must be (n, channels, height, width); got shape {tuple(x.shape)}."
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floating-point numbers in [-1, 1]; got {x.dtype}.")
+    x = x.detach().float().cpu()
+    if x.isnan().any():
+        raise ValueError(f"{int(x.isnan().sum())} of {x.numel()} values of the images are NaN.")
+    x = ((x + 1) * 127.5).round().clamp(0, 255)
+    return np.ascontiguousarray(x.to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def grid(
+    images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 2
+) -> Image.Image:
+    r"""One picture of all images, row by row.
+
+    Args:
+        images: images in [-1, 1], (n, C, H, W).
+        columns: cells in a row; by default as many as rows, or one more.
+        scale: enlargement by repeated pixels; by default the least that makes a cell 56 pixels.
+        gap: white pixels between cells.
+
+    Raises:
+        ValueError: there is no image, or a number is out of its range.
+    """
+    cells = _cells(to_uint8(images), scale)
+    columns = math.ceil(math.sqrt(len(cells))) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"a grid needs at least one column; got {columns}.")
+    return _paste([cells[i : i + columns] for i in range(0, len(cells), columns)], gap)
+
+
+def strip(
+    rows: Sequence[Tensor],
+    labels: Sequence[str] | None = None,
+    scale: int | None = None,
+    gap: int = 2,
+) -> Image.Image:
+    r"""One picture with a row of cells for each tensor: steps of a process, one method a row.
+
+    Args:
+        rows: images in [-1, 1], each (n, C, H, W); n may differ, C between gray and colour too.
+        labels: a caption for each row, drawn small on its left in Latin letters.
+        scale: enlargement by repeated pixels; by default the least that makes a cell 56 pixels.
+        gap: white pixels between cells.
+
+    Raises:
+        ValueError: there is no image, sizes differ, or captions are not one per row.
+    """
+    arrays = [to_uint8(row) for row in rows]
+    sizes = sorted({array.shape[1:3] for array in arrays})
+    if len(sizes) != 1:
+        raise ValueError(f"the rows of a strip must hold images of one size; got {sizes}.")
+    picture = _paste([_cells(array, scale) for array in arrays], gap)
+    if labels is None:
+        return picture
+    if len(labels) != len(rows):
+        raise ValueError(f"a strip of {len(rows)} rows needs as many labels; got {len(labels)}.")
+    return _caption(picture, labels, gap)
+
+
+def save(
+    images: Tensor | Image.Image, path: str | Path, names: Sequence[str] | None = None
+) -> None:
+    r"""Write images: the path tells how.
+
+    Args:
+        images: images in [-1, 1], (n, C, H, W), or a picture (for `.png` only).
+        path: `x.png`, a grid; `x.npz`, the array `images` of uint8, (n, H, W, C); or a folder (no
+            suffix, or it exists): `000000.png` and so on. Folders on the way are made.
+        names: the files' names in a folder.
+
+    Raises:
+        ValueError: the suffix is another, the place cannot be written, or `images` or `names` do
+            not fit it.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if names is not None and kind:
+        raise ValueError(f"names are for the files of a folder; {path} is one file.")
+    if isinstance(images, Tensor) and not len(images):
+        raise ValueError(f"there is no image to save as {path}.")
+    if isinstance(images, Image.Image):
+        if kind != ".png":
+            raise ValueError(f"a picture is saved as .png; got {path}.")
+        _write_png(path, images)
+    elif kind == ".png":
+        _write_png(path, grid(images))
+    elif kind == ".npz":
+        array = to_uint8(images)
+        files.write(path, lambda part: _write_npz(part, array))
+    else:
+        array = to_uint8(images)
+        if (channels := array.shape[-1]) not in (1, 3):
+            raise ValueError(
+                f"a .png has 1 or 3 channels, these images {channels}; save them as .npz."
+            )
+        for name, one in zip(_names(names, len(array)), array, strict=True):
+            _write_png(path / name, _picture(one))
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now the ValueError that `save` would raise for `path` after the work."""
+    _kind(Path(path))
+    files.check_writable(path)
+
+
+def read(path: str | Path) -> Tensor:
+    """One image file as a tensor (1, C, H, W) in [-1, 1]; raises as `pixels` does."""
+    return torch.from_numpy(pixels(path)).float().div(127.5).sub(1)[None]
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    r"""The bytes of one image file, turned as its EXIF orientation says, (C, H, W) of uint8.
+
+    C is 1 for a gray image, else 3. What is transparent becomes white, 16 bits become 8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not an image, is cut off, or holds numbers that have no natural range.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no image {path}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give one image file.")
+    try:
+        with Image.open(path) as opened:
+            image = _plain(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image that Pillow can read.") from None
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
+    array = np.array(image)
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow's as L or RGB."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its integers exceed 16 bits")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers; save them as .npy")
+    if image.mode in ("LA", "La") or (image.mode == "L" and "transparency" in image.info):
+        image = image.convert("LA")
+        return Image.composite(
+            image.getchannel(0), Image.new("L", image.size, PAPER), image.getchannel(1)
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        paper = Image.new("RGBA", image.size, PAPER)
+        return Image.alpha_composite(paper, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _kind(path: Path) -> str:
+    """`.png`, `.npz`, or "" for a folder."""
+    if path.is_dir():
+        return ""
+    if path.suffix.lower() not in (".png", ".npz", ""):
+        raise ValueError(
+            f"cannot write {path}: {path.suffix} is not a format for images here. "
+            "Use .png (a grid), .npz (an array) or a folder (no suffix)."
+        )
+    if not path.suffix and path.exists():
+        raise ValueError(f"cannot write {path}: it is a file. Give a folder, or add .png or .npz.")
+    return path.suffix.lower()
+
+
+def _names(names: Sequence[str] | None, count: int) -> list[str]:
+    if names is None:
+        return [f"{i:06d}.png" for i in range(count)]
+    if len(names) != count:
+        raise ValueError(f"{count} images need {count} names; got {len(names)}.")
+    if len(set(names)) < count:
+        raise ValueError("two images have one name; names must differ.")
+    for name in names:
+        if not name or Path(name).name != name:
+            raise ValueError(f"{name!r} is not the name of a file in a folder.")
+    return [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    files.write(path, lambda part: picture.save(part, format="PNG"))
+
+
+def _write_npz(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.savez(file, images=array)
+
+
+def _picture(array: np.ndarray) -> Image.Image:
+    """An array (H, W, C) as gray or colour."""
+    return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+
+
+def _cells(array: np.ndarray, scale: int | None) -> list[Image.Image]:
+    """Enlarged pictures of an array (n, H, W, C)."""
+    count, height, width, _ = array.shape
+    if not count:
+        raise ValueError("there is no image to show.")
+    scale = math.ceil(CELL / min(height, width)) if scale is None else scale
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1; got {scale}.")
+    size = (width * scale, height * scale)
+    return [_picture(one).resize(size, Image.Resampling.NEAREST) for one in array]
+
+
+def _paste(rows: list[list[Image.Image]], gap: int) -> Image.Image:
+    """Cells of one size on white paper."""
+    if gap < 0:
+        raise ValueError(f"gap must be at least 0 pixels; got {gap}.")
+    width, height = rows[0][0].size
+    columns = max(len(row) for row in rows)
+    mode = "RGB" if any(cell.mode == "RGB" for row in rows for cell in row) else "L"
+    size = (columns * (width + gap) - gap, len(rows) * (height + gap) - gap)
+    paper = Image.new(mode, size, PAPER)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            paper.paste(cell.convert(mode), (j * (width + gap), i * (height + gap)))
+    return paper
+
+
+def _caption(picture: Image.Image, labels: Sequence[str], gap: int) -> Image.Image:
+    """The picture with a column of captions, each centred on its row."""
+    row = (picture.height + gap) // len(labels)
+    font = ImageFont.load_default(size=max(8, min(13, row - 2)))
+    column = max(math.ceil(font.getlength(label)) for label in labels) + 2 * MARGIN
+    paper = Image.new(picture.mode, (column + picture.width, picture.height), PAPER)
+    paper.paste(picture, (column, 0))
+    pen = ImageDraw.Draw(paper)
+    for i, label in enumerate(labels):
+        middle = i * row + (row - gap) // 2
+        pen.text((column - MARGIN, middle), label, fill="black", font=font, anchor="rm")
+    return paper

@@ -1,0 +1,1 @@
+"""Training: data, the only training loop, and checkpoints."""

@@ -1,0 +1,145 @@
+"""A run folder: what the run is, its log, and checkpoints that are whole or absent.
+
+    run.json             the resolved configuration: whose folder this is
+    log.jsonl            one line per report
+    checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
+                         optimizer's tensors apart in `optimizer.safetensors`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfumato import files
+from sfumato.model import Model, load_weights, plain, read_tensors
+
+
+class State:
+    """All that changes while training: weights, their average, the optimizer's moments (final)."""
+
+    def __init__(self, backbone: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
+        self.backbone, self.optimizer, self.ema = backbone, optimizer, ema
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        names = [name for name, _ in self.backbone.named_parameters()]
+        return {**self.backbone.state_dict(), **dict(zip(names, self.ema.shadow_params, strict=True))}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's tensors as `position.name`."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}.{name}": value for i, row in state.items() for name, value in row.items()}
+
+    def restore(self, folder: Path, step: int) -> None:
+        """Put back what `Checkpoints.save` wrote at `step`."""
+        load_weights(self.backbone, folder / "raw.safetensors")
+        averaged = read_tensors(folder / "model.safetensors")
+        for (name, _), shadow in zip(
+            self.backbone.named_parameters(), self.ema.shadow_params, strict=True
+        ):
+            shadow.copy_(averaged[name])
+        self.ema.optimization_step = step
+        rows: dict[int, dict[str, Tensor]] = {}
+        for key, value in read_tensors(folder / "optimizer.safetensors").items():
+            position, name = key.split(".", 1)
+            rows.setdefault(int(position), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": rows, "param_groups": groups})
+
+    def use_average(self) -> None:
+        """Put the averaged weights into the backbone."""
+        self.ema.copy_to(self.backbone.parameters())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the backbone has the averaged weights."""
+        self.ema.store(self.backbone.parameters())
+        self.use_average()
+        try:
+            yield
+        finally:
+            self.ema.restore(self.backbone.parameters())
+
+
+class Checkpoints:
+    """The run folder `out` of the run `identity` (final).
+
+    Args:
+        out: the folder.
+        model: the model being trained.
+        identity: what makes a run this run; JSON.
+        keep: checkpoints kept.
+    """
+
+    def __init__(self, out: Path, model: Model, identity: Mapping[str, Any], keep: int) -> None:
+        self.out, self.model, self.keep = out, model, keep
+        self.identity = json.loads(json.dumps(identity))
+
+    def open(self, state: State, write: bool = True) -> int:
+        """Claim the folder, or restore its latest checkpoint into `state`; the step to go on from.
+
+        Raises:
+            ValueError: the folder belongs to another run, or cannot be written.
+        """
+        record = self.out / "run.json"
+        if record.is_file():
+            self._check(json.loads(record.read_text()))
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
+        elif write:
+            files.write(record, json.dumps(self.identity, indent=2) + "\n")
+        if write:
+            files.sweep(self.out / "checkpoints")
+        latest = self._all()
+        if not latest:
+            return 0
+        step = int(latest[-1].name)
+        state.restore(latest[-1], step)
+        return step
+
+    def save(self, state: State, step: int) -> None:
+        """Write checkpoint `step`, whole or not at all, and drop the oldest beyond `keep`."""
+        path = self.out / "checkpoints" / f"{step:08d}"
+        if not path.exists():
+            with files.folder(path) as part:
+                self.model.write(part, state.weights(), self.model.denoiser.backbone.state_dict())
+                save_file(plain(state.moments()), part / "optimizer.safetensors")
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to `log.jsonl`."""
+        with (self.out / "log.jsonl").open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def _all(self) -> list[Path]:
+        return sorted((self.out / "checkpoints").glob("[0-9]*"))
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        mine, theirs = _flat(self.identity), _flat(found)
+        for name in sorted(set(mine) | set(theirs)):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{self.out} belongs to another run: there {name} is {theirs.get(name)}, "
+                    f"here {mine.get(name)}. Choose another --out, or ask for the same."
+                )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flat(value, f"{prefix}{name}."))
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves

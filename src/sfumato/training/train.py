@@ -1,0 +1,294 @@
+r"""The only training loop: any method, one process or many, resumed by the same command.
+
+Data order, times and noise come from (seed, step) for the *global* batch and are then sliced by
+process, so a resumed run is the run, and several processes see what one would. Bit-identity holds for
+equal threads, torch build and number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.loss import loss, stratified
+from sfumato.model import Config, Model
+from sfumato.training.checkpoint import Checkpoints, State
+from sfumato.training.data import Data
+from sfumato.training.watch import Watch
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train, whatever the method (final).
+
+    Attributes:
+        images: training images seen in all.
+        batch: images in one step, over all processes.
+        learning_rate: of AdamW at its height.
+        warmup: share of the steps in which the learning rate rises from 0.
+        decay: "cosine" lets it fall to 0 at the end, "none" keeps it.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
+        accumulate: parts in which each step's batch is computed, to save memory.
+        precision: of the backbone: "float32", "bf16", or "auto" (bf16 on GPUs that have it).
+        compile: compile the backbone with torch.compile.
+        seed: of data order, times, noise and initial weights.
+        checkpoint_every: images between checkpoints.
+        preview_every: images between pictures of samples; 0 for none.
+        keep: checkpoints kept.
+    """
+
+    images: int = 180_000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    decay: Literal["cosine", "none"] = "cosine"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.9995
+    accumulate: int = 1
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    checkpoint_every: int = 20_000
+    preview_every: int = 40_000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name):g}.")
+        for name in ("seed", "preview_every", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+        for name in ("ema", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not split into {self.accumulate} equal parts.")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return math.ceil(self.images / self.batch)
+
+
+def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Model:
+    """A model before training: facts measured from `data`, initial weights from the seed.
+
+    `given` are what `Model` takes beside config and facts: `backbone`, `build`.
+    """
+    torch.manual_seed(options.seed)
+    return Model(config, data.facts(), **given)
+
+
+def train(
+    model: Model,
+    data: Data,
+    options: TrainOptions,
+    out: Path | str,
+    watch: Watch | None = None,
+    device: str | None = None,
+) -> Model:
+    """Train `model` on `data` into the run folder `out`; run again with the same arguments, it goes on.
+
+    Args:
+        model: as `build` made it; its backbone is trained in place.
+        data: the training images.
+        options: how to train.
+        out: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, `previews/`.
+        watch: who shows the progress; silent by default.
+        device: "cpu", "cuda", "mps"; by default the best there is.
+
+    Returns:
+        The model with averaged weights, also the last of `out`/checkpoints.
+
+    Raises:
+        ValueError: `out` holds another run, or cannot be written.
+    """
+    accelerator = Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if _bf16(options, device) else "no"
+    )
+    world = accelerator.num_processes
+    if options.batch % (world * options.accumulate):
+        raise ValueError(
+            f"batch {options.batch} does not split into {world} processes of "
+            f"{options.accumulate} parts each."
+        )
+    watch = watch or Watch()
+    backbone = model.denoiser.backbone.to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        backbone.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=options.weight_decay,
+    )
+    ema = EMAModel(backbone.parameters(), decay=options.ema, foreach=True)
+    state = State(backbone, optimizer, ema)
+    checkpoints = Checkpoints(Path(out), model, _identity(model, options), options.keep)
+    with accelerator.main_process_first():
+        step = checkpoints.open(state, write=accelerator.is_main_process)
+    ema.to(accelerator.device)
+
+    prepared = accelerator.prepare(_compiled(backbone, options))
+    denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
+    log = checkpoints.log if accelerator.is_main_process else _mute
+    if accelerator.is_main_process:
+        watch.start(model, options, step)
+        log({"event": "resumed" if step else "started", "step": step})
+    clock, seen = time.perf_counter(), 0
+    try:
+        while step < options.steps:
+            value = _step(step, accelerator, denoiser, model, data, options, optimizer)
+            ema.step(backbone.parameters())
+            step += 1
+            seen += options.batch
+            done = step == options.steps
+            if accelerator.is_main_process:
+                watch.step(step, value)
+                if step % watch.every == 0 or done:
+                    spent = time.perf_counter() - clock
+                    log(
+                        {
+                            "step": step,
+                            "images": step * options.batch,
+                            "loss": round(watch.loss, 6),
+                            "lr": optimizer.param_groups[0]["lr"],
+                            "images_per_second": round(seen / spent, 1),
+                        }
+                    )
+                if done or _crosses(step, options.batch, options.checkpoint_every):
+                    checkpoints.save(state, step)
+                if done or _crosses(step, options.batch, options.preview_every):
+                    with state.averaged():
+                        watch.preview(model, data, Path(out), step * options.batch)
+                    clock, seen = time.perf_counter(), 0
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            checkpoints.save(state, step)
+        raise
+    finally:
+        if accelerator.is_main_process:
+            watch.stop()
+    accelerator.wait_for_everyone()
+    state.use_average()
+    model.denoiser.eval()
+    return model
+
+
+def _step(
+    step: int,
+    accelerator: Accelerator,
+    denoiser: Denoiser,
+    model: Model,
+    data: Data,
+    options: TrainOptions,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """One optimizer step on this process's share of the global batch; the mean loss, on the device."""
+    denoiser.train()
+    for group in optimizer.param_groups:
+        group["lr"] = options.learning_rate * _pace(step, options)
+    torch.manual_seed(_number(options.seed, "module", step, accelerator.process_index))
+    rows, t, eps = draw(step, data, options, model)
+    share = options.batch // accelerator.num_processes
+    part = share // options.accumulate
+    total = torch.zeros((), device=accelerator.device)
+    for i in range(options.accumulate):
+        at = accelerator.process_index * share + i * part
+        chosen = slice(at, at + part)
+        x0 = data.batch(rows[chosen]).to(accelerator.device)
+        bound = denoiser
+        if model.config.conditional:
+            bound = denoiser.given(classes=data.classes(rows[chosen]).to(accelerator.device))
+        last = i == options.accumulate - 1
+        with _together(accelerator, denoiser.backbone, last):
+            noise = eps[chosen].to(accelerator.device)
+            value = loss(bound, model.recipe.weighting, x0, t[chosen], noise).mean()
+            accelerator.backward(value / options.accumulate)
+        total += value.detach() / options.accumulate
+    accelerator.clip_grad_norm_(denoiser.backbone.parameters(), options.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def draw(step: int, data: Data, options: TrainOptions, model: Model) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the data, times (B, 1, ..., 1) and noise of the global batch at `step`, from the seed alone."""
+    positions = torch.arange(step * options.batch, (step + 1) * options.batch)
+    epochs, places = positions // len(data), positions % len(data)
+    rows = torch.empty_like(places)
+    for epoch in epochs.unique().tolist():
+        order = torch.Generator().manual_seed(_number(options.seed, "order", epoch))
+        mine = epochs == epoch
+        rows[mine] = torch.randperm(len(data), generator=order)[places[mine]]
+    generator = torch.Generator().manual_seed(_number(options.seed, "noise", step))
+    u = stratified(torch.rand(options.batch, generator=generator, dtype=torch.float64))
+    t = model.recipe.times(u).reshape(-1, *(1,) * len(model.shape))
+    eps = torch.randn(options.batch, *model.shape, generator=generator)
+    return rows, t, eps
+
+
+def _pace(step: int, options: TrainOptions) -> float:
+    """Learning rate over its height: a linear rise, then half a cosine (or none)."""
+    rise = max(1, round(options.warmup * options.steps))
+    if step < rise:
+        return (step + 1) / rise
+    if options.decay == "none":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, options.steps - rise)))
+
+
+def _number(*parts: object) -> int:
+    """A seed of 63 bits from anything printable: streams of different names never meet."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _identity(model: Model, options: TrainOptions) -> dict[str, Any]:
+    """What makes a run this run and no other."""
+    return {"model": model.config.to_dict(), "options": asdict(options)}
+
+
+def _bf16(options: TrainOptions, device: str | None) -> bool:
+    if options.precision != "auto":
+        return options.precision == "bf16"
+    return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _compiled(backbone: nn.Module, options: TrainOptions) -> nn.Module:
+    return torch.compile(backbone) if options.compile else backbone  # type: ignore[return-value]
+
+
+def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> Any:  # noqa: ANN401
+    """Gradients are averaged over processes with the last part of a step only."""
+    return accelerator.no_sync(backbone) if not last else _Nothing()
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def _crosses(step: int, batch: int, every: int) -> bool:
+    return every > 0 and (step * batch) // every > ((step - 1) * batch) // every
+
+
+def _mute(entry: Mapping[str, Any]) -> None:
+    """Processes other than the first write no log."""

@@ -1,0 +1,395 @@
+"""The command line, end to end on digits with a tiny network; help without torch."""
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from sfumato import from_pretrained
+from sfumato.cli import kinds, main, signatures
+from sfumato.cli.sample import progress
+from sfumato.methods import KERNELS, METHODS
+from sfumato.networks import UNetOptions
+from sfumato.training.train import TrainOptions
+from sfumato.training.watch import Watch
+
+TINY = (
+    *("--width", "8", "--multipliers", "1"),
+    *("--batch", "32", "--preview-every", "0", "--device", "cpu", "--quiet"),
+)
+OWN = '''
+"""A variant of one's own.
+
+References:
+    Mine (Me, 2026)
+"""
+from sfumato.methods.soft import soft
+
+
+def variant(shape, facts=None, *, blur: tuple[float, float] = (0.01, 0.2), steps: int = 4):
+    """Less blur.
+
+    Args:
+        blur: smallest and largest.
+        steps: of the sampler.
+    """
+    return soft(shape, facts, blur=blur, steps=steps)
+'''
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run of `soft` that has seen 128 images."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert run("train", "soft", "--steps", 4, "--images", 128, "--out", out, *TINY) == 0
+    return out
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def array(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["images"]
+
+
+def test_help_and_slips_need_no_torch(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    own = f"{tmp_path}/own.py:variant"
+    words = [
+        *([], ["--help"], ["--version"], ["methods"], ["cite", "soft"], ["methods", "--help"]),
+        *(["train", "--help"], ["train", "soft", "--help"], ["train", own, "--help"]),
+        *(["sample", "--help"], ["show", "--help"], ["show", "ddpm", "--help"], ["cite", "-h"]),
+        *(["trian"], ["train", "sfot"], ["train", "soft", "--imags", "3"], ["train"]),
+    ]
+    script = f"""
+import json, sys
+from sfumato.cli import main
+codes = [main(words) for words in {words!r}]
+heavy = {{"torch", "numpy", "diffusers", "sklearn", "PIL"}} & set(sys.modules)
+print(json.dumps([codes, sorted(heavy)]))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    codes, heavy = json.loads(ran.stdout.splitlines()[-1])
+    assert codes == [0] * 13 + [2] * 4
+    assert not heavy
+    assert len(ran.stderr.splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signatures_of_methods_are_those_of_the_functions(name):
+    read = signatures.method(name)
+    real = inspect.signature(METHODS[name]).parameters.values()
+    expected = {p.name: p.default for p in real if p.kind is p.KEYWORD_ONLY}
+    assert {parameter.name: parameter.default for parameter in read.parameters} == expected
+    assert all(parameter.help for parameter in read.parameters)
+    assert "References:" in read.module and read.summary
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [("training/train.py", TrainOptions), ("networks/backbones.py", UNetOptions)],
+)
+def test_signatures_of_options_are_those_of_the_classes(file, options):
+    read = signatures.read(signatures.SOURCE / file, options.__name__)
+    expected = {field.name: field.default for field in dataclasses.fields(options)}
+    assert {parameter.name: parameter.default for parameter in read.parameters} == expected
+    assert all(parameter.help for parameter in read.parameters)
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "soft"), ("train", "ddpm"), ("show", "soft"), ("sample",), ("train",)]
+)
+def test_every_option_is_explained_with_its_default(words, capsys):
+    assert run(*words, "--help") == 0
+    text = capsys.readouterr().out
+    options = text.partition("options:")[2].partition("\nmethods:")[0]
+    entries = [entry for entry in options.split("\n  -") if entry.strip()]
+    assert len(entries) > 8
+    for entry in entries:
+        said = " ".join(entry.partition("  ")[2].split()) or " ".join(entry.split("\n")[1:])
+        assert len(said.split()) > 1, entry
+
+
+def test_help_shows_a_method_s_parameters_and_defaults(capsys):
+    run("train", "soft", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--blur X,X" in text and "(default: 0.005,0.36)" in text
+    assert "--learning-rate X" in text and "(default: 0.001)" in text
+    assert "--multipliers N,..." in text and "(default: 1,2,2)" in text
+
+
+def test_methods_lists_all_methods_and_kernels(capsys):
+    assert run("methods") == 0
+    text = capsys.readouterr().out
+    for name in [*METHODS, *KERNELS]:
+        assert name in text
+    rows = signatures.kernels()
+    assert [name for name, _, _ in rows] == list(KERNELS)
+    assert all(line for _, _, line in rows)
+
+
+def test_cite_prints_the_references(capsys):
+    assert run("cite", "ddpm") == 0
+    text = capsys.readouterr().out
+    assert "https://arxiv.org/abs/2006.11239" in text and "2020" in text
+
+
+def test_train_writes_a_run_and_says_how_to_sample_it(here, capsys):
+    words = [word for word in TINY if word != "--quiet"]
+    assert run("train", "ddpm", "--images", 64, "--steps", 3, "--out", "runs/a", *words) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "Sample it: sfumato sample runs/a --out samples.png"
+    assert "ddpm on digits" in err and "2 steps of 32" in err
+    model = from_pretrained("runs/a")
+    assert model.config.parameters == {"steps": 3}
+    assert model.config.network == UNetOptions(width=8, multipliers=(1,))
+
+
+def test_quiet_is_quiet(trained, here, capsys):
+    assert run("sample", trained, "--seeds", 0, "--out", "a.png", "--quiet") == 0
+    assert run("show", trained, "--seeds", "0,1", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert Path("a.png").is_file() and Path("strip.png").is_file()
+
+
+def test_sample_writes_a_grid_an_array_or_a_folder(trained, here, capsys):
+    assert run("sample", trained, "--seeds", "0-8", "--out", "a.png") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("a.png: 9 images, 4 steps of the kernel of soft, EMA weights, ")
+    assert not err  # no bar where there is no terminal
+    assert Image.open("a.png").size == (3 * 56 + 4, 3 * 56 + 4)
+    assert run("sample", trained, "--seeds", "0-8", "--out", "deep/a.npz", "--steps", 5) == 0
+    images = array(Path("deep/a.npz"))
+    assert images.shape == (9, 8, 8, 1) and images.dtype == np.uint8
+    assert run("sample", trained, "--seeds", "7,3", "--out", "pngs", "--weights", "raw") == 0
+    assert sorted(path.name for path in Path("pngs").iterdir()) == ["000003.png", "000007.png"]
+    assert "2 images" in capsys.readouterr().out
+
+
+def test_a_seed_gives_its_image_in_any_batch(trained, here):
+    assert run("sample", trained, "--seeds", "0-7", "--batch", 3, "--out", "all.npz") == 0
+    assert run("sample", trained, "--seeds", "3", "--out", "one.npz") == 0
+    rows, one = array(Path("all.npz")).astype(int), array(Path("one.npz")).astype(int)
+    assert abs(rows[3] - one[0]).max() <= 1
+    assert abs(rows[2] - one[0]).max() > 1
+    model = from_pretrained(trained)
+    assert (model.sample(range(8))[3] - model.sample([3])[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kernel", ["ddim:eta=0.5", "momentum", "heun", "pc:delta=0.05"])
+def test_sample_takes_any_kernel(trained, here, kernel, capsys):
+    words = ("--seeds", "0-1", "--steps", 3, "--kernel", kernel, "--out", "a.npz")
+    assert run("sample", trained, *words) == 0
+    assert f"3 steps of kernel {kernel}" in capsys.readouterr().out
+
+
+def test_sample_in_half_precision_stays_close(trained, here):
+    for dtype in ("float32", "bfloat16"):
+        assert run("sample", trained, "--seeds", "0-3", "--dtype", dtype, "--out", dtype) == 0
+    for seed in range(4):
+        full, half = (
+            np.asarray(Image.open(f"{dtype}/{seed:06d}.png"), int)
+            for dtype in ("float32", "bfloat16")
+        )
+        assert abs(full - half).max() <= 8
+
+
+def test_classes_by_number_and_name(here, capsys):
+    words = ("train", "soft", "--conditional", "--images", 32, "--steps", 2, "--out", "c")
+    assert run(*words, *TINY) == 0
+    assert run("sample", "c", "--seeds", "0-11", "--out", "turn.npz") == 0
+    assert run("sample", "c", "--seeds", "3", "--classes", "3", "--out", "one.npz") == 0
+    assert abs(array(Path("turn.npz"))[3].astype(int) - array(Path("one.npz"))[0]).max() <= 1
+    assert run("sample", "c", "--seeds", "0-3", "--classes", "1,2", "--out", "two.npz") == 0
+    assert run("sample", "c", "--seeds", "0", "--classes", "ten") == 2
+    assert "no class 'ten'" in capsys.readouterr().err
+
+
+def test_show_draws_both_directions(trained, here, capsys):
+    Image.new("RGB", (300, 20), (200, 30, 40)).save("photo.png")
+    words = ("show", "soft", "photo.png", "--frames", 3, "--size", 90, "--out", "image.png")
+    assert run(*words) == 0
+    width, height = Image.open("image.png").size
+    assert width == 3 * (90 * 10 + 2) - 2 and height == 6 * 10  # 90 x 6, enlarged to 60 high
+    assert run("show", "ddpm", "--data", "photos", "--rows", 2, "--length", 50) == 0
+    assert Image.open("strip.png").size == (9 * (64 + 2) - 2, 2 * (64 + 2) - 2)
+    assert run("show", trained, "--seeds", "0-2", "--frames", 4, "--out", "back.png") == 0
+    assert Image.open("back.png").size == (4 * (56 + 2) - 2, 3 * (56 + 2) - 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "back.png: 3 rows of 4 frames"
+
+
+def test_a_method_s_name_goes_before_a_folder(trained, here):
+    Path("soft").symlink_to(trained)
+    assert run("show", "soft", "--rows", 1, "--quiet") == 0
+    assert run("show", "./soft", "--seeds", "0", "--quiet", "--out", "back.png") == 0
+
+
+def test_dry_run_prints_what_config_reads_and_writes_nothing(here, capsys):
+    words = ("train", "soft", "--blur", "0.01,0.3", "--images", "1e3", "--multipliers", "[1,2]")
+    assert run(*words, "--out", "r", "--dry-run") == 0
+    text = capsys.readouterr().out
+    values = yaml.safe_load(text)
+    assert values["method"] == "soft" and values["blur"] == [0.01, 0.3]
+    assert values["images"] == 1000 and values["multipliers"] == [1, 2]
+    assert not {"dry_run", "config", "quiet"} & set(values)
+    assert not list(here.iterdir())
+    Path("again.yaml").write_text(text)
+    assert run("train", "--config", "again.yaml", "--dry-run") == 0
+    assert yaml.safe_load(capsys.readouterr().out) == values
+    assert run("sample", "r", "--seeds", "0-63", "--kernel", "ddim:eta=0.5", "--dry-run") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["seeds"] == "0-63"
+    assert run("show", "soft", "no.png", "--dry-run") == 0
+    assert [path.name for path in here.iterdir()] == ["again.yaml"]
+
+
+def test_flags_win_over_the_file_which_wins_over_defaults(here, capsys):
+    Path("run.yaml").write_text("batch: 64\nlearning-rate: 1e-4\ncompile: true\nknee: 0.5\n")
+    flags = ("--batch", 16, "--config", "run.yaml", "--knee", 0.75, "--no-compile")
+    assert run("train", "soft", *flags, "--dry-run") == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["batch"] == 16 and values["knee"] == 0.75 and values["compile"] is False
+    assert values["learning_rate"] == 1e-4 and values["clip"] == 1.0
+    Path("run.json").write_text(json.dumps({"seeds": [1, 2], "run": "r", "steps": None}))
+    assert run("sample", "--config", "run.json", "--dry-run") == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values["seeds"] == "1,2" and values["run"] == "r"
+
+
+def test_a_run_s_own_record_is_a_config_and_resumes_it(trained, capsys):
+    before = load_file(from_latest(trained) / "model.safetensors")
+    record = trained / "run.json"
+    words = ("--config", record, "--out", trained, "--device", "cpu")
+    assert run("train", *words) == 0
+    assert "resumed at step 4" in capsys.readouterr().err
+    after = load_file(from_latest(trained) / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def from_latest(run_folder: Path) -> Path:
+    return sorted((run_folder / "checkpoints").iterdir())[-1]
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch):
+    words = ("train", "soft", "--steps", 2, "--images", 160, "--out", "cut", *TINY)
+    step = Watch.step
+
+    def cut(self, done, value):
+        step(self, done, value)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "step", cut)
+        assert run(*words) == 130
+    assert capsys.readouterr().err == "sfumato: stopped; the same command goes on from cut.\n"
+    assert run(*words) == 0
+    assert run(*words[:-1], "--quiet", "--out", "whole", "--device", "cpu") == 0
+    log = [json.loads(line) for line in Path("cut/log.jsonl").read_text().splitlines()]
+    assert {"event": "resumed", "step": 3} in log
+    cut_run, whole = (load_file(from_latest(Path(r)) / "raw.safetensors") for r in ("cut", "whole"))
+    assert all(torch.equal(cut_run[name], whole[name]) for name in whole)
+
+
+def test_a_method_of_one_s_own(here, capsys):
+    Path("own.py").write_text(OWN)
+    assert run("train", "own.py:variant", "--blur", "0.02,0.1", "--images", 32, *TINY) == 0
+    out = "runs/variant"  # the default, after the function
+    assert run("cite", "own.py:variant") == 0
+    assert capsys.readouterr().out == "Mine (Me, 2026)\n"
+    assert run("sample", out, "--out", "a.png") == 2
+    assert "--method FILE.py:NAME" in capsys.readouterr().err
+    words = ("sample", out, "--method", "own.py:variant", "--seeds", "0-1", "--out", "a.npz")
+    assert run(*words) == 0
+    text, err = capsys.readouterr()
+    assert "4 steps of the kernel of own.py:variant" in text and not err
+    assert run("show", out, "--method", "own.py:variant", "--seeds", 0) == 0
+    Path("own.py").write_text(OWN.replace("Less blur", "Little blur"))
+    capsys.readouterr()
+    assert run(*words) == 0
+    assert "is not the file that runs/variant was trained with" in capsys.readouterr().err
+    assert run("show", "own.py:variant", "--rows", 1, "--out", "forward.png") == 0
+
+
+def test_a_parameter_may_not_hide_an_option(here, capsys):
+    Path("own.py").write_text("def f(shape, facts=None, *, batch: int = 3): ...\n")
+    assert run("train", "own.py:f", "--dry-run") == 2
+    assert "'batch' is an option of train own.py:f already" in capsys.readouterr().err
+
+
+def test_slips_in_the_code_keep_their_traceback(here, monkeypatch):
+    def slip(*words, **given):
+        return int("not a number")
+
+    monkeypatch.setattr("sfumato.training.data.load", slip)
+    with pytest.raises(ValueError, match="invalid literal"):
+        run("show", "soft")
+
+
+def test_interrupt_anywhere_is_one_line(here, monkeypatch, capsys):
+    def stop(*words, **given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.training.data.load", stop)
+    assert run("show", "soft") == 130
+    assert capsys.readouterr().err == "sfumato: stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("5", [5]), ("0-3", [0, 1, 2, 3]), ("0-1,8,10-11", [0, 1, 8, 10, 11]), ("7,3", [7, 3])],
+)
+def test_seeds(text, numbers):
+    assert kinds.expand(text) == numbers
+
+
+def test_values_are_read_as_written_in_flags_and_files():
+    pair = kinds.several(kinds.NUMBER, 2)
+    for written in ("0.1,2", "[0.1, 2]", "(0.1,2)", [0.1, 2], ("0.1", "2")):
+        assert pair.read(written) == (0.1, 2.0)
+    assert kinds.several(kinds.WHOLE).read("") == ()
+    assert kinds.WHOLE.read("9223372036854775807") == 2**63 - 1
+    assert kinds.WHOLE.read("1e5") == 100_000
+    assert kinds.optional(kinds.WHOLE).read("none") is None
+    for kind, wrong in [
+        *((kinds.WHOLE, value) for value in ("1.5", "x", "", True, "nan", "inf", [1])),
+        *((kinds.NUMBER, value) for value in ("x", "nan", True, None)),
+        *((kinds.POSITIVE, 0), (kinds.NATURAL, -1), (kinds.YES, "maybe"), (pair, "1")),
+        *((kinds.TEXT, {"a": 1}), (kinds.choice("a"), "b"), (kinds.SEEDS, "")),
+    ]:
+        with pytest.raises(kinds.Unfit):
+            kind.read(wrong)
+
+
+def test_python_m_sfumato_returns_the_exit_code():
+    words = [sys.executable, "-m", "sfumato", "trian"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "sfumato: no verb 'trian'; did you mean 'train'?\n"
+
+
+def test_progress_shows_an_estimate_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with progress(2, quiet=False) as advance:
+        for _ in range(2):
+            advance(1, torch.zeros(1))
+    out, err = capsys.readouterr()
+    assert not out and "2/2" in err and "ETA" in err

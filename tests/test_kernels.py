@@ -1,0 +1,780 @@
+"""Laws of kernels and of the loop: exact moments, orders of convergence, seeds, refusals.
+
+Kernels are affine in (x, noise) where the denoiser is the exact one of Gaussian data, so moments are
+pushed, never sampled. The references are dense recursions written here from the matrices C_t, S_t of
+a process (numbers like 10.3 are those of methods.md).
+"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import (
+    COUPLINGS,
+    PROCESSES,
+    RANKS,
+    SHAPE,
+    TABLEAUX,
+    Toy,
+    Zero,
+    affine,
+    basis_of,
+    densified,
+    diagonal_cov,
+    matrix,
+    modal,
+    normal,
+    push,
+    spd,
+    time,
+    variance,
+)
+from sfumato.algebra import (
+    Dense,
+    Diagonal,
+    MatrixFree,
+    Operator,
+    dct,
+    hartley,
+    identity,
+    scaled,
+    zero,
+)
+from sfumato.corruption.coupling import ancestral, ancestral_large, ddim, momentum, naive
+from sfumato.corruption.families import Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import (
+    Amplitude,
+    Complement,
+    Constant,
+    Geometric,
+    Linear,
+    linear_betas,
+)
+from sfumato.estimation.denoise import (
+    Denoiser,
+    Estimate,
+    Precondition,
+    clean,
+    flow_operators,
+    noise,
+    residual,
+    velocity,
+    wiener,
+)
+from sfumato.estimation.oracle import Mixture, gaussian
+from sfumato.sampling import kernels
+from sfumato.sampling.flow import EULER, HEUN, RK4, flow
+from sfumato.sampling.kernels import Kernel, chain, langevin, reverse
+from sfumato.sampling.sample import Seeds, even, sample
+
+N = math.prod(SHAPE)
+GRID = torch.tensor([1.0, 0.7, 0.4, 0.12], dtype=torch.float64)
+FREE_OF_INVERSES = {"naive": naive, "ddim": ddim(0.0), "momentum": momentum}
+
+
+def exact(process: Process, mean: Tensor, cov: Operator) -> Denoiser:
+    """The exact denoiser of N(mean, cov)."""
+    known = densified(process) if isinstance(cov, Dense) else process
+    return Denoiser(process, clean, gaussian(known, mean, cov))
+
+
+def centred(process: Process, cov: Diagonal) -> Denoiser:
+    """The exact denoiser of N(0, cov) in a process's own basis, all of it made before the loop."""
+    return Denoiser(process, wiener(cov), Zero())
+
+
+def amount(basis_cov: Diagonal) -> Tensor:
+    """The variances of a diagonal covariance, one for each coefficient."""
+    return basis_cov.gain.expand(SHAPE)
+
+
+def full(value: float) -> Tensor:
+    return torch.full(SHAPE, value, dtype=torch.float64)
+
+
+def marginal(process: Process, cov: Diagonal, t: float) -> Tensor:
+    """M_t = c_t^2 s + v_t for each coefficient (10.1)."""
+    gain, level = process.signal.at(time(t)).gain, process.noise.at(time(t)).gain
+    return gain**2 * amount(cov) + level**2
+
+
+# References, from matrices.
+
+
+class Matrices(NamedTuple):
+    clean_t: Tensor
+    clean_s: Tensor
+    root_t: Tensor
+    cov_t: Tensor
+    cov_s: Tensor
+    forward: Tensor  # C_t C_s^-1
+
+
+def matrices(process: Process, t: Tensor, s: Tensor, shape: tuple[int, ...] = SHAPE) -> Matrices:
+    early, late = process.signal.at(s), process.signal.at(t)
+    root_t, root_s = (matrix(process.noise.at(at), shape) for at in (t, s))
+    if isinstance(late, Diagonal):  # gains of e^-53 have a ratio, but no inverse in floats
+        ratio = Diagonal(late.log_gain - early.log_gain, None, late.basis)
+        forward = matrix(ratio, shape)
+    else:
+        forward = torch.linalg.solve(matrix(early), matrix(late), left=False)
+    cov_t, cov_s = root_t @ root_t.T, root_s @ root_s.T
+    clean = (matrix(late, shape), matrix(early, shape))
+    return Matrices(*clean, root_t, cov_t, cov_s, forward)
+
+
+def root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def dense_ancestral(m: Matrices) -> tuple[Tensor, Tensor]:
+    carry = m.cov_s @ m.forward.T @ torch.linalg.inv(m.cov_t)
+    return carry, m.cov_s - carry @ m.cov_t @ carry.T
+
+
+def dense_large(m: Matrices) -> tuple[Tensor, Tensor]:
+    return dense_ancestral(m)[0], m.cov_t - m.forward @ m.cov_s @ m.forward.T
+
+
+def dense_ddim(m: Matrices) -> tuple[Tensor, Tensor]:
+    return root(m.cov_s) @ torch.linalg.inv(m.root_t), 0 * m.cov_s
+
+
+def dense_half(m: Matrices) -> tuple[Tensor, Tensor]:
+    fresh = dense_ancestral(m)[1] / 4
+    return root(m.cov_s - fresh) @ torch.linalg.inv(m.root_t), fresh
+
+
+def dense_momentum(m: Matrices) -> tuple[Tensor, Tensor]:
+    return m.cov_s @ torch.linalg.inv(m.cov_t), m.cov_t - m.cov_s
+
+
+def dense_bridge(m: Matrices) -> tuple[Tensor, Tensor]:
+    carry = m.cov_s @ torch.linalg.inv(m.cov_t)
+    return carry, m.cov_s - carry @ m.cov_s
+
+
+def dense_pf(m: Matrices) -> tuple[Tensor, Tensor]:
+    carry = m.cov_s @ torch.linalg.inv(m.cov_t)
+    return (torch.eye(len(carry)) + carry) / 2, 0 * carry
+
+
+def dense_annealed(m: Matrices) -> tuple[Tensor, Tensor]:
+    return 0.1 * torch.eye(len(m.cov_s)).double(), m.cov_s - 0.01 * m.cov_t
+
+
+def dense_naive(m: Matrices) -> tuple[Tensor, Tensor]:
+    return 0 * m.cov_s, m.cov_s
+
+
+def dense_cold(m: Matrices) -> tuple[Tensor, Tensor]:
+    return torch.eye(len(m.cov_s)).double(), 0 * m.cov_s
+
+
+DENSE = {
+    "ancestral": dense_ancestral,
+    "ancestral-large": dense_large,
+    "ddim": dense_ddim,
+    "ddim-half": dense_half,
+    "ddim-one": dense_ancestral,  # C_t and S_t commute in PROCESSES, if only as matrices
+    "bridge": dense_bridge,
+    "momentum": dense_momentum,
+    "pf-momentum": dense_pf,
+    "naive": dense_naive,
+    "annealed": dense_annealed,
+    "cold": dense_cold,
+}
+"""(K, L L^T) of every coupling (1.6, 1.11)."""
+
+
+def recursion(process, dense, grid, mean, cov, data_mean, data_cov, shape=SHAPE):
+    """10.9: B = C_s G + K (I - C_t G), P_s = B P B^T + L L^T, mean_s - C_s m = B (mean_t - C_t m)."""
+    moments, m = [], data_mean.flatten()
+    for t, s in pairwise(grid):
+        c = matrices(process, t, s, shape)
+        carry, fresh = dense(c)
+        total = c.clean_t @ data_cov @ c.clean_t.T + c.cov_t
+        gain = data_cov @ c.clean_t.T @ torch.linalg.inv(total)
+        step = c.clean_s @ gain + carry @ (torch.eye(len(m)) - c.clean_t @ gain)
+        mean = c.clean_s @ m + step @ (mean - c.clean_t @ m)
+        cov = step @ cov @ step.T + fresh
+        moments.append((mean, cov))
+    return moments
+
+
+def agree(found, expected, tolerance: float = 1e-8) -> None:
+    for pair in zip(found, expected, strict=True):
+        for a, b in zip(*pair, strict=True):
+            assert torch.isfinite(a).all()
+            torch.testing.assert_close(
+                a, b, rtol=0, atol=tolerance * max(1.0, float(b.abs().max()))
+            )
+
+
+# Exact moments.
+
+
+@pytest.mark.parametrize("structure", ["basis", "none"])
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_moments_are_those_of_the_dense_recursion(name, process, structure):
+    """10.9 for data that no basis diagonalises, with a process in its basis and as mere matrices."""
+    process, grid, cov = PROCESSES[process], GRID, Dense(spd(N), SHAPE)
+    if structure == "none":
+        process, grid = densified(process), GRID[1:]
+    mean = normal(*SHAPE, seed=1)
+    start = normal(N, seed=2), spd(N, seed=3)
+    steps = affine(reverse(COUPLINGS[name].coupling), exact(process, mean, cov), grid, SHAPE)
+    expected = recursion(process, DENSE[name], grid, *start, mean, matrix(cov))
+    # At eta = 1 the carry is the root of a difference that may cancel: half the digits are lost.
+    agree(push(steps, *start), expected, 3e-6 if name == "ddim-one" else 1e-8)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "momentum", "ddim", "naive"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_signals_of_any_rank(rank, name):
+    """10.9 on vectors, sequences and volumes."""
+    process, shape = RANKS[rank]
+    cov = diagonal_cov(basis_of(process) if rank != "vector" else dct(6))
+    mean, n = normal(*shape, seed=1), math.prod(shape)
+    start = normal(n, seed=2), spd(n, seed=3)
+    denoiser = exact(process, mean, cov)
+    steps = affine(reverse(COUPLINGS[name].coupling), denoiser, GRID, shape)
+    dense = recursion(process, DENSE[name], GRID, *start, mean, matrix(cov, shape), shape)
+    agree(push(steps, *start), dense)
+    for kernel in (flow(HEUN), langevin(0.1)):
+        x = sample(kernel, denoiser, normal(2, *shape), torch.tensor([0.6, 0.5, 0.4, 0.0]))
+        assert x.shape == (2, *shape)
+        assert torch.isfinite(x).all()
+
+
+def free(process: Process) -> Process:
+    """A process known by nothing but its action on signals."""
+
+    def family(of: Family) -> Mapping:
+        return Mapping(lambda t: MatrixFree(of.at(t)))
+
+    return Process(family(process.signal), process.noise)
+
+
+SHIFTED = Process(
+    Mapping(lambda t: MatrixFree(lambda x: (1 - t / 2) * x + t / 3 * x.roll(1, -1))),
+    Scale(Linear(0.05, 0.5)),
+)
+"""C_t that is not even symmetric."""
+
+CLASHING = Process(
+    Heat(Geometric(0.3, 3.0, zero_at_start=True), dct(4, 5)),
+    Fixed(Diagonal(-torch.arange(20.0).double().reshape(4, 5) / 20, None, hartley(4, 5)))
+    @ Scale(Linear(0.05, 0.5)),
+)
+"""Blur with reflected edges under noise of a periodic colour: no common basis."""
+
+
+@pytest.mark.parametrize("name", FREE_OF_INVERSES)
+@pytest.mark.parametrize("process", [SHIFTED, CLASHING], ids=["matrix-free", "clashing"])
+def test_couplings_without_inverses_need_no_common_basis(process, name):
+    """10.9 where C_t is a callable, and where C_t and S_t do not commute."""
+    mean, cov = normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
+    start = normal(N, seed=2), spd(N, seed=3)
+    oracle = gaussian(densified(process), mean, cov)
+    steps = affine(
+        reverse(FREE_OF_INVERSES[name]), Denoiser(process, residual, wrap(oracle)), GRID, SHAPE
+    )
+    agree(push(steps, *start), recursion(process, DENSE[name], GRID, *start, mean, matrix(cov)))
+
+
+def wrap(oracle: nn.Module) -> nn.Module:
+    """The residual that an oracle would predict."""
+
+    class Residual(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return oracle(x, label) - x
+
+    return Residual()
+
+
+@pytest.mark.parametrize("process", [SHIFTED, CLASHING], ids=["matrix-free", "clashing"])
+def test_flow_needs_no_common_basis(process):
+    """An Euler step is x + h (C' x_0^ + S' S^-1 (x - C x_0^)) (1.7), with C' and S' by differences."""
+    mean, cov = normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
+    denoiser = Denoiser(process, clean, gaussian(densified(process), mean, cov))
+    t, s, x = time(0.6), time(0.5), normal(3, *SHAPE)
+    clean_t, root_t = matrix(process.signal.at(t)), matrix(process.noise.at(t))
+    slope = [
+        (matrix(family.at(t + 1e-5)) - matrix(family.at(t - 1e-5))) / 2e-5
+        for family in (process.signal, process.noise)
+    ]
+    x0, flat = denoiser(x, t).mean.flatten(1), x.flatten(1)
+    eps = (flat - x0 @ clean_t.T) @ torch.linalg.inv(root_t).T
+    expected = flat + (s - t) * (x0 @ slope[0].T + eps @ slope[1].T)
+    found = sample(flow(EULER), denoiser, x, torch.stack([t, s]))
+    torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-8)
+
+
+def test_couplings_with_inverses_refuse_matrix_free_signals():
+    denoiser = Denoiser(SHIFTED, residual, Toy())
+    with pytest.raises(NotImplementedError, match="MatrixFree has no inverse, which ancestral"):
+        sample(reverse(ancestral), denoiser, normal(2, *SHAPE), even(5))
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_ddim_leaves_cos_to_the_2n(count):
+    """10.3: N equal steps of phi = atan(c sqrt(s) / sqrt(v)) leave a variance ratio cos^2N(D phi)."""
+    process, cov = PROCESSES["vp"], Diagonal(time(0.0))
+    grid = even(count, 1.0, 0.1)  # the angle of this schedule is linear in t
+    turn = [math.atan(math.exp(process.log_snr(t) / 2)) for t in grid]
+    steps = modal(reverse(ddim(0.0)), centred(process, cov), grid, dct(4, 5))
+    ratio = variance(steps, torch.ones(SHAPE)) / marginal(process, cov, 0.1)
+    expected = math.cos((turn[-1] - turn[0]) / count) ** (2 * count)
+    torch.testing.assert_close(ratio, full(expected), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "expected"), [(ancestral_large, 0.999900), (ancestral, 0.991067)]
+)
+def test_ddpm_of_a_thousand_steps(coupling, expected):
+    """10.4d: linear betas, unit-variance data, N(0, I) at first: .999900 (large), .991067 (small)."""
+    process = Process(Scale(Amplitude(linear_betas())), Scale(Complement(linear_betas())))
+    grid = torch.arange(1000, -1, -1).double() / 1000
+    denoiser = centred(process, identity())
+    steps = modal(reverse(coupling), denoiser, grid[:-1], dct(4, 5))
+    last = denoiser(full(1.0)[None], grid[-2]).mean[0]
+    ratio = variance(steps, full(1.0)) * last**2
+    torch.testing.assert_close(ratio, full(expected), rtol=0, atol=6e-7)
+
+
+@pytest.mark.parametrize("process", ["blurring", "soft", "coloured"])
+def test_naive_tends_to_half_the_variance(process):
+    """10.4b: P / M -> 1 / (1 + r), r = c^2 s / M, extrapolated from N and 2N steps."""
+    process = PROCESSES[process]
+    basis = basis_of(process)
+    cov, end = diagonal_cov(basis), 0.1
+    total = marginal(process, cov, end)
+    signal = process.signal.at(time(end)).gain ** 2 * amount(cov)
+    ratios = [
+        variance(
+            modal(reverse(naive), centred(process, cov), even(n, 0.6, end), basis),
+            marginal(process, cov, 0.6),
+        )
+        / total
+        for n in (100, 200)
+    ]
+    limit = 2 * ratios[1] - ratios[0]
+    torch.testing.assert_close(limit, 1 / (1 + signal / total), rtol=6e-3, atol=0)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize(
+    "name", [name for name, case in COUPLINGS.items() if case.consistency == "exact"]
+)
+def test_consistent_couplings_are_exact_on_a_single_image(name, process):
+    """10.4c: Dirac data in one step: N(C_t m, V_t) becomes N(C_s m, V_s)."""
+    process, mean = PROCESSES[process], normal(*SHAPE, seed=1)
+    t, s = time(0.5), time(0.3)
+    c = matrices(process, t, s)
+    kernel = reverse(COUPLINGS[name].coupling)
+    (step,) = affine(kernel, exact(process, mean, zero()), torch.stack([t, s]), SHAPE)
+    found = push([step], c.clean_t @ mean.flatten(), c.cov_t)
+    agree(found, [(c.clean_s @ mean.flatten(), c.cov_s)], 1e-10)
+
+
+def test_momentum_spreads_a_single_image():
+    """10.4c: with geometric noise, v_s = rho v_t at every step, Dirac data end with variance v / rho."""
+    process, grid = PROCESSES["ve"], even(12, 1.0, 0.1)
+    rho = (process.cov(grid[1]).gain / process.cov(grid[0]).gain).item()
+    level = process.cov(grid[-1]).gain
+    steps = modal(reverse(momentum), centred(process, zero()), grid, dct(4, 5))
+    ratio = variance(steps, process.cov(grid[0]).gain.expand(SHAPE)) / level
+    torch.testing.assert_close(ratio, full(1 / rho), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(9, 1.63359), (18, 1.11355), (36, 1.02454), (72, 1.00571)]
+)
+def test_edm_heun(count, expected):
+    """10.8: EDM's Heun sampler on s = .25 from N(0, 80^2): Karras's levels, time being sigma / 80."""
+    process, cov = Process(Scale(Constant(1.0)), Scale(Linear(0.0, 80.0))), scaled(0.25)
+    ramp = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), count, dtype=torch.float64) ** 7
+    denoiser = centred(process, cov)
+    # A sample is linear in x, so that one vector tells its variance; the grid ends with x_0^.
+    x = torch.ones(1, *SHAPE, dtype=torch.float64)
+    gain = sample(flow(HEUN), denoiser, x, torch.cat([ramp / 80, torch.zeros(1)]))
+    ratio = gain**2 * 80**2 / 0.25
+    torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=0, atol=6e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_langevin(process):
+    """10.3: T steps leave rho^2T (P - w) + w, rho = 1 - delta v / M, w = M / (1 - delta v / 2M)."""
+    process = PROCESSES[process]
+    basis, delta, count, s = basis_of(process), 0.3, 3, 0.4
+    cov = diagonal_cov(basis)
+    total, level = marginal(process, cov, s), process.cov(time(s)).gain
+    decay, limit = 1 - delta * level / total, total / (1 - delta * level / (2 * total))
+    denoiser, grid = centred(process, cov), torch.tensor([0.5, s], dtype=torch.float64)
+    steps = affine(langevin(delta, count), denoiser, grid, SHAPE, draws=count)
+    start = 2 * total
+    into = basis_matrix(basis)
+    ((_, found),) = push(
+        steps, torch.zeros(N).double(), into @ torch.diag(start.flatten()) @ into.T
+    )
+    expected = decay ** (2 * count) * (start - limit) + limit
+    torch.testing.assert_close(into.T @ found @ into, torch.diag(expected.flatten()))
+
+
+def basis_matrix(basis) -> Tensor:
+    """V: columns are basis vectors on signals of SHAPE."""
+    return basis.synthesize(torch.eye(N, dtype=torch.float64).reshape(N, *SHAPE)).flatten(1).T
+
+
+def test_chain_is_one_kernel_after_another():
+    """The matrices of a chain are the products of its parts', noise in the order of the draws."""
+    process, grid = PROCESSES["blurring"], GRID[:3]
+    denoiser = exact(process, normal(*SHAPE, seed=1), Dense(spd(N), SHAPE))
+    first = affine(reverse(ancestral), denoiser, grid, SHAPE)
+    second = affine(langevin(0.2), denoiser, grid, SHAPE)
+    both = affine(chain(reverse(ancestral), langevin(0.2)), denoiser, grid, SHAPE, draws=2)
+    for one, two, chained in zip(first, second, both, strict=True):
+        torch.testing.assert_close(chained.gain, two.gain @ one.gain)
+        torch.testing.assert_close(chained.shift, two.gain @ one.shift + two.shift)
+        fresh = torch.cat([two.gain @ one.fresh, two.fresh], 1)
+        torch.testing.assert_close(chained.fresh, fresh)
+
+
+# Convergence.
+
+CONVERGENT = [
+    "ancestral",
+    "ancestral-large",
+    "ddim",
+    "ddim-half",
+    "ddim-one",
+    "bridge",
+    "momentum",
+    "pf-momentum",
+]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", CONVERGENT)
+def test_terminal_variance_is_of_first_order(name, process):
+    """10.11, 10.4a: |P / M - 1| halves when N doubles, for every coefficient."""
+    process = PROCESSES[process]
+    basis, start, end = basis_of(process), 0.7, 0.3
+    cov, kernel = diagonal_cov(basis), reverse(COUPLINGS[name].coupling)
+    once, twice = (
+        variance(
+            modal(kernel, centred(process, cov), even(n, start, end), basis),
+            marginal(process, cov, start),
+        )
+        / marginal(process, cov, end)
+        - 1
+        for n in (32, 64)
+    )
+    assert once.abs().max() > 1e-3
+    assert ((once - 2 * twice).abs() < 0.07 * once.abs() + 0.02 * once.abs().max()).all()
+
+
+class Bimodal:
+    """Data with one coefficient of two modes, the others Gaussian, all independent.
+
+    The exact flow keeps the quantile of each coefficient: F_s(u_s) = F_t(u_t).
+    """
+
+    WEIGHT, INDEX, MODES = 0.3, 6, (-0.9, 0.7)
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.basis = process, basis_of(process)
+        self.cov = Diagonal(diagonal_cov(self.basis).log_gain - 2, None, self.basis)
+        modes = torch.zeros(2, N, dtype=torch.float64)
+        modes[:, self.INDEX] = torch.tensor(self.MODES, dtype=torch.float64)
+        self.modes = modes.reshape(2, *SHAPE)
+
+    def oracle(self) -> Mixture:
+        weights = torch.tensor([self.WEIGHT, 1 - self.WEIGHT], dtype=torch.float64)
+        return Mixture(self.process, self.basis.synthesize(self.modes), [self.cov] * 2, weights)
+
+    def quantile(self, u: Tensor, t: float) -> Tensor:
+        gain, deviation = (
+            self.process.signal.at(time(t)).gain,
+            marginal(self.process, self.cov, t).sqrt(),
+        )
+        parts = [torch.special.ndtr((u - gain * mode) / deviation) for mode in self.modes]
+        return self.WEIGHT * parts[0] + (1 - self.WEIGHT) * parts[1]
+
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        level = self.quantile(self.basis.analyze(x), t)
+        reach = 2 + 10 * marginal(self.process, self.cov, s).sqrt()
+        low, high = (-reach).expand_as(x), reach.expand_as(x)
+        for _ in range(70):
+            middle = (low + high) / 2
+            right = self.quantile(middle, s) < level
+            low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+        return self.basis.synthesize((low + high) / 2)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", TABLEAUX)
+def test_order_of_convergence(name, process):
+    """Each tableau has its declared order, on the exact flow of a mixture (quantiles)."""
+    data, tableau, (t, s) = Bimodal(PROCESSES[process]), TABLEAUX[name], (0.6, 0.45)
+    denoiser = Denoiser(data.process, clean, data.oracle())
+    x = data.process.corrupt(data.oracle().means, time(t), normal(2, *SHAPE, seed=5))
+    truth, count = data.flow(x, t, s), {1: 16, 2: 6, 4: 4}[tableau.order]
+    coarse, fine = (
+        float((sample(flow(tableau), denoiser, x, even(n, t, s)) - truth).norm())
+        for n in (count, 2 * count)
+    )
+    assert coarse < 0.05 * float((truth - x).norm())
+    assert abs(math.log2(coarse / fine) - tableau.order) < 0.15
+
+
+def test_velocity_agrees_with_torchdiffeq():
+    """The velocity integrated by dopri5 is the flow kernel with fine steps."""
+    odeint = pytest.importorskip("torchdiffeq").odeint
+    data = Bimodal(PROCESSES["haar"])
+    denoiser = Denoiser(data.process, clean, data.oracle())
+    grid, x = torch.tensor([0.8, 0.4], dtype=torch.float64), normal(2, *SHAPE)
+    with torch.no_grad():
+        path = odeint(lambda t, y: velocity(denoiser, y, t), x, grid, rtol=1e-7, atol=1e-7)
+    fine = sample(flow(RK4), denoiser, x, even(16, 0.8, 0.4))
+    torch.testing.assert_close(fine, path[-1], rtol=0, atol=1e-5)
+
+
+# What kernels never do.
+
+
+class Watched(Family):
+    """Noise that must not be used where it is 0."""
+
+    def __init__(self, of: Family) -> None:
+        super().__init__()
+        self.of = of
+
+    def at(self, t: Tensor):
+        operator = self.of.at(t)
+        assert not torch.isneginf(operator.log_gain).any(), f"noise asked at {t.flatten()}"
+        return operator
+
+
+KERNELS: dict[str, Kernel] = {
+    **{f"reverse-{name}": reverse(case.coupling) for name, case in COUPLINGS.items()},
+    **{f"flow-{name}": flow(tableau) for name, tableau in TABLEAUX.items()},
+    "langevin": langevin(0.1, 2),
+    "predictor-corrector": chain(flow(EULER), langevin(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_kernel_looks_where_there_is_no_noise(name):
+    """A grid that ends at 0 ends with x_0^; no operator is asked of S_0 = 0."""
+    process = Process(Scale(Amplitude(linear_betas())), Watched(Scale(Complement(linear_betas()))))
+    x = sample(KERNELS[name], Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(7))
+    assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize(
+    "level", [Linear(0.0, 80.0), Complement(linear_betas())], ids=["linear", "complement"]
+)
+def test_flow_is_refused_where_noise_starts(level):
+    process = Process(Scale(Constant(1.0)), Scale(level))
+    with pytest.raises(ValueError, match="no velocity at a time without noise"):
+        flow_operators(process, time(0.0))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_blocks_of_steps_do_not_show(name, monkeypatch):
+    """The same samples whether operators are made 3 or 64 steps at a time."""
+    denoiser = Denoiser(PROCESSES["blurring"], residual, Toy())
+    x, grid = normal(2, *SHAPE), even(10, 1.0, 0.1)
+    together = sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2]))
+    monkeypatch.setattr(kernels, "BLOCK", 3)
+    apart = sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2]))
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_step_at_a_time_is_the_loop(name):
+    """`sample` over a grid equals `sample` over each of its intervals: kernels carry no hidden state."""
+    denoiser = Denoiser(PROCESSES["coloured"], residual, Toy())
+    x, grid = normal(2, *SHAPE), even(6, 1.0, 0.1)
+    whole, stream = sample(KERNELS[name], denoiser, x, grid, Seeds([3, 4])), Seeds([3, 4])
+    for pair in pairwise(grid):
+        x = sample(KERNELS[name], denoiser, x, torch.stack(pair), stream)
+    torch.testing.assert_close(x, whole, rtol=0, atol=1e-12)
+
+
+# Estimates of several shares.
+
+
+class Guided(Denoiser):
+    """The exact denoiser guided by y = H x_0 + r: shares (x_0^, I) and (V_t grad log p(y | x_t), C_t)."""
+
+    def __init__(self, process: Process, prior: Mixture, cov: Tensor, h: Tensor, y: Tensor) -> None:
+        super().__init__(process, clean, prior)
+        self.prior_cov, self.h, self.y = cov, h, y
+
+    def ofs(self, pre: Precondition):
+        return (pre.of, self.process.signal.at(pre.label))
+
+    def estimate(self, x: Tensor, pre: Precondition) -> Estimate:
+        share = super().estimate(x, pre)
+        t = pre.label.to(torch.float64).reshape(())
+        signal = matrix(self.process.signal.at(t))
+        total = signal @ self.prior_cov @ signal.T + matrix(self.process.cov(t))
+        gain = self.prior_cov @ signal.T @ torch.linalg.inv(total)
+        spread = self.h @ (self.prior_cov - gain @ signal @ self.prior_cov) @ self.h.T
+        off = self.y - share.mean.flatten(1) @ self.h.T
+        white = off @ torch.linalg.inv(spread + 0.1 * torch.eye(len(self.y)))
+        grad = (white @ (self.h @ gain)).reshape(x.shape)
+        ofs = (pre.of, self.process.signal.at(t))
+        return Estimate((*share.values, self.process.cov(t)(grad)), ofs)
+
+
+GUIDED = ["reverse-ancestral", "reverse-ddim", "flow-heun", "langevin", "predictor-corrector"]
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "coloured"])
+@pytest.mark.parametrize("name", GUIDED)
+def test_shares_of_an_estimate_add_up(name, process):
+    """10.10: exact guidance by a second share is the exact sampler of the posterior N(m', S')."""
+    process, cov, mean = PROCESSES[process], spd(N), normal(*SHAPE, seed=1)
+    h, y = normal(3, N, seed=4), normal(3, seed=5)
+    posterior = torch.linalg.inv(torch.linalg.inv(cov) + h.T @ h / 0.1)
+    shifted = mean.flatten() + posterior @ h.T @ (y - h @ mean.flatten()) / 0.1
+    guided = Guided(process, gaussian(process, mean, Dense(cov, SHAPE)), cov, h, y)
+    direct = exact(process, shifted.reshape(SHAPE), Dense(posterior, SHAPE))
+    x, grid = normal(3, *SHAPE), torch.tensor([0.7, 0.5, 0.3, 0.2, 0.0])
+    found, expected = (
+        sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2, 3])) for denoiser in (guided, direct)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
+# The loop.
+
+
+def conv() -> nn.Module:
+    """A small convolutional network with random weights, float32."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 1, 3, padding=1, bias=False)
+    )
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return self.layers(x + label.reshape(-1, 1, 1, 1))
+
+    return Timed()
+
+
+@pytest.mark.parametrize("kernel", ["reverse-ancestral", "predictor-corrector"])
+@pytest.mark.parametrize("process", ["blurring", "coloured"])
+def test_a_seed_is_an_image_at_any_batch_size(process, kernel):
+    """Image i of seed i is the same in batches of 1, 7 and 64, to 1e-4 after 50 float32 steps."""
+    denoiser = Denoiser(PROCESSES[process], residual, conv())
+
+    def images(seeds: list[int]) -> Tensor:
+        stream = Seeds(seeds)
+        x = stream(torch.empty(len(seeds), *SHAPE))
+        return sample(KERNELS[kernel], denoiser, x, even(50), stream)
+
+    many = images(list(range(64)))
+    assert many.dtype == torch.float32
+    assert many.flatten(1).std(0).min() > 1e-2
+    for seeds in ([5], [9, 5, 0, 63, 2, 1, 33]):
+        torch.testing.assert_close(images(seeds), many[seeds], rtol=0, atol=1e-4)
+
+
+def test_float32_follows_float64():
+    """Operators are made in float64 and cast once: 50 steps in float32 stay within 1e-4."""
+    denoiser, x = Denoiser(PROCESSES["blurring"], residual, Toy()), normal(4, *SHAPE)
+    single, double = (
+        sample(reverse(ddim()), denoiser, x.to(d), even(50)) for d in (torch.float, torch.double)
+    )
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("last", [0.0, 0.1])
+def test_callback_is_called_once_a_step(last):
+    seen = []
+    denoiser, x = Denoiser(PROCESSES["vp"], residual, Toy()), normal(2, *SHAPE)
+    out = sample(
+        reverse(ancestral),
+        denoiser,
+        x,
+        even(6, 1.0, last),
+        callback=lambda i, x: seen.append((i, x)),
+    )
+    assert [i for i, _ in seen] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(seen[-1][1], out)
+
+
+def test_a_grid_that_ends_at_0_ends_with_the_estimate():
+    """[t, 0] is one call of the denoiser, whatever the kernel."""
+    denoiser, x = Denoiser(PROCESSES["soft"], residual, Toy()), normal(2, *SHAPE)
+    for kernel in KERNELS.values():
+        out = sample(kernel, denoiser, x, torch.tensor([0.7, 0.0]))
+        torch.testing.assert_close(out, denoiser(x, time(0.7)).mean)
+
+
+def test_sampling_keeps_no_graph():
+    backbone = conv()
+    x = sample(
+        flow(EULER), Denoiser(PROCESSES["vp"], residual, backbone), torch.randn(2, *SHAPE), even(3)
+    )
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        (
+            [1.0, 0.9, 0.8, 0.7, 0.5, 0.4, 0.2, 0.3, 0.0],
+            r"grid must fall from 1 to 0; got 0.2 before 0.3 at index 7\.",
+        ),
+        ([1.0, 0.5, 0.5, 0.0], r"grid must fall from 1 to 0; got 0.5 before 0.5 at index 2\."),
+        ([0.9, math.nan, 0.1], "grid must fall from 1 to 0; got 0.9 before nan at index 1"),
+        ([1.1, 0.5], r"a grid lies in \[0, 1\]; got 0.5 to 1.1\."),
+        ([0.5, -0.1], r"a grid lies in \[0, 1\]; got -0.1 to 0.5\."),
+        ([0.5], r"a grid needs two times or more; got shape \(1,\)\."),
+        ([[1.0, 0.5]], r"a grid needs two times or more; got shape \(1, 2\)\."),
+    ],
+)
+def test_grids_that_do_not_fall_are_refused(grid, sentence):
+    denoiser = Denoiser(PROCESSES["vp"], residual, Toy())
+    with pytest.raises(ValueError, match=sentence):
+        sample(reverse(ancestral), denoiser, normal(2, *SHAPE), torch.tensor(grid))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: even(0), r"sampling needs one step or more; got 0\."),
+        (lambda: Seeds([3, -2]), r"seeds must be 0 or more; got -2\."),
+        (lambda: Seeds([1, 2])(torch.zeros(3, 4)), "2 seeds cannot serve a batch of 3"),
+        (lambda: langevin(2.0), r"langevin needs delta in \(0, 2\), else it diverges; got 2\."),
+        (lambda: langevin(0.0), r"langevin needs delta in \(0, 2\), else it diverges; got 0\."),
+        (lambda: langevin(0.1, 0), r"langevin needs one step or more; got 0\."),
+        (lambda: chain(), r"chain needs one kernel or more; got none\."),
+    ],
+    ids=["steps", "seed", "batch", "delta", "no-delta", "count", "chain"],
+)
+def test_wrong_calls_are_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()

@@ -1,0 +1,80 @@
+"""README's code runs: its Python in one namespace, its commands in one directory, in their order.
+
+A block after the comment `<!-- slow -->` is only read: its Python is compiled, its commands run
+with `--dry-run`.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^ *```(\w+) *\n(.*?)^ *``` *$", re.DOTALL | re.MULTILINE)
+SLOW = re.compile(r"<!-- *slow *-->\s*\Z")
+QUICK = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+
+
+class Block(NamedTuple):
+    language: str
+    line: int  # of the block's first line of code
+    code: str
+    slow: bool
+
+
+def blocks(text: str) -> list[Block]:
+    return [
+        Block(
+            language=fence[1],
+            line=text.count("\n", 0, fence.start(2)) + 1,
+            code=fence[2],
+            slow=SLOW.search(text, 0, fence.start()) is not None,
+        )
+        for fence in FENCE.finditer(text)
+    ]
+
+
+def commands(block: Block) -> list[list[str]]:
+    lines = block.code.replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sfumato ")]
+    return [[*arguments, "--dry-run"] for arguments in found] if block.slow else found
+
+
+def test_blocks_are_found_with_their_lines_and_marks():
+    text = (
+        "# Title\n\n```python\nx = 1\n```\n<!-- slow -->\n\n```bash\nsfumato train soft \\\n"
+        "  --seed 1  # once\nls\n```\n```bash\nsfumato list\n```\n```\nplain\n```\n"
+    )
+    python, slow, quick = blocks(text)
+    assert python == Block("python", 4, "x = 1\n", False)
+    assert (slow.line, slow.slow, quick.slow) == (9, True, False)
+    assert commands(slow) == [["train", "soft", "--seed", "1", "--dry-run"]]
+    assert commands(quick) == [["list"]]
+
+
+def test_readme_runs(tmp_path, monkeypatch):
+    found = blocks(README.read_text(encoding="utf-8"))
+    assert {"python", "bash"} <= {block.language for block in found}
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for block in found:
+        where = f"README.md, line {block.line}"
+        if block.language == "python":
+            padding = "\n" * (block.line - 1)  # a traceback then shows README's own line numbers
+            code = compile(padding + block.code, str(README), "exec")
+            if not block.slow:
+                exec(code, namespace)
+        elif block.language == "bash":
+            for arguments in commands(block):
+                run = subprocess.run(
+                    [sys.executable, "-m", "sfumato", *arguments],
+                    env=os.environ | QUICK,
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                )
+                shown = f"{where}: sfumato {shlex.join(arguments)}\n{run.stdout}{run.stderr}"
+                assert run.returncode == 0, shown

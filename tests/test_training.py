@@ -1,0 +1,244 @@
+"""Laws of training: a run killed is the run, two processes see what one would, and learning learns."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfumato.estimation.loss import loss
+from sfumato.methods import METHODS
+from sfumato.model import Config, from_pretrained
+from sfumato.networks.backbones import UNetOptions
+from sfumato.training.data import load
+from sfumato.training.train import TrainOptions, _pace, build, draw, train
+
+TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
+OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
+
+# Trains as the command line does, and dies where it is told: at a step, or inside the writing of the
+# file of a checkpoint.
+DRIVER = """
+import os, signal, sys
+from sfumato.training import checkpoint, train, watch
+from sfumato.training.data import load
+from sfumato.model import Config
+sys.path.insert(0, sys.argv[1])
+from test_training import OPTIONS, TINY
+
+out, kind, where = sys.argv[2], sys.argv[3], int(sys.argv[4])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if kind == "step":
+    step = watch.Watch.step
+    watch.Watch.step = lambda self, k, value: die() if k == where else step(self, k, value)
+if kind == "save":
+    save = checkpoint.save_file
+    def cut(tensors, path):
+        save(tensors, path)
+        if int(path.parent.name.split(".")[1]) == where:
+            path.write_bytes(path.read_bytes()[:100])
+            die()
+    checkpoint.save_file = cut
+data = load("digits")
+model = train.build(Config("soft", data.record, network=TINY), data, OPTIONS)
+train.train(model, data, OPTIONS, out, device="cpu")
+"""
+
+
+def tiny(method: str = "soft", options: TrainOptions = OPTIONS, **config):
+    data = load("digits")
+    return build(Config(method, data.record, network=TINY, **config), data, options), data
+
+
+def spawn(*arguments: object, launcher: tuple[str, ...] = ()) -> int:
+    here = Path(__file__).parent
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    path = os.pathsep.join([str(here.parent / "src"), str(here)])
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+def final(out: Path) -> dict[str, bytes]:
+    last = sorted((out / "checkpoints").iterdir())[-1]
+    return {file.name: file.read_bytes() for file in last.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_the_run(tmp_path):
+    """SIGKILL after a checkpoint, between two, inside the writing of one: the same bits at the end."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    here, cut, whole = Path(__file__).parent, tmp_path / "cut", tmp_path / "whole"
+    assert spawn(driver, here, whole, "none", 0) == 0
+    for kind, where in (("step", 11), ("step", 25), ("save", 30)):
+        assert spawn(driver, here, cut, kind, where) == -signal.SIGKILL
+    assert list((cut / "checkpoints").glob(".*.part")), "the third kill was not inside a write"
+    assert spawn(driver, here, cut, "none", 0) == 0
+    events = [json.loads(line) for line in (cut / "log.jsonl").read_text().splitlines()]
+    resumed = [entry["step"] for entry in events if entry.get("event") == "resumed"]
+    assert resumed == [10, 20, 20]
+    run = 11 + (25 - 10) + (30 - 20) + (40 - 20)
+    assert run < 1.5 * OPTIONS.steps
+    assert final(cut) == final(whole)
+    assert not list((cut / "checkpoints").glob(".*.part"))
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_does(tmp_path):
+    """DDP over gloo: the weights of one process to float32 rounding."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    here = Path(__file__).parent
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    assert spawn(driver, here, tmp_path / "one", "none", 0) == 0
+    assert spawn(driver, here, tmp_path / "two", "none", 0, launcher=launcher) == 0
+    one, two = (
+        load_file(sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "raw.safetensors")
+        for name in ("one", "two")
+    )
+    for name, value in one.items():
+        # AdamW divides by the root of a running square, which amplifies rounding of tiny gradients.
+        assert (value - two[name]).abs().max() < 2e-3
+    moved = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert float(moved.mean()) < 2e-5
+
+
+def test_data_order_visits_every_image_once_an_epoch():
+    """draw: over one epoch each row once, another order in the next; times and noise from (seed, step)."""
+    model, data = tiny()
+    options = replace(OPTIONS, batch=100)
+    steps = len(data) // 100
+    rows = torch.cat([draw(step, data, options, model)[0] for step in range(2 * steps)])
+    first = rows[: len(data)]
+    assert torch.equal(first.sort().values, torch.arange(len(data)))
+    assert not torch.equal(first[:500], rows[len(data) : len(data) + 500])
+    one, two = draw(3, data, options, model), draw(3, data, options, model)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    other = draw(3, data, replace(options, seed=1), model)
+    assert not torch.equal(one[2], other[2])
+
+
+def test_times_are_stratified():
+    """Low-discrepancy times: one in each of B equal parts of [0, 1)."""
+    model, data = tiny()
+    t = draw(0, data, OPTIONS, model)[1].flatten()
+    assert torch.equal((t * 16).floor().sort().values, torch.arange(16.0).double())
+
+
+def test_accumulated_gradients_are_the_whole_batch_s():
+    """Four parts of four images move the weights as sixteen at once do."""
+    ends = []
+    for accumulate in (1, 4):
+        options = replace(OPTIONS, images=16, accumulate=accumulate, clip=1e9)
+        model, data = tiny(options=options)
+        rows, t, eps = draw(0, data, options, model)
+        model.denoiser.zero_grad()
+        for part in range(accumulate):
+            chosen = slice(part * 16 // accumulate, (part + 1) * 16 // accumulate)
+            x0 = data.batch(rows[chosen])
+            value = loss(model.denoiser, model.recipe.weighting, x0, t[chosen], eps[chosen]).mean()
+            (value / accumulate).backward()
+        ends.append([p.grad.clone() for p in model.denoiser.parameters() if p.grad is not None])
+    for whole, parts in zip(*ends, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine():
+    """Linear warm-up, then (1 + cos) / 2, re-typed."""
+    options = TrainOptions(images=6400, batch=64, warmup=0.1)
+    pace = [_pace(step, options) for step in range(100)]
+    assert pace[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
+    assert pace[55] == pytest.approx((1 + math.cos(math.pi * 45 / 90)) / 2)
+    assert pace[10] == 1 and pace[-1] < 1e-3
+
+
+def test_average_has_the_ramped_decay(tmp_path):
+    """EMA_n = d EMA_{n-1} + (1 - d) w_n, d = min(ema, (1 + n) / (10 + n)), replayed from raw weights."""
+    options = replace(OPTIONS, images=48, checkpoint_every=16, keep=9)
+    model, data = tiny(options=options)
+    average = {k: v.clone() for k, v in model.denoiser.backbone.state_dict().items()}
+    train(model, data, options, tmp_path / "run", device="cpu")
+    for n, folder in enumerate(sorted((tmp_path / "run" / "checkpoints").iterdir())):
+        raw = load_file(folder / "raw.safetensors")
+        decay = min(options.ema, (1 + n) / (10 + n)) if n else 0.0
+        average = {k: decay * v + (1 - decay) * raw[k] for k, v in average.items()}
+        saved = load_file(folder / "model.safetensors")
+        for name in average:
+            torch.testing.assert_close(saved[name], average[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_trains_saves_and_comes_back(method, tmp_path):
+    """Two steps of training; the run folder gives back a model that samples the same to the bit."""
+    options = replace(OPTIONS, images=32)
+    model, data = tiny(method, options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    again = from_pretrained(tmp_path / "run")
+    images = model.sample([0, 1], steps=3)
+    assert images.shape == (2, 1, 8, 8) and bool(images.isfinite().all())
+    assert torch.equal(images, again.sample([0, 1], steps=3))
+    again.save_pretrained(tmp_path / "copy")
+    assert torch.equal(images, from_pretrained(tmp_path / "copy").sample([0, 1], steps=3))
+    raw = from_pretrained(tmp_path / "run", weights="raw")
+    assert not torch.equal(images, raw.sample([0, 1], steps=3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seed_i_gives_image_i_at_any_batch_size(method, tmp_path):
+    """Batch 1, 7 and 64 agree to 1e-4 after 50 float32 steps of a trained network."""
+    options = replace(OPTIONS, images=1600)
+    model, data = tiny(method, options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    seeds = list(range(64))
+    whole = model.sample(seeds, steps=50)
+    # So short a training can leave samples far outside [-1, 1]: float32 knows them relative to that.
+    near = 1e-4 * max(1.0, float(whole.abs().max()))
+    assert (model.sample(seeds[:14], steps=50, batch=7) - whole[:14]).abs().max() < near
+    assert (model.sample([5], steps=50, batch=1) - whole[5:6]).abs().max() < near
+
+
+def test_training_lowers_the_loss(tmp_path):
+    """On digits, 3,200 images take the averaged weights well below the untrained loss."""
+    options = replace(OPTIONS, images=3200)
+    model, data = tiny(options=options)
+    rows, t, eps = draw(10_000, data, replace(options, batch=512), model)
+
+    def measure() -> float:
+        with torch.no_grad():
+            return float(
+                loss(model.denoiser, model.recipe.weighting, data.batch(rows), t, eps).mean()
+            )
+
+    before = measure()
+    train(model, data, options, tmp_path / "run", device="cpu")
+    assert measure() < 0.6 * before
+
+
+def test_classes_condition_the_network(tmp_path):
+    """A conditional model takes classes when sampling, and another class is another image."""
+    options = replace(OPTIONS, images=160)
+    model, data = tiny(options=options, conditional=True)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    zero, one = (model.sample([0], steps=3, classes=[c]) for c in (0, 1))
+    assert not torch.equal(zero, one)
+    with pytest.raises(ValueError, match="0 to 9"):
+        model.sample([0], steps=3, classes=[10])
+
+
+def test_another_run_s_folder_is_refused(tmp_path):
+    """Same folder, another seed: a sentence that names what differs, and nothing is touched."""
+    options = replace(OPTIONS, images=16)
+    model, data = tiny(options=options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    before = final(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another run: there options.seed is 0, here 1"):
+        train(model, data, replace(options, seed=1), tmp_path / "run", device="cpu")
+    assert final(tmp_path / "run") == before
