@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -434,3 +435,70 @@ CLOSED: dict[str, Closed] = {
     ),
 }
 """PROCESSES once more, typed from methods.md."""
+
+
+class General(NamedTuple):
+    """A process that no basis diagonalises, its C_t and V_t by numpy and scipy, and its signals."""
+
+    process: Process
+    matrices: Callable[[float], tuple[np.ndarray, np.ndarray]]
+    shape: tuple[int, ...]
+
+
+def _random() -> General:
+    """C_t = exp(-t G), V_t = A + t^2 B: no two of these commute. Markov on [0, 1]."""
+    drift = 0.3 * normal(6, 6, seed=5) + torch.eye(6, dtype=torch.float64)
+    start, growth = spd(6), 9 * spd(6, seed=1)
+
+    def signal(t: Tensor) -> Dense:
+        return Dense(torch.linalg.matrix_exp(-_axis(t) * drift), (6,))
+
+    def noise(t: Tensor) -> Dense:
+        return Dense(start + _axis(t) ** 2 * growth, (6,)).sqrt()
+
+    def matrices(t: float) -> tuple[np.ndarray, np.ndarray]:
+        return scipy.linalg.expm(-t * drift.numpy()), start.numpy() + t**2 * growth.numpy()
+
+    return General(Process(Mapping(signal), Mapping(noise)), matrices, (6,))
+
+
+def _crossed() -> General:
+    """Blur with reflected edges, noise with a periodic spectrum."""
+    colour = Diagonal(-0.3 * torch.arange(20.0).double().reshape(4, 5).log1p(), None, hartley(4, 5))
+    noise = Fixed(colour) @ Scale(Linear(0.1, 0.9))
+
+    def matrices(t: float) -> tuple[np.ndarray, np.ndarray]:
+        d, h = transform(dct(4, 5)), transform(hartley(4, 5))
+        blur = np.exp(-dct(4, 5).laplacian.numpy().ravel() * (1.5 * t) ** 2 / 2)
+        power = (1 + np.arange(20.0)) ** -0.6 * (0.1 + 0.8 * t) ** 2
+        return (d.T * blur) @ d, (h * power) @ h
+
+    return General(Process(Heat(Linear(0.0, 1.5), dct(4, 5)), noise), matrices, SHAPE)
+
+
+def _free() -> General:
+    """A moving average mixed with the signal, wrapped round: a user's own linear callable."""
+
+    def signal(t: Tensor) -> MatrixFree:
+        return MatrixFree(lambda x: (1 - t / 2) * x + t / 4 * (x.roll(1, -1) + x.roll(-1, -1)))
+
+    def matrices(t: float) -> tuple[np.ndarray, np.ndarray]:
+        row = np.array([1 - t / 2, t / 4, 0, 0, 0, t / 4])
+        return scipy.linalg.circulant(row), (0.2 + 0.6 * t) ** 2 * np.eye(6)
+
+    return General(Process(Mapping(signal), Scale(Linear(0.2, 0.8))), matrices, (6,))
+
+
+GENERAL: dict[str, General] = {"matrices": _random(), "crossed": _crossed(), "matrix-free": _free()}
+"""Processes for couplings that need no inverse of C_t and no root of a sum, or for matrices."""
+
+
+def times(*values: float, rank: int) -> Tensor:
+    """(B, 1, ..., 1) against signals of `rank` axes."""
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, *(1,) * rank)
+
+
+def close(found: Tensor | np.ndarray, expected: np.ndarray, tolerance: float = 1e-11) -> None:
+    """Equal to a fraction of the largest entry; zeros must be zeros."""
+    atol = tolerance * float(np.abs(expected).max())
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=atol)

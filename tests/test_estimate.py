@@ -54,7 +54,7 @@ class Fixedly(nn.Module):
 
 
 class Best(nn.Module):
-    """The best output of a parametrization's network, from an exact denoiser: F = out^-1 (of x_0^ - skip x)."""
+    """The best output of a parametrization's network: F = out^-1 (of x_0^ - skip x), x_0^ exact."""
 
     def __init__(self, denoiser: Denoiser, oracle: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def test_target_to_estimate_to_target(name, process):
 
 @over_pairs
 def test_what_the_network_is_asked(name, process):
-    """With the true target as output the estimate is x_0: targets re-typed from the papers (1.9)."""
+    """Handed the true target the estimate is x_0: targets re-typed from the papers (1.9)."""
     process, t = PROCESSES[process], time(0.4)
     x0, eps = normal(3, *SHAPE), normal(3, *SHAPE, seed=1)
     x, signal, level = process.corrupt(x0, t, eps), process.signal.at(t), process.noise.at(t)
@@ -185,7 +185,7 @@ def test_angular_is_refused_where_variance_is_not_preserved(process):
 
 @pytest.mark.parametrize("log_gain", [-2000.0, -700.0, -3.0])
 def test_estimates_pass_through_gains_that_underflow(log_gain):
-    """op of^-1 is a difference of logs: an estimate of C x_0 with C = e^-2000 gives C_s x_0 exactly."""
+    """op of^-1 is a difference of logs: C = e^-2000 takes one of C x_0 to C_s x_0 exactly."""
     basis, value = dct(4, 5), normal(2, *SHAPE)
     slope = torch.linspace(0, 1, 20, dtype=torch.float64).reshape(4, 5)
     of = Diagonal(log_gain + slope, None, basis)
@@ -196,7 +196,7 @@ def test_estimates_pass_through_gains_that_underflow(log_gain):
 
 
 def test_noise_prediction_survives_a_blur_that_underflows():
-    """A ddim step at gains of 10^-200 and less stays finite under noise prediction, and is right."""
+    """A ddim step at gains below 10^-200 stays finite under noise prediction, and is right."""
     process = Process(Heat(Geometric(0.3, 30.0), dct(4, 5)), Scale(Constant(0.1)))
     x, t, s = normal(2, *SHAPE), time(0.9), time(0.899)
     assert float(process.signal.at(t).gain.min()) < 1e-200
@@ -231,7 +231,7 @@ class Recorder(nn.Module):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_backbones_get_one_label_a_sample(t, dtype):
-    """label (B,) in the dtype of x; conditions as bound by `given`, on a denoiser that shares weights."""
+    """label (B,) in the dtype of x; conditions as bound by `given`, which copies no weights."""
     backbone = Recorder()
     denoiser = Denoiser(PROCESSES["vp"], clean, backbone, {"style": 1})
     bound = denoiser.given(kind=2)
@@ -244,7 +244,7 @@ def test_backbones_get_one_label_a_sample(t, dtype):
 
 
 def test_nothing_is_estimated_of_what_is_gone():
-    """Under a hard zero of C_t a noise prediction says nothing of the coefficient: x_0^ is 0 there."""
+    """Under a hard zero of C_t a noise prediction says nothing of a coefficient: x_0^ = 0."""
     process = Process(Fixed(zero()), Scale(Constant(1.0)))
     mean = Denoiser(process, noise, Toy())(normal(2, *SHAPE), time(0.5)).mean
     assert torch.equal(mean, torch.zeros(2, *SHAPE, dtype=torch.float64))

@@ -7,6 +7,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
 from cases import (
     PROCESSES,
     RANKS,
@@ -19,9 +22,6 @@ from cases import (
     spd,
     time,
 )
-from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
-
 from sfumato.algebra import Dense, Diagonal, dct, scaled, zero
 from sfumato.corruption.families import Fade, Fixed, Scale
 from sfumato.corruption.process import Process
@@ -68,7 +68,7 @@ def test_gaussian_data(process, data):
 @pytest.mark.parametrize("data", ["own", "spd"])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_tweedie(process, data):
-    """1.5: E[C x_0 | x] = x + V grad log q(x) for a mixture, the score by autograd of its density."""
+    """1.5: E[C x_0 | x] = x + V grad log q(x) for a mixture, the score by autograd."""
     process, t = PROCESSES[process], time(0.4)
     own = diagonal_cov(basis_of(process))
     covs = [Diagonal(own.log_gain - k, None, own.basis) for k in range(3)]
@@ -167,7 +167,7 @@ def test_signals_of_any_rank(rank):
 
 
 def test_lost_coefficients_are_filled_with_what_the_others_tell():
-    """Hard zeros of C_t: the posterior mean of a correlated coefficient is its regression on the rest."""
+    """Hard zeros of C_t: a lost coefficient is estimated by its regression on the others."""
     process = Process(
         Fade(Linear(0.0, 2.0), torch.linspace(0, 1, 20).reshape(4, 5), dct(4, 5), 0.2),
         Scale(Constant(0.1)),

@@ -5,12 +5,25 @@ import re
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from scipy.stats import multivariate_normal
 
-from cases import CLOSED, PROCESSES, RANKS, SHAPE, columns, normal, rotation, spd, time, transform
-from sfumato.algebra import Dense, Diagonal, MatrixFree, dct, haar, hartley, pixel
+from cases import (
+    CLOSED,
+    GENERAL,
+    PROCESSES,
+    RANKS,
+    SHAPE,
+    close,
+    columns,
+    normal,
+    rotation,
+    spd,
+    time,
+    times,
+    transform,
+)
+from sfumato.algebra import Dense, Diagonal, dct, haar, hartley, pixel
 from sfumato.corruption import coupling
 from sfumato.corruption.families import Fade, Fixed, Heat, Mapping, Scale
 from sfumato.corruption.process import Process
@@ -20,16 +33,6 @@ TIMES = [0.0, 0.13, 0.5, 0.97, 1.0]
 each = pytest.mark.parametrize("name", PROCESSES)
 each_rank = pytest.mark.parametrize("rank", RANKS)
 at_times = pytest.mark.parametrize("t", TIMES)
-
-
-def close(found: object, expected: object, tolerance: float = 1e-11) -> None:
-    atol = tolerance * max(1e-300, float(np.abs(np.asarray(expected)).max()))
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=atol)
-
-
-def times(*values: float, rank: int) -> torch.Tensor:
-    """(B, 1, ..., 1) against signals of `rank` axes."""
-    return torch.tensor(values, dtype=torch.float64).reshape(-1, *(1,) * rank)
 
 
 def moments(process: Process, t: torch.Tensor, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -162,7 +165,7 @@ def test_log_snr_at_its_limits():
     snr = Process(ended, Scale(Linear(0.0, 1.0))).log_snr
     assert snr(time(0.0)).tolist() == [math.inf] * 2
     assert snr(time(0.9)).tolist() == [-math.inf] * 2
-    assert crossed().log_snr(time(0.5)) is None
+    assert GENERAL["crossed"].process.log_snr(time(0.5)) is None
 
 
 # Markov kernels.
@@ -226,9 +229,7 @@ def rising(kind: str) -> tuple[Process, str]:
     return {
         "all": (Process(grows, noise), "every coefficient rises from 0.303 to 0.41"),
         "noise": (
-            Process(
-                noise, Fixed(Diagonal(torch.zeros(5).double(), None, dct(5))) @ Scale(Linear(2, 1))
-            ),
+            Process(noise, flat @ Scale(Linear(2, 1))),
             "coefficient (0,) rises from 0.444 to 0.51",
         ),
         "one": (Process(late, noise), "coefficient (2, 3) rises from 0.428 to 1"),
@@ -312,63 +313,6 @@ def test_noise_that_starts_at_zero_is_refused_there_only():
 # Matrices, bases that do not commute, and linear maps without any structure.
 
 
-def matrices() -> Process:
-    """C_t = exp(-t G), V_t = A + t^2 B: no two of these commute. Markov on (0, 1)."""
-    drift, start, growth = 0.3 * normal(6, 6, seed=5) + torch.eye(6), spd(6), 9 * spd(6, seed=1)
-
-    def noise(t: torch.Tensor) -> Dense:
-        return Dense(start + t**2 * growth, (6,)).sqrt()
-
-    return Process(
-        Mapping(lambda t: Dense(torch.linalg.matrix_exp(-t * drift), (6,))), Mapping(noise)
-    )
-
-
-def formulas(t: float) -> tuple[np.ndarray, np.ndarray]:
-    drift = 0.3 * normal(6, 6, seed=5).numpy() + np.eye(6)
-    return scipy.linalg.expm(-t * drift), spd(6).numpy() + t**2 * 9 * spd(6, seed=1).numpy()
-
-
-def crossed() -> Process:
-    """Blur with reflected edges, noise with a periodic spectrum: no basis diagonalises both."""
-    colour = Diagonal(-0.3 * torch.arange(20.0).double().reshape(4, 5).log1p(), None, hartley(4, 5))
-    return Process(Heat(Linear(0.0, 1.5), dct(4, 5)), Fixed(colour) @ Scale(Linear(0.1, 0.9)))
-
-
-def crossed_formulas(t: float) -> tuple[np.ndarray, np.ndarray]:
-    d, h = transform(dct(4, 5)), transform(hartley(4, 5))
-    blur = np.exp(-dct(4, 5).laplacian.numpy().ravel() * (1.5 * t) ** 2 / 2)
-    colour = (1 + np.arange(20.0)) ** -0.6 * (0.1 + 0.8 * t) ** 2
-    return d.T @ np.diag(blur) @ d, h @ np.diag(colour) @ h
-
-
-BLUR = np.array([0.25, 0.5, 0.25])
-
-
-def smoothed(t: torch.Tensor) -> MatrixFree:
-    """A moving average mixed with the image, wrapped round: a user's own corruption."""
-
-    def apply(x: torch.Tensor) -> torch.Tensor:
-        near = (x.roll(1, -1) + x.roll(-1, -1)) / 4 + x / 2
-        return (1 - t) * x + t * near
-
-    return MatrixFree(apply)
-
-
-def free() -> Process:
-    return Process(Mapping(smoothed), Scale(Linear(0.2, 0.8)))
-
-
-def free_formulas(t: float) -> tuple[np.ndarray, np.ndarray]:
-    average = np.stack([np.roll(np.r_[BLUR, 0, 0, 0], i - 1) for i in range(6)], 1)
-    return (1 - t) * np.eye(6) + t * average, (0.2 + 0.6 * t) ** 2 * np.eye(6)
-
-
-GENERAL = {
-    "matrices": (matrices, formulas, (6,)),
-    "crossed": (crossed, crossed_formulas, SHAPE),
-    "matrix-free": (free, free_formulas, (6,)),
-}
 general = pytest.mark.parametrize("kind", GENERAL)
 
 
@@ -376,9 +320,9 @@ general = pytest.mark.parametrize("kind", GENERAL)
 @at_times
 def test_moments_without_a_shared_basis(kind, t):
     """C_t and V_t S_t = S_t' as matrices."""
-    make, closed, shape = GENERAL[kind]
+    process, closed, shape = GENERAL[kind]
     clean, cov = closed(t)
-    signal, noise = moments(make(), time(t), shape)
+    signal, noise = moments(process, time(t), shape)
     close(signal, clean)
     close(noise, noise.T)
     close(noise @ noise.T, cov)
@@ -387,19 +331,19 @@ def test_moments_without_a_shared_basis(kind, t):
 @general
 def test_densities_without_a_shared_basis(kind):
     """log N(x_t; C_t x_0, V_t) and its gradient need V_t^-1 only."""
-    make, closed, shape = GENERAL[kind]
+    process, closed, shape = GENERAL[kind]
     clean, cov = closed(0.4)
     x, x0 = normal(2, *shape), normal(2, *shape, seed=1)
     off = x0.flatten(1).numpy() @ clean.T - x.flatten(1).numpy()
     expected = multivariate_normal(np.zeros(len(cov)), cov).logpdf(off)
-    np.testing.assert_allclose(make().log_prob(x, x0, time(0.4)), expected, rtol=1e-9)
-    close(make().score(x, x0, time(0.4)).flatten(1), np.linalg.solve(cov, off.T).T, 1e-9)
+    np.testing.assert_allclose(process.log_prob(x, x0, time(0.4)), expected, rtol=1e-9)
+    close(process.score(x, x0, time(0.4)).flatten(1), np.linalg.solve(cov, off.T).T, 1e-9)
 
 
 def test_transitions_of_matrices():
     """A = C_t C_s^-1, Q = V_t - A V_s A' (methods.md 1.11)."""
-    (c_s, v_s), (c_t, v_t) = formulas(0.3), formulas(0.7)
-    forward, fresh = matrices().transition(time(0.3), time(0.7))
+    (c_s, v_s), (c_t, v_t) = map(GENERAL["matrices"].matrices, (0.3, 0.7))
+    forward, fresh = GENERAL["matrices"].process.transition(time(0.3), time(0.7))
     a = c_t @ np.linalg.inv(c_s)
     close(columns(forward, (6,)), a, 1e-10)
     close(columns(fresh, (6,)), v_t - a @ v_s @ a.T, 1e-10)
@@ -407,7 +351,7 @@ def test_transitions_of_matrices():
 
 def test_matrices_whose_information_rises_are_refused():
     """C_t' V_t^-1 C_t <= C_s' V_s^-1 C_s must hold in every direction (methods.md 1.11)."""
-    late = Process(matrices().signal, Fixed(Dense(spd(6), (6,))))
+    late = Process(GENERAL["matrices"].process.signal, Fixed(Dense(spd(6), (6,))))
     with pytest.raises(ValueError) as error:
         coupling.ancestral(late, time(0.3), time(0.2))
     assert re.fullmatch(

@@ -133,22 +133,34 @@ def test_times_are_stratified():
     assert torch.equal((t * 16).floor().sort().values, torch.arange(16.0).double())
 
 
-def test_accumulated_gradients_are_the_whole_batch_s():
-    """Four parts of four images move the weights as sixteen at once do."""
-    ends = []
+def test_accumulated_gradients_are_the_whole_batch_s(tmp_path):
+    """Four parts of four images give AdamW the gradient that sixteen at once do."""
+    moments = []
     for accumulate in (1, 4):
-        options = replace(OPTIONS, images=16, accumulate=accumulate, clip=1e9)
+        options = replace(OPTIONS, images=16, accumulate=accumulate)
         model, data = tiny(options=options)
-        rows, t, eps = draw(0, data, options, model)
-        model.denoiser.zero_grad()
-        for part in range(accumulate):
-            chosen = slice(part * 16 // accumulate, (part + 1) * 16 // accumulate)
-            x0 = data.batch(rows[chosen])
-            value = loss(model.denoiser, model.recipe.weighting, x0, t[chosen], eps[chosen]).mean()
-            (value / accumulate).backward()
-        ends.append([p.grad.clone() for p in model.denoiser.parameters() if p.grad is not None])
-    for whole, parts in zip(*ends, strict=True):
-        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+        train(model, data, options, tmp_path / str(accumulate), device="cpu")
+        (folder,) = (tmp_path / str(accumulate) / "checkpoints").iterdir()
+        moments.append(load_file(folder / "optimizer.safetensors"))
+    whole, parts = moments
+    for name in whole:
+        if name.endswith("exp_avg"):
+            torch.testing.assert_close(whole[name], parts[name], rtol=1e-3, atol=1e-7)
+
+
+def test_precision_of_the_backbone_is_an_option(tmp_path):
+    """bfloat16 autocast trains next to float32 in one interpreter; weights stay float32."""
+    for precision in ("bfloat16", "float32"):
+        options = replace(OPTIONS, images=32, precision=precision)
+        model, data = tiny(options=options)
+        train(model, data, options, tmp_path / precision, device="cpu")
+        assert all(p.dtype == torch.float32 for p in model.denoiser.parameters())
+        assert bool(model.sample([0], steps=2).isfinite().all())
+    low, full = (
+        load_file(next((tmp_path / name / "checkpoints").iterdir()) / "raw.safetensors")
+        for name in ("bfloat16", "float32")
+    )
+    assert any(not torch.equal(low[name], full[name]) for name in full)
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():

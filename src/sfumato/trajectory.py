@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sfumato.corruption.process import Process
-from sfumato.model import Model
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
 
 
 def forward(process: Process, x0: Tensor, frames: int = 9, seed: int = 0) -> Tensor:

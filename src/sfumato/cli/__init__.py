@@ -53,9 +53,7 @@ def _run(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb == "--version":
-        import sfumato
-
-        print(f"sfumato {sfumato.__version__}")
+        print(f"sfumato {import_module('sfumato').__version__}")
         return 0
     if verb not in VERBS:
         raise ValueError(nearest("verb", verb, VERBS))

@@ -22,7 +22,7 @@ class Kind(NamedTuple):
 
 
 def nearest(what: str, name: str, known: Iterable[str], else_: str | None = None) -> str:
-    """The sentence for a name that nobody knows: with the one meant, or `else_`, or all there are."""
+    """The sentence for a name that nobody knows: the one meant, or `else_`, or all there are."""
     bare = {other.lstrip("-"): other for other in known}
     near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     if near:
@@ -132,6 +132,8 @@ def expand(seeds: str) -> list[int]:
             raise Unfit(f"needs numbers of 0 or more such as 0-3,8; got '{seeds}'.")
         if dash and int(last) < int(first):
             raise Unfit(f"needs ranges that rise; got '{part.strip()}'.")
+        if int(last or first) >= 2**63:
+            raise Unfit(f"needs numbers below 2^63; got '{part.strip()}'.")
         found += range(int(first), int(last or first) + 1)
     return found
 

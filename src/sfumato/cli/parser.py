@@ -123,9 +123,9 @@ class Parser(ArgumentParser):
                 flags = [flag for action in self._actions for flag in action.option_strings]
                 raise ValueError(nearest("option", word, flags, self.hint))
             raise ValueError(f"{self.verb} does not take '{word}'.")
-        if found := re.fullmatch(r"argument ([^ ,:]*)[^ :]*: expected (one|\d+) .*", message):
+        if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: expected (one|\d+) .*", message):
             raise ValueError(f"{found[1]} needs a value.")
-        if found := re.fullmatch(r"argument ([^ ,:]*)[^ :]*: (.*)", message):
+        if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: (.*)", message):
             raise ValueError(f"{found[1]} {found[2]}")
         if found := re.fullmatch(r'Parser key "(\w+)": (.*)', message):
             raise ValueError(f"--{found[1].replace('_', '-')} {found[2]}")

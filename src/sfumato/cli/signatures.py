@@ -171,7 +171,9 @@ def _kind(node: ast.expr) -> Kind | None:
             return kind and kinds.optional(kind)
         case ast.Subscript(ast.Name("Literal"), names):
             values = ast.literal_eval(names)
-            return kinds.choice(*([values] if isinstance(values, str) else values))
+            values = values if isinstance(values, tuple) else (values,)
+            if all(isinstance(value, str) for value in values):
+                return kinds.choice(*values)
         case ast.Subscript(ast.Name("tuple"), ast.Tuple([first, *rest])):
             kind, others = _kind(first), {ast.unparse(other) for other in rest}
             if kind is not None and others <= {ast.unparse(first), "..."}:

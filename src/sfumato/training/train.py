@@ -11,12 +11,14 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class TrainOptions:
         clip: largest norm of the gradient.
         ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
         accumulate: parts in which each step's batch is computed, to save memory.
-        precision: of the backbone: "float32", "bf16", or "auto" (bf16 on GPUs that have it).
+        precision: of the backbone; "auto" is bfloat16 on GPUs that have it, else float32.
         compile: compile the backbone with torch.compile.
         seed: of data order, times, noise and initial weights.
         checkpoint_every: images between checkpoints.
@@ -59,7 +61,7 @@ class TrainOptions:
     clip: float = 1.0
     ema: float = 0.9995
     accumulate: int = 1
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     seed: int = 0
     checkpoint_every: int = 20_000
@@ -121,6 +123,8 @@ def train(
     Raises:
         ValueError: `out` holds another run, or cannot be written.
     """
+    # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="bf16" if _bf16(options, device) else "no"
     )
@@ -186,6 +190,7 @@ def train(
         if accelerator.is_main_process:
             watch.stop()
     accelerator.wait_for_everyone()
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     state.use_average()
     model.denoiser.eval()
     return model
@@ -267,7 +272,7 @@ def _identity(model: Model, options: TrainOptions) -> dict[str, Any]:
 
 def _bf16(options: TrainOptions, device: str | None) -> bool:
     if options.precision != "auto":
-        return options.precision == "bf16"
+        return options.precision == "bfloat16"
     return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
@@ -275,15 +280,9 @@ def _compiled(backbone: nn.Module, options: TrainOptions) -> nn.Module:
     return torch.compile(backbone) if options.compile else backbone  # type: ignore[return-value]
 
 
-def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> Any:  # noqa: ANN401
+def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> AbstractContextManager:
     """Gradients are averaged over processes with the last part of a step only."""
-    return accelerator.no_sync(backbone) if not last else _Nothing()
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc: object) -> None: ...
+    return nullcontext() if last else accelerator.no_sync(backbone)
 
 
 def _crosses(step: int, batch: int, every: int) -> bool:

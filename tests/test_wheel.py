@@ -1,0 +1,46 @@
+"""The wheel holds all that the package needs: it trains and samples from another directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_is_the_package(tmp_path):
+    """Built, unpacked apart from the source, it lists methods, trains and samples."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    sources = {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.py")}
+    sources.add(Path("sfumato/py.typed"))
+    assert sources <= {p.relative_to(installed) for p in installed.rglob("*") if p.is_file()}
+
+    def sfumato(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        done = subprocess.run(
+            [sys.executable, "-m", "sfumato", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "soft" in sfumato("methods")
+    small = ("--width", "8", "--multipliers", "1", "--images", "128", "--preview-every", "0")
+    sfumato("train", "soft", *small, "--out", "run", "--quiet")
+    sfumato("sample", "run", "--seeds", "0-3", "--steps", "3", "--out", "grid.png", "--quiet")
+    assert (tmp_path / "grid.png").stat().st_size > 100
