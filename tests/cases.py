@@ -5,6 +5,7 @@ Everything here is small (at most 24 values a signal), float64 and deterministic
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -363,6 +364,7 @@ def columns(apply: Callable[[Tensor], Tensor], shape: Sequence[int] = SHAPE) -> 
     return apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).numpy().T
 
 
+@functools.cache
 def transform(basis: Basis) -> np.ndarray:
     """V^T as a matrix: scipy's DCT, the definition of Hartley; Haar and dense ones as they are."""
     shape, name = basis.shape, basis.name.partition("(")[0]

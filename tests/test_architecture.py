@@ -118,13 +118,17 @@ ORDER = (
     ("sampling",),
     ("methods",),
     ("model",),
+    ("trajectory",),
     ("training", "evaluation"),
     ("cli", "demo"),
 )
-# Rooms that import nothing of the package, and who may import them.
+# Rooms that import nothing of the package but each other, and who may import them.
 LEAVES = {
     "networks": {"model", "training", "evaluation", "cli", "demo"},
-    "pictures": {"model", "training", "cli", "demo"},
+    "names": {"methods", "training", "evaluation", "cli", "demo"},
+    "record": {"model", "training", "evaluation", "cli", "demo"},
+    "files": {"pictures", "model", "training", "evaluation", "cli", "demo"},
+    "pictures": {"model", "training", "evaluation", "cli", "demo"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.
 EXCEPTIONS = {

@@ -1,6 +1,5 @@
 """Laws of operators: what the algebra promises, against matrices made from unit vectors."""
 
-import itertools
 import math
 
 import mpmath
@@ -32,7 +31,6 @@ from sfumato.algebra import (
 
 SIX = [name for name, (_, shape) in OPERATORS.items() if shape == (6,)]
 each = pytest.mark.parametrize("name", OPERATORS)
-every_pair = pytest.mark.parametrize(("left", "right"), list(itertools.product(SIX, SIX)))
 
 mpmath.mp.dps = 50
 
@@ -71,9 +69,9 @@ def get(name: str) -> tuple[Operator, tuple[int, ...], np.ndarray]:
     return operator, shape, columns(operator, shape)
 
 
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-12) -> None:
+def close(found, expected, tolerance: float = 1e-12, words: str = "") -> None:
     atol = tolerance * max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=words)
 
 
 def invertible(name: str) -> bool:
@@ -136,21 +134,23 @@ def test_operators_do_not_touch_their_argument(name):
 # Products, sums, differences, over all pairs.
 
 
-@every_pair
-def test_products_of_pairs(left, right):
+@pytest.mark.parametrize("left", SIX)
+def test_products_of_pairs(left):
     """(A @ B) x = A (B x), and (A @ B)' = B' A'."""
-    (a, shape, x), (b, _, y) = get(left), get(right)
-    close(columns(a @ b, shape), x @ y)
-    close(columns((a @ b).T, shape), (x @ y).T)
+    for right in SIX:
+        (a, shape, x), (b, _, y) = get(left), get(right)
+        close(columns(a @ b, shape), x @ y, words=right)
+        close(columns((a @ b).T, shape), (x @ y).T, words=right)
 
 
-@every_pair
-def test_sums_and_differences_of_pairs(left, right):
+@pytest.mark.parametrize("left", SIX)
+def test_sums_and_differences_of_pairs(left):
     """(A + B) x = A x + B x, (A - B) x = A x - B x, (A + B)' = A' + B'."""
-    (a, shape, x), (b, _, y) = get(left), get(right)
-    close(columns(a + b, shape), x + y)
-    close(columns((a + b).T, shape), (x + y).T)
-    close(columns(a - b, shape), x - y)
+    for right in SIX:
+        (a, shape, x), (b, _, y) = get(left), get(right)
+        close(columns(a + b, shape), x + y, words=right)
+        close(columns((a + b).T, shape), (x + y).T, words=right)
+        close(columns(a - b, shape), x - y, words=right)
     close(columns(-a, shape), -x)
 
 
@@ -289,7 +289,7 @@ def test_equal_variances_cancel_to_zero():
         assert not columns((same - v).sqrt(), (6,)).any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     st.floats(-700, 700), st.floats(-700, 700), st.sampled_from([1, -1]), st.sampled_from([1, -1])
 )

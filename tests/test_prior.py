@@ -194,7 +194,7 @@ def drawn(prior: Prior, n: int) -> torch.Tensor:
 
 
 def law(shape: tuple[int, ...], data: Facts) -> tuple[np.ndarray, ...]:
-    """Gains, centres (n, *shape) and spread around them of x_0: an image where kept, or Gaussian."""
+    """Gains, centres (n, *shape) and spread around them of x_0: images if kept, Gaussian else."""
     squared = dct(*space(shape)).laplacian.numpy() + np.zeros(shape)
     kept = np.zeros(shape, dtype=bool)
     kept[(..., *[slice(8)] * len(space(shape)))] = True

@@ -1,4 +1,4 @@
-"""Laws of training: a run killed is the run, two processes see what one would, and learning learns."""
+"""Laws of training: a killed run is the run, two processes see what one would, learning learns."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sfumato.training.train import TrainOptions, _pace, build, draw, train
 TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
 OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
 
-# Trains as the command line does, and dies where it is told: at a step, or inside the writing of the
-# file of a checkpoint.
+# Trains as the command line does, and dies where it is told: at a step, or inside the writing of
+# the file of a checkpoint.
 DRIVER = """
 import os, signal, sys
 from sfumato.training import checkpoint, train, watch
@@ -66,6 +66,11 @@ def spawn(*arguments: object, launcher: tuple[str, ...] = ()) -> int:
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 
 
+def uninterrupted(out: Path) -> None:
+    model, data = tiny()
+    train(model, data, OPTIONS, out, device="cpu")
+
+
 def final(out: Path) -> dict[str, bytes]:
     last = sorted((out / "checkpoints").iterdir())[-1]
     return {file.name: file.read_bytes() for file in last.iterdir()}
@@ -73,15 +78,15 @@ def final(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_killed_run_is_the_run(tmp_path):
-    """SIGKILL after a checkpoint, between two, inside the writing of one: the same bits at the end."""
+    """SIGKILL after a checkpoint, between two, inside the writing of one: the same bits."""
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     here, cut, whole = Path(__file__).parent, tmp_path / "cut", tmp_path / "whole"
-    assert spawn(driver, here, whole, "none", 0) == 0
+    uninterrupted(whole)
     for kind, where in (("step", 11), ("step", 25), ("save", 30)):
         assert spawn(driver, here, cut, kind, where) == -signal.SIGKILL
     assert list((cut / "checkpoints").glob(".*.part")), "the third kill was not inside a write"
-    assert spawn(driver, here, cut, "none", 0) == 0
+    uninterrupted(cut)
     events = [json.loads(line) for line in (cut / "log.jsonl").read_text().splitlines()]
     resumed = [entry["step"] for entry in events if entry.get("event") == "resumed"]
     assert resumed == [10, 20, 20]
@@ -98,7 +103,7 @@ def test_two_processes_see_what_one_does(tmp_path):
     driver.write_text(DRIVER)
     here = Path(__file__).parent
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
-    assert spawn(driver, here, tmp_path / "one", "none", 0) == 0
+    uninterrupted(tmp_path / "one")
     assert spawn(driver, here, tmp_path / "two", "none", 0, launcher=launcher) == 0
     one, two = (
         load_file(sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "raw.safetensors")
@@ -112,7 +117,7 @@ def test_two_processes_see_what_one_does(tmp_path):
 
 
 def test_data_order_visits_every_image_once_an_epoch():
-    """draw: over one epoch each row once, another order in the next; times and noise from (seed, step)."""
+    """draw: each row once an epoch, in another order the next; all from (seed, step)."""
     model, data = tiny()
     options = replace(OPTIONS, batch=100)
     steps = len(data) // 100
@@ -173,7 +178,7 @@ def test_learning_rate_rises_then_falls_as_a_cosine():
 
 
 def test_average_has_the_ramped_decay(tmp_path):
-    """EMA_n = d EMA_{n-1} + (1 - d) w_n, d = min(ema, (1 + n) / (10 + n)), replayed from raw weights."""
+    """EMA_n = d EMA_{n-1} + (1 - d) w_n, d = min(ema, (1 + n) / (10 + n)), from raw weights."""
     options = replace(OPTIONS, images=48, checkpoint_every=16, keep=9)
     model, data = tiny(options=options)
     average = {k: v.clone() for k, v in model.denoiser.backbone.state_dict().items()}
@@ -211,7 +216,7 @@ def test_seed_i_gives_image_i_at_any_batch_size(method, tmp_path):
     train(model, data, options, tmp_path / "run", device="cpu")
     seeds = list(range(64))
     whole = model.sample(seeds, steps=50)
-    # So short a training can leave samples far outside [-1, 1]: float32 knows them relative to that.
+    # So short a training leaves samples far outside [-1, 1]; float32 is as good as their size.
     near = 1e-4 * max(1.0, float(whole.abs().max()))
     assert (model.sample(seeds[:14], steps=50, batch=7) - whole[:14]).abs().max() < near
     assert (model.sample([5], steps=50, batch=1) - whole[5:6]).abs().max() < near

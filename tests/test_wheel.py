@@ -26,21 +26,23 @@ def test_the_wheel_is_the_package(tmp_path):
     sources.add(Path("sfumato/py.typed"))
     assert sources <= {p.relative_to(installed) for p in installed.rglob("*") if p.is_file()}
 
-    def sfumato(*words: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(installed)}
-        done = subprocess.run(
-            [sys.executable, "-m", "sfumato", *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "soft" in sfumato("methods")
-    small = ("--width", "8", "--multipliers", "1", "--images", "128", "--preview-every", "0")
-    sfumato("train", "soft", *small, "--out", "run", "--quiet")
-    sfumato("sample", "run", "--seeds", "0-3", "--steps", "3", "--out", "grid.png", "--quiet")
+    script = """
+from sfumato.cli import main
+small = ["--width", "8", "--multipliers", "1", "--images", "128", "--preview-every", "0"]
+assert main(["methods"]) == 0
+assert main(["train", "soft", *small, "--out", "run", "--quiet"]) == 0
+assert main(["sample", "run", "--seeds", "0-3", "--steps", "3", "--out", "grid.png"]) == 0
+import sfumato
+print(sfumato.__file__)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert str(installed) in ran.stdout
     assert (tmp_path / "grid.png").stat().st_size > 100

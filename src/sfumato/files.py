@@ -40,7 +40,7 @@ def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> No
 
 @contextmanager
 def folder(path: Path | str) -> Iterator[Path]:
-    """A new folder that appears at `path` complete: fill the yielded one, and it is renamed at the end.
+    """A new folder that appears at `path` complete: fill the yielded one, then it is renamed.
 
     A folder cut off halfway never has the name; `sweep` removes what is left of it.
 

@@ -1,4 +1,4 @@
-"""A model is what training leaves and every command uses: a recipe, facts, a denoiser, the data's record."""
+"""A model is what training leaves and every command uses: recipe, facts, denoiser, record."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from sfumato import files
 from sfumato.corruption.facts import Facts, typical
@@ -90,8 +91,8 @@ class Model:
         if build is None:
             if config.sha256 is not None:
                 raise ValueError(
-                    f"this model's method is {config.method}, a file of yours that no checkpoint may "
-                    "run by itself. Pass it: --method FILE.py:NAME, or from_pretrained(..., build=...)."
+                    f"this model's method is {config.method}, a file of yours that no checkpoint "
+                    "may run by itself. Pass it: --method FILE.py:NAME, or build=... in Python."
                 )
             build, _ = method(config.method)
         self.config, self.build = config, build
@@ -108,7 +109,7 @@ class Model:
             classes = len(config.record.classes or ()) if config.conditional else None
             backbone = UNet(self.shape, config.network, classes)
         # Faster for convolutions on nearly every device; other modules do not notice.
-        backbone.to(memory_format=torch.channels_last)
+        convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         self.denoiser = Denoiser(self.recipe.process, self.recipe.parametrization, backbone)
 
     @property
@@ -134,7 +135,8 @@ class Model:
 
         Args:
             seeds: integers >= 0.
-            steps: steps of the sampler (the recipe's by default): one network call each for most kernels.
+            steps: steps of the sampler (the recipe's by default), of one network call for most
+                kernels.
             kernel: the recipe's by default.
             classes: one class for each seed, for a conditional model.
             batch: signals in memory at once.
@@ -233,7 +235,8 @@ def from_pretrained(
         build: the method, where it is the user's own.
 
     Raises:
-        ValueError: no model there; a file is missing, truncated, of another format or of wrong shapes.
+        ValueError: no model there; a file is missing, truncated, of another format or of wrong
+            shapes.
     """
     folder = locate(Path(path))
     model = Model(read_config(folder), read_facts(folder), backbone, build)

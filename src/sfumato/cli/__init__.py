@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from sfumato.cli.kinds import nearest
+from sfumato.names import nearest
 
 VERBS = {
     "methods": "list the methods and the kernels that can sample them",

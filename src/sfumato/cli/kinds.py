@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,16 +18,6 @@ class Kind(NamedTuple):
 
     read: Callable[[Any], Any]
     form: str = ""
-
-
-def nearest(what: str, name: str, known: Iterable[str], else_: str | None = None) -> str:
-    """The sentence for a name that nobody knows: the one meant, or `else_`, or all there are."""
-    bare = {other.lstrip("-"): other for other in known}
-    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
-    if near:
-        return f"no {what} '{name}'; did you mean '{bare[near[0]]}'?"
-    hint = else_ or f"choose from {', '.join(bare.values())}."
-    return f"no {what} '{name}'; {hint}"
 
 
 def _text(value: object) -> str:

@@ -14,8 +14,9 @@ import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from sfumato.cli import kinds
-from sfumato.cli.kinds import Kind, nearest
+from sfumato.cli.kinds import Kind
 from sfumato.cli.signatures import Parameter
+from sfumato.names import nearest
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options that are about one call, not about what it does."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from sfumato.cli import kinds
-from sfumato.cli.kinds import nearest
 from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.names import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from sfumato.cli import kinds, signatures
-from sfumato.cli.kinds import nearest
 from sfumato.cli.parser import Parser, first, resolved, settings
 from sfumato.cli.sample import labels, load, model_options
 from sfumato.cli.signatures import Signature
+from sfumato.names import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from docstring_parser.google import parse
 
 from sfumato.cli import kinds
-from sfumato.cli.kinds import Kind, nearest
+from sfumato.cli.kinds import Kind
+from sfumato.names import nearest
 
 SOURCE = Path(__file__).parents[1]
 SCALARS = {"int": kinds.WHOLE, "float": kinds.NUMBER, "str": kinds.TEXT, "bool": kinds.YES}

@@ -141,9 +141,9 @@ def levels(count: int) -> Times:
 
 
 def stratified(u: Tensor) -> Tensor:
-    r"""VDM's low-discrepancy times: 1 - (u_0 + i / B) mod 1 for sample i of B, one number u_0."""
+    r"""VDM's low-discrepancy numbers: (u_0 + i / B) mod 1 for sample i of B, in [0, 1)."""
     spread = torch.arange(len(u), dtype=u.dtype, device=u.device) / len(u)
-    return 1 - (u[:1] + spread) % 1.0
+    return (u[:1] + spread) % 1.0
 
 
 def _check_supported(process: Process, t: Tensor, who: str) -> None:

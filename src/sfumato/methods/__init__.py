@@ -1,4 +1,4 @@
-"""Published methods, each one function of a signal's shape, the data's facts and its own parameters.
+"""Published methods: functions of a signal's shape, the data's facts and their own parameters.
 
 `METHODS` and `KERNELS` are the names that the command line takes.
 """

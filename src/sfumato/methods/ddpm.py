@@ -43,8 +43,8 @@ def ddpm(
     Args:
         shape: of one signal, any.
         facts: not used: the method knows nothing of the data.
-        betas: the chain's variances: linear from 1e-4 to 0.02 (scaled when `length` is not 1000), or
-            cosine.
+        betas: the chain's variances: linear from 1e-4 to 0.02 (scaled for other lengths than
+            1000), or cosine.
         variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler.

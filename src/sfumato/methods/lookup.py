@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import runpy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from sfumato.methods import KERNELS, METHODS
 from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
 from sfumato.sampling.kernels import Kernel
 
 Method = Callable[..., Recipe]
 """(shape, facts=None, *, parameters) -> Recipe."""
 
 
-def find(name: str, known: Iterable[str], what: str) -> str:
-    """`name` if it is known, else ValueError with the nearest name."""
-    known = list(known)
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(known)}."
-    raise ValueError(f"no {what} '{name}'; {hint}")
-
-
 def method(spec: str) -> tuple[Method, str | None]:
-    """The method named `spec`, and the SHA-256 of its file where it is the user's own (`file.py:function`).
+    """The method named `spec`, and the SHA-256 of its file where it is the user's own.
 
-    A user's file is run: only ever name a file you trust. No checkpoint can make this happen.
+    One's own is spelled `file.py:function`, and its file is run: only ever name one you trust. No
+    checkpoint can make this happen.
 
     Raises:
         ValueError: no such method, file or function.
     """
     path, colon, name = spec.rpartition(":")
     if not colon:
-        return METHODS[find(spec, METHODS, "method")], None
+        if spec not in METHODS:
+            raise ValueError(nearest("method", spec, METHODS))
+        return METHODS[spec], None
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"no file '{path}' for the method {spec}.")
@@ -54,7 +47,9 @@ def kernel(spec: str) -> Kernel:
         ValueError: no such kernel, no such parameter, or a value that is not a number.
     """
     name, _, rest = spec.partition(":")
-    build = KERNELS[find(name, KERNELS, "kernel")]
+    if name not in KERNELS:
+        raise ValueError(nearest("kernel", name, KERNELS))
+    build = KERNELS[name]
     known = inspect.signature(build).parameters
     values: dict[str, float | int] = {}
     for part in filter(None, rest.split(",")):

@@ -1,7 +1,7 @@
 r"""Soft Diffusion: heat blur with little noise, soft score matching, momentum sampler.
 
-q(x_t | x_0) = N(C_t x_0, sigma_t^2 I), C_t = exp(-Laplacian b_t^2 / 2) in the DCT basis; the loss is
-|| C_t (x_0^ - x_0) ||^2 / sigma_t^2 and the network predicts the residual x_0 - x_t.
+q(x_t | x_0) = N(C_t x_0, sigma_t^2 I), C_t = exp(-Laplacian b_t^2 / 2) in the DCT basis; the loss
+is || C_t (x_0^ - x_0) ||^2 / sigma_t^2 and the network predicts the residual x_0 - x_t.
 
 References:
     Soft Diffusion: Score Matching for General Corruptions (Giannis Daras, Mauricio Delbracio,

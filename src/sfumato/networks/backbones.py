@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Sequence[int],
         options: UNetOptions = UNetOptions(),
         classes: int | None = None,
     ) -> None:

@@ -1,9 +1,9 @@
 """A run folder: what the run is, its log, and checkpoints that are whole or absent.
 
-    run.json             the resolved configuration: whose folder this is
-    log.jsonl            one line per report
-    checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
-                         optimizer's tensors apart in `optimizer.safetensors`
+run.json             the resolved configuration: whose folder this is
+log.jsonl            one line per report
+checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
+                     optimizer's tensors apart in `optimizer.safetensors`
 """
 
 from __future__ import annotations
@@ -27,13 +27,18 @@ from sfumato.model import Model, load_weights, plain, read_tensors
 class State:
     """All that changes while training: weights, their average, the optimizer's moments (final)."""
 
-    def __init__(self, backbone: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
+    def __init__(
+        self, backbone: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+    ) -> None:
         self.backbone, self.optimizer, self.ema = backbone, optimizer, ema
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
         names = [name for name, _ in self.backbone.named_parameters()]
-        return {**self.backbone.state_dict(), **dict(zip(names, self.ema.shadow_params, strict=True))}
+        return {
+            **self.backbone.state_dict(),
+            **dict(zip(names, self.ema.shadow_params, strict=True)),
+        }
 
     def moments(self) -> dict[str, Tensor]:
         """The optimizer's tensors as `position.name`."""

@@ -5,7 +5,6 @@ data = load("digits")        data.batch([0, 1, 2])        data.record
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption.facts import Facts, measure
+from sfumato.names import nearest
 from sfumato.record import Record as Record
 from sfumato.training.sources import NAMED, Raw, array, check_labels, folder
 
@@ -112,11 +112,8 @@ def load(source: str | Path, split: str = "train") -> Data:
 def _unknown(source: str) -> Exception:
     if os.sep in source or Path(source).suffix:
         return FileNotFoundError(f"there is no folder or file {source}.")
-    near = difflib.get_close_matches(source, NAMED, n=1)
-    guess = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMED)}."
-    return ValueError(
-        f"no data set {source!r}; {guess} A folder of images, a .npz or a .npy will do as well."
-    )
+    sentence = nearest("data set", source, NAMED)
+    return ValueError(f"{sentence} A folder of images, a .npz or a .npy will do as well.")
 
 
 def _data(raw: Raw, name: str, split: str) -> Data:

@@ -1,8 +1,8 @@
 r"""The only training loop: any method, one process or many, resumed by the same command.
 
 Data order, times and noise come from (seed, step) for the *global* batch and are then sliced by
-process, so a resumed run is the run, and several processes see what one would. Bit-identity holds for
-equal threads, torch build and number of processes.
+process, so a resumed run is the run, and several processes see what one would. Bit-identity holds
+for equal threads, torch build and number of processes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class TrainOptions:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} does not split into {self.accumulate} equal parts.")
+            raise ValueError(
+                f"batch {self.batch} does not split into {self.accumulate} equal parts."
+            )
 
     @property
     def steps(self) -> int:
@@ -107,7 +109,7 @@ def train(
     watch: Watch | None = None,
     device: str | None = None,
 ) -> Model:
-    """Train `model` on `data` into the run folder `out`; run again with the same arguments, it goes on.
+    """Train `model` on `data` into the run folder `out`; called again alike, it goes on.
 
     Args:
         model: as `build` made it; its backbone is trained in place.
@@ -178,7 +180,7 @@ def train(
                     )
                 if done or _crosses(step, options.batch, options.checkpoint_every):
                     checkpoints.save(state, step)
-                if done or _crosses(step, options.batch, options.preview_every):
+                if _previews(step, options):
                     with state.averaged():
                         watch.preview(model, data, Path(out), step * options.batch)
                     clock, seen = time.perf_counter(), 0
@@ -205,7 +207,7 @@ def _step(
     options: TrainOptions,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """One optimizer step on this process's share of the global batch; the mean loss, on the device."""
+    """One optimizer step on this process's share of the global batch; the mean loss."""
     denoiser.train()
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * _pace(step, options)
@@ -219,8 +221,9 @@ def _step(
         chosen = slice(at, at + part)
         x0 = data.batch(rows[chosen]).to(accelerator.device)
         bound = denoiser
-        if model.config.conditional:
-            bound = denoiser.given(classes=data.classes(rows[chosen]).to(accelerator.device))
+        labels = data.classes(rows[chosen]) if model.config.conditional else None
+        if labels is not None:
+            bound = denoiser.given(classes=labels.to(accelerator.device))
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
             noise = eps[chosen].to(accelerator.device)
@@ -233,8 +236,10 @@ def _step(
     return total
 
 
-def draw(step: int, data: Data, options: TrainOptions, model: Model) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the data, times (B, 1, ..., 1) and noise of the global batch at `step`, from the seed alone."""
+def draw(
+    step: int, data: Data, options: TrainOptions, model: Model
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the data, times (B, 1, ..., 1) and noise of the global batch, from (seed, step)."""
     positions = torch.arange(step * options.batch, (step + 1) * options.batch)
     epochs, places = positions // len(data), positions % len(data)
     rows = torch.empty_like(places)
@@ -287,6 +292,11 @@ def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> Abst
 
 def _crosses(step: int, batch: int, every: int) -> bool:
     return every > 0 and (step * batch) // every > ((step - 1) * batch) // every
+
+
+def _previews(step: int, options: TrainOptions) -> bool:
+    done = step == options.steps and options.preview_every > 0
+    return done or _crosses(step, options.batch, options.preview_every)
 
 
 def _mute(entry: Mapping[str, Any]) -> None:
