@@ -80,18 +80,16 @@ class Heat(Family):
         Blurring Diffusion Models (E. Hoogeboom, T. Salimans, 2022), https://arxiv.org/abs/2209.05557
     """
 
-    squared: Tensor
-
     def __init__(self, blur: Schedule, basis: Basis, floor: float = 0.0) -> None:
         super().__init__()
         if not 0 <= floor < 1:
             raise ValueError(f"Heat needs a floor in [0, 1); got {floor:g}.")
         self.blur, self.basis, self.floor = blur, basis, float(floor)
-        self.register_buffer("squared", basis.laplacian, persistent=False)
+        self.squared = basis.laplacian
 
     def at(self, t: Tensor) -> Diagonal:
         width = self.blur(t.to(torch.float64))
-        log_gain = -self.squared * width**2 / 2
+        log_gain = -self.squared.to(width.device) * width**2 / 2
         if self.floor:
             log_floor = torch.tensor(math.log(self.floor), dtype=torch.float64)
             log_gain = torch.logaddexp(math.log1p(-self.floor) + log_gain, log_floor)
@@ -115,8 +113,6 @@ class Fade(Family):
         width: length of the ramp, positive.
     """
 
-    onset: Tensor
-
     def __init__(self, level: Schedule, onset: Tensor, basis: Basis, width: float) -> None:
         super().__init__()
         if not width > 0:
@@ -126,11 +122,11 @@ class Fade(Family):
                 f"Fade needs one onset per coefficient of {basis}; got {tuple(onset.shape)}."
             )
         self.level, self.basis, self.width = level, basis, float(width)
-        self.register_buffer("onset", onset.to(torch.float64), persistent=False)
+        self.onset = onset.to(torch.float64)
 
     def at(self, t: Tensor) -> Diagonal:
         level = self.level(t.to(torch.float64))
-        left = ((self.onset + self.width - level) / self.width).clamp(0.0, 1.0)
+        left = ((self.onset.to(level.device) + self.width - level) / self.width).clamp(0.0, 1.0)
         return Diagonal(log_of(torch.sin(math.pi / 2 * left) ** 2), None, self.basis)
 
 

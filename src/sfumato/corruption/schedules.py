@@ -111,9 +111,6 @@ class Sigmoid(Schedule):
 class Table(Schedule):
     """Levels at increasing times, linear between them (final): what selection from data returns."""
 
-    times: Tensor
-    levels: Tensor
-
     def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
         super().__init__()
         times = torch.as_tensor(times, dtype=torch.float64)
@@ -125,14 +122,13 @@ class Table(Schedule):
             )
         if not bool((times.diff() > 0).all()) or times[0] != 0 or times[-1] != 1:
             raise ValueError("Table needs times that rise from 0 to 1.")
-        self.register_buffer("times", times, persistent=False)
-        self.register_buffer("levels", levels, persistent=False)
+        self.times, self.levels = times, levels
 
     def forward(self, t: Tensor) -> Tensor:
-        right = torch.searchsorted(self.times, t.detach().contiguous())
-        right = right.clamp(1, len(self.times) - 1)
-        t0, t1 = self.times[right - 1], self.times[right]
-        y0, y1 = self.levels[right - 1], self.levels[right]
+        times, levels = self.times.to(t.device), self.levels.to(t.device)
+        right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
+        t0, t1 = times[right - 1], times[right]
+        y0, y1 = levels[right - 1], levels[right]
         share = (t - t0) / (t1 - t0)
         return y0 + share * (y1 - y0)
 
