@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -294,7 +296,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch
     def cut(self, done, value):
         step(self, done, value)
         if done == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "step", cut)

@@ -276,6 +276,20 @@ def test_rounding_is_not_a_rise(name):
         process.check_markov(time(0.7), time(0.3), "a test")
 
 
+@pytest.mark.parametrize("size", [1e-11, 1e-9, 1e-6])
+@pytest.mark.parametrize("start", [1.0, 1e-4])
+def test_the_smallest_rise_beyond_rounding_is_refused_by_name(size, start):
+    """What the check lets pass, the root of V_s - K V_t K' takes, or names ancestral as well."""
+
+    def rises_by(share: float) -> Process:
+        return Process(Scale(Linear(start, start * (1 + share))), Scale(Constant(1.0)))
+
+    with pytest.raises(ValueError, match=r"ancestral needs .*signal-to-noise ratio"):
+        coupling.ancestral(rises_by(size), time(1.0), time(0.0))
+    for rounding in (0.0, 1e-15):
+        coupling.ancestral(rises_by(rounding), time(1.0), time(0.0))
+
+
 # Singular noise.
 
 

@@ -55,7 +55,8 @@ def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
     """
     process.check_markov(s, t, "ancestral")
     forward = process.signal.at(t) @ process.signal.at(s).inv()
-    return given(process, t, s, cross=process.cov(s) @ forward.T)
+    cross = process.cov(s) @ forward.T
+    return _tied(process, t, s, cross, "ancestral needs signal-to-noise ratios that fall with time")
 
 
 def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:

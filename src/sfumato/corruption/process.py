@@ -54,7 +54,7 @@ class Process(nn.Module):
         Raises:
             ValueError: V_t is singular.
         """
-        self._check_density(t, x.shape[1:])
+        self._logdet(t, x.shape[1:])
         return self.cov(t).inv()(self.signal.at(t)(x0) - x)
 
     def log_prob(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class Process(nn.Module):
             ValueError: V_t is singular.
         """
         shape = x.shape[1:]
-        self._check_density(t, shape)
+        logdet = self._logdet(t, shape)
         noise = self.noise.at(t)
         white = noise.inv()(x - self.signal.at(t)(x0)).flatten(1)
         constant = 0.5 * math.prod(shape) * math.log(2 * math.pi)
-        return -0.5 * white.square().sum(1) - noise.logdet(shape).to(x) - constant
+        return -0.5 * white.square().sum(1) - logdet.to(x) - constant
 
     def transition(self, s: Tensor, t: Tensor) -> tuple[Operator, Operator]:
         """(C_{t|s}, V_{t|s}) of the Markov kernel q(x_t | x_s) = N(C_{t|s} x_s, V_{t|s}), s < t.
@@ -101,7 +101,7 @@ class Process(nn.Module):
         if early is None or late is None:
             return self._check_loewner(s, t, who)
         early, late = torch.broadcast_tensors(early, late)
-        rises = late > early + 1e-9 * (1 + early.abs().nan_to_num(posinf=0.0))
+        rises = late > early + 1e-12 * (1 + early.abs().nan_to_num(posinf=0.0))
         if bool(rises.any()):
             at = tuple(int(i) for i in rises.nonzero()[0])
             times = [float(x.broadcast_to(rises.shape)[at]) for x in (s, t)]
@@ -123,15 +123,19 @@ class Process(nn.Module):
         try:
             (self.cov(t) - forward @ self.cov(s) @ forward.T).sqrt()
         except NotPositive as error:
+            times = [float(x.flatten()[error.sample % x.numel()]) for x in (s, t)]
             raise ValueError(
                 f"{who} needs the signal-to-noise ratio of every direction to fall with time; "
-                f"between t={float(s.min()):.2f} and t={float(t.max()):.2f} the forward variance "
-                f"has a negative {error.found}. Use ddim or bridge."
+                f"between t={times[0]:.2f} and t={times[1]:.2f} the forward variance has a "
+                f"negative {error.found}. Use ddim or bridge."
             ) from error
 
-    def _check_density(self, t: Tensor, shape: Sequence[int]) -> None:
-        if bool(torch.isneginf(self.noise.at(t).logdet(shape)).any()):
+    def _logdet(self, t: Tensor, shape: Sequence[int]) -> Tensor:
+        """log |S_t|, refused where it is -inf."""
+        logdet = self.noise.at(t).logdet(shape)
+        if bool(torch.isneginf(logdet).any()):
             raise ValueError(
                 "the density of x_t needs noise on every coefficient; Sigma_t is singular at a "
                 "time asked for. Start the times above 0, or give the noise a floor."
             )
+        return logdet

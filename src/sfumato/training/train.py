@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Config, Model
+from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
 from sfumato.training.watch import Watch
@@ -153,49 +152,51 @@ def train(
 
     prepared = accelerator.prepare(_compiled(backbone, options))
     denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
-    log = checkpoints.log if accelerator.is_main_process else _mute
-    if accelerator.is_main_process:
+    main = accelerator.is_main_process
+    if main:
         watch.start(model, options, step)
-        log({"event": "resumed" if step else "started", "step": step})
-    clock, seen = time.perf_counter(), 0
+        checkpoints.log({"event": "resumed" if step else "started", "step": step})
     try:
-        while step < options.steps:
-            value = _step(step, accelerator, denoiser, model, data, options, optimizer)
-            ema.step(backbone.parameters())
-            step += 1
-            seen += options.batch
-            done = step == options.steps
-            if accelerator.is_main_process:
-                watch.step(step, value)
-                if step % watch.every == 0 or done:
-                    spent = time.perf_counter() - clock
-                    log(
-                        {
-                            "step": step,
-                            "images": step * options.batch,
-                            "loss": round(watch.loss, 6),
-                            "lr": optimizer.param_groups[0]["lr"],
-                            "images_per_second": round(seen / spent, 1),
-                        }
-                    )
-                if done or _crosses(step, options.batch, options.checkpoint_every):
-                    checkpoints.save(state, step)
-                if _previews(step, options):
-                    with state.averaged():
-                        watch.preview(model, data, Path(out), step * options.batch)
-                    clock, seen = time.perf_counter(), 0
-    except KeyboardInterrupt:
-        if accelerator.is_main_process:
-            checkpoints.save(state, step)
-        raise
+        with stop.asked() as stopping:
+            while step < options.steps:
+                value = _step(step, accelerator, denoiser, model, data, options, optimizer)
+                ema.step(backbone.parameters())
+                step += 1
+                if main:
+                    watch.step(step, value)
+                    _keep(step, checkpoints, state, options, watch, data)
+                if stopping():
+                    if main:
+                        checkpoints.save(state, step)
+                    raise KeyboardInterrupt
     finally:
-        if accelerator.is_main_process:
+        if main:
             watch.stop()
     accelerator.wait_for_everyone()
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     state.use_average()
     model.denoiser.eval()
     return model
+
+
+def _keep(
+    step: int,
+    checkpoints: Checkpoints,
+    state: State,
+    options: TrainOptions,
+    watch: Watch,
+    data: Data,
+) -> None:
+    """After a step: the line of the log, the checkpoint and the pictures that are due."""
+    done, images = step == options.steps, step * options.batch
+    if step % watch.every == 0 or done:
+        rate = state.optimizer.param_groups[0]["lr"]
+        checkpoints.log({"step": step, "images": images, **watch.figures(), "lr": rate})
+    if done or _crosses(step, options.batch, options.checkpoint_every):
+        checkpoints.save(state, step)
+    if options.preview_every and (done or _crosses(step, options.batch, options.preview_every)):
+        with state.averaged():
+            watch.preview(checkpoints.model, data, checkpoints.out, images)
 
 
 def _step(
@@ -291,13 +292,4 @@ def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> Abst
 
 
 def _crosses(step: int, batch: int, every: int) -> bool:
-    return every > 0 and (step * batch) // every > ((step - 1) * batch) // every
-
-
-def _previews(step: int, options: TrainOptions) -> bool:
-    done = step == options.steps and options.preview_every > 0
-    return done or _crosses(step, options.batch, options.preview_every)
-
-
-def _mute(entry: Mapping[str, Any]) -> None:
-    """Processes other than the first write no log."""
+    return (step * batch) // every > ((step - 1) * batch) // every

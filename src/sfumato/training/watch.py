@@ -41,10 +41,17 @@ class Watch:
         """Running mean of the loss; reads the device."""
         return float("nan") if self._mean is None else float(self._mean)
 
+    def figures(self) -> dict[str, float]:
+        """What a line of the log says beside the step: loss, and images per second of late."""
+        now, (step, clock) = time.perf_counter(), self._since
+        self._since = (self._step, now)
+        speed = (self._step - step) * self._options.batch / (now - clock)
+        return {"loss": round(self.loss, 6), "images_per_second": round(speed, 1)}
+
     def start(self, model: Model, options: TrainOptions, step: int) -> None:
         """Training goes on from `step`."""
         self._options, self._first, self._clock = options, step, time.perf_counter()
-        self._line = self._clock
+        self._line, self._step, self._since = self._clock, step, (step, self._clock)
         if self.console is None:
             return
         count = sum(p.numel() for p in model.denoiser.backbone.parameters())
@@ -71,6 +78,7 @@ class Watch:
 
     def step(self, step: int, value: Tensor) -> None:
         """One step is done, with this loss."""
+        self._step = step
         rest = min(0.98, (step - self._first) / (step - self._first + 1))
         self._mean = value if self._mean is None else rest * self._mean + (1 - rest) * value
         now = time.perf_counter()
@@ -104,6 +112,7 @@ class Watch:
         x0 = data.batch(torch.arange(min(6, len(data))))
         shown = trajectory.forward(model.recipe.process, x0)
         pictures.save(pictures.strip(list(shown)), folder / "forward.png")
+        self._since = (self._step, time.perf_counter())
 
     def stop(self) -> None:
         """Training has ended, or was cut."""
