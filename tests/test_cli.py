@@ -106,7 +106,7 @@ def test_signatures_of_methods_are_those_of_the_functions(name):
 
 @pytest.mark.parametrize(
     ("file", "options"),
-    [("training/train.py", TrainOptions), ("networks/backbones.py", UNetOptions)],
+    [("training/options.py", TrainOptions), ("networks/backbones.py", UNetOptions)],
 )
 def test_signatures_of_options_are_those_of_the_classes(file, options):
     read = signatures.read(signatures.SOURCE / file, options.__name__)

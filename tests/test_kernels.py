@@ -45,7 +45,7 @@ from sfumato.algebra import (
     zero,
 )
 from sfumato.corruption.coupling import ancestral, ancestral_large, ddim, momentum, naive
-from sfumato.corruption.families import Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.families import Family, Heat, Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
@@ -264,12 +264,12 @@ SHIFTED = Process(
 )
 """C_t that is not even symmetric."""
 
+TINT = torch.linspace(0.1, 0.5, N, dtype=torch.float64).reshape(4, 5)
 CLASHING = Process(
     Heat(Geometric(0.3, 3.0, zero_at_start=True), dct(4, 5)),
-    Fixed(Diagonal(-torch.arange(20.0).double().reshape(4, 5) / 20, None, hartley(4, 5)))
-    @ Scale(Linear(0.05, 0.5)),
+    Mapping(lambda t: Diagonal((0.05 + t * TINT).log(), None, hartley(4, 5))),
 )
-"""Blur with reflected edges under noise of a periodic colour: no common basis."""
+"""Blur with reflected edges under noise of a periodic, changing colour: no common basis."""
 
 
 @pytest.mark.parametrize("name", FREE_OF_INVERSES)

@@ -53,6 +53,12 @@ def test_blocks_are_found_with_their_lines_and_marks():
     assert commands(quick) == [["list"]]
 
 
+def test_readme_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert local and not [link for link in local if not (README.parent / link).exists()]
+
+
 def test_readme_runs(tmp_path, monkeypatch, capsys):
     found = blocks(README.read_text(encoding="utf-8"))
     assert {"python", "bash"} <= {block.language for block in found}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sfumato.cli import main
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
 from sfumato.model import Config, from_pretrained
@@ -25,32 +26,47 @@ from sfumato.training.train import TrainOptions, _pace, build, draw, train
 TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
 OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
 
-# Trains as the command line does, and dies where it is told: at a step, or inside the writing of
-# the file of a checkpoint.
+COMMAND = (
+    "train soft --data digits --images 640 --batch 16 --accumulate 2 --dropout 0.1 --width 8 "
+    "--multipliers 1,2 --checkpoint-every 160 --preview-every 240 --steps 5 --device cpu --quiet"
+).split()
+PLAN = 640 // 16
+
+# The command line, which dies where it is told: at a step, or inside the writing of a checkpoint's
+# file; every step that is run leaves a byte.
 DRIVER = """
 import os, signal, sys
-from sfumato.training import checkpoint, train, watch
-from sfumato.training.data import load
-from sfumato.model import Config
-sys.path.insert(0, sys.argv[1])
-from test_training import OPTIONS, TINY
+from sfumato.cli import main
+from sfumato.training import checkpoint, watch
 
-out, kind, where = sys.argv[2], sys.argv[3], int(sys.argv[4])
+command, count, kind, where = sys.argv[1].split(), sys.argv[2], sys.argv[3], int(sys.argv[4])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-if kind == "step":
-    step = watch.Watch.step
-    watch.Watch.step = lambda self, k, value: die() if k == where else step(self, k, value)
-if kind == "save":
-    save = checkpoint.save_file
-    def cut(tensors, path):
-        save(tensors, path)
-        if int(path.parent.name.split(".")[1]) == where:
-            path.write_bytes(path.read_bytes()[:100])
-            die()
-    checkpoint.save_file = cut
-data = load("digits")
-model = train.build(Config("soft", data.record, network=TINY), data, OPTIONS)
-train.train(model, data, OPTIONS, out, device="cpu")
+step, save = watch.Watch.step, checkpoint.save_file
+
+def counted(self, k, value):
+    with open(count, "a") as stream:
+        stream.write(".")
+    if kind == "step" and k == where:
+        die()
+    step(self, k, value)
+
+def cut(tensors, path):
+    save(tensors, path)
+    if kind == "save" and int(path.parent.name.split(".")[1]) == where:
+        path.write_bytes(path.read_bytes()[:100])
+        die()
+
+watch.Watch.step, checkpoint.save_file = counted, cut
+sys.exit(main(command))
+"""
+
+# One process of several, without the command line.
+RANK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_training import uninterrupted
+from pathlib import Path
+uninterrupted(Path(sys.argv[2]))
 """
 
 
@@ -77,34 +93,36 @@ def final(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_the_run(tmp_path):
+def test_a_killed_run_is_the_run(tmp_path, monkeypatch):
     """SIGKILL after a checkpoint, between two, inside the writing of one: the same bits."""
-    driver = tmp_path / "driver.py"
+    monkeypatch.chdir(tmp_path)
+    driver, count = tmp_path / "driver.py", tmp_path / "count"
     driver.write_text(DRIVER)
-    here, cut, whole = Path(__file__).parent, tmp_path / "cut", tmp_path / "whole"
-    uninterrupted(whole)
+    cut, whole = Path("cut"), Path("whole")
+    assert main([*COMMAND, "--out", "whole"]) == 0
+    command = " ".join([*COMMAND, "--out", "cut"])
     for kind, where in (("step", 11), ("step", 25), ("save", 30)):
-        assert spawn(driver, here, cut, kind, where) == -signal.SIGKILL
+        assert spawn(driver, command, count, kind, where) == -signal.SIGKILL
     assert list((cut / "checkpoints").glob(".*.part")), "the third kill was not inside a write"
-    uninterrupted(cut)
+    assert spawn(driver, command, count, "none", 0) == 0
     events = [json.loads(line) for line in (cut / "log.jsonl").read_text().splitlines()]
     resumed = [entry["step"] for entry in events if entry.get("event") == "resumed"]
     assert resumed == [10, 20, 20]
-    run = 11 + (25 - 10) + (30 - 20) + (40 - 20)
-    assert run < 1.5 * OPTIONS.steps
+    assert PLAN < len(count.read_text()) < 1.5 * PLAN
     assert final(cut) == final(whole)
     assert not list((cut / "checkpoints").glob(".*.part"))
+    pictures = {path.name for path in (whole / "previews").iterdir()}
+    assert pictures == {path.name for path in (cut / "previews").iterdir()}
 
 
 @pytest.mark.slow
 def test_two_processes_see_what_one_does(tmp_path):
     """DDP over gloo: the weights of one process to float32 rounding."""
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER)
-    here = Path(__file__).parent
+    rank = tmp_path / "rank.py"
+    rank.write_text(RANK)
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
     uninterrupted(tmp_path / "one")
-    assert spawn(driver, here, tmp_path / "two", "none", 0, launcher=launcher) == 0
+    assert spawn(rank, Path(__file__).parent, tmp_path / "two", launcher=launcher) == 0
     one, two = (
         load_file(sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "raw.safetensors")
         for name in ("one", "two")
@@ -206,6 +224,16 @@ def test_method_trains_saves_and_comes_back(method, tmp_path):
     assert torch.equal(images, from_pretrained(tmp_path / "copy").sample([0, 1], steps=3))
     raw = from_pretrained(tmp_path / "run", weights="raw")
     assert not torch.equal(images, raw.sample([0, 1], steps=3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_recipe_ends_clean(method):
+    """The grid ends at 0, where the loop returns x_0^, or where C = I to 1e-3."""
+    recipe = METHODS[method]((1, 8, 8))
+    for steps in (1, 7, recipe.steps):
+        end = recipe.grid(steps)[-1]
+        signal = recipe.process.signal.at(end).matrix((1, 8, 8))
+        assert float(end) == 0 or torch.allclose(signal, torch.eye(64).double(), atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)

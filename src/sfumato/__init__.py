@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from sfumato.sampling.sample import sample as sample
     from sfumato.training.data import Data as Data
     from sfumato.training.data import load as load
-    from sfumato.training.train import TrainOptions as TrainOptions
+    from sfumato.training.options import TrainOptions as TrainOptions
     from sfumato.training.train import build as build
     from sfumato.training.train import train as train
     from sfumato.training.watch import Watch as Watch
@@ -137,7 +137,8 @@ _HOMES = {
     "sampling.kernels": "Kernel chain langevin reverse",
     "sampling.sample": "Seeds even sample",
     "training.data": "Data load",
-    "training.train": "TrainOptions build train",
+    "training.options": "TrainOptions",
+    "training.train": "build train",
     "training.watch": "Watch",
 }
 """Which module has which names; the same as above, for the interpreter."""

@@ -73,11 +73,11 @@ def sweep(parent: Path) -> None:
 def check_writable(path: Path | str) -> None:
     """Raise ValueError if `path` could not be written: before the work that is to fill it."""
     path = Path(path)
-    there = path
+    # A file is replaced by renaming another into its place, so it is its folder that matters.
+    there = path.parent if path.is_file() else path
     while not there.exists() and there != there.parent:
         there = there.parent
-    fits = there.is_dir() if there != path else True
-    if not (fits and os.access(there, os.W_OK)):
+    if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ValueError(f"cannot write {path}: {there} is not a folder that may be written.")
 
 

@@ -169,14 +169,18 @@ class Model:
         return self._start(len(seeds), Seeds(seeds)).float().cpu()
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """The estimate of x_0 from x_t (B, *shape) at t, () or (B, 1, ..., 1) in (0, 1]."""
-        return self.denoiser.eval()(x, t).mean
+        labels = self._labels(classes, len(x))
+        denoiser = self.denoiser.eval()
+        if labels is not None:
+            denoiser = denoiser.given(classes=labels.to(x.device))
+        return denoiser(x, t).mean
 
     @torch.no_grad()
-    def score(self, x: Tensor, t: Tensor) -> Tensor:
+    def score(self, x: Tensor, t: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """The estimated gradient of log q_t at x_t (B, *shape): V_t^-1 (C_t x_0^ - x_t)."""
-        return self.recipe.process.score(x, self.denoise(x, t), t)
+        return self.recipe.process.score(x, self.denoise(x, t, classes), t)
 
     def _place(self) -> Tensor:
         """A tensor with the dtype and device of the backbone."""
@@ -188,6 +192,8 @@ class Model:
 
     def _labels(self, classes: Sequence[int] | None, count: int) -> Tensor | None:
         if classes is None:
+            if self.config.conditional:
+                raise ValueError("this model was trained on classes; name one for each image.")
             return None
         known = len(self.config.record.classes or ())
         if not self.config.conditional:
@@ -300,5 +306,5 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Tensors as safetensors takes them: on the CPU, contiguous, none a view of another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

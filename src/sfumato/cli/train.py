@@ -15,7 +15,7 @@ from sfumato.cli.signatures import SOURCE, Parameter, Signature
 
 if TYPE_CHECKING:
     from sfumato.networks.backbones import UNetOptions
-    from sfumato.training.train import TrainOptions
+    from sfumato.training.options import TrainOptions
 
 ABOUT = (
     "Train a method on images. The same command again goes on where the run was cut, and gives the "
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     found = settings(argv)
     names = signatures.methods()
     name, rest = first(argv, found, "method", WITHOUT.format(", ".join(names)))
-    training = signatures.read(SOURCE / "training" / "train.py", "TrainOptions").parameters
+    training = signatures.read(SOURCE / "training" / "options.py", "TrainOptions").parameters
     network = signatures.read(SOURCE / "networks" / "backbones.py", "UNetOptions").parameters
     if name is None:
         _general(training, network).print_help()
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     values = parser.read(rest, found)
 
     from sfumato.networks.backbones import UNetOptions
-    from sfumato.training.train import TrainOptions
+    from sfumato.training.options import TrainOptions
 
     options, size = TrainOptions(**_pick(values, training)), UNetOptions(**_pick(values, network))
     if values.dry_run:

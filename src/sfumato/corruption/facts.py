@@ -93,6 +93,7 @@ def typical(shape: tuple[int, ...]) -> Facts:
     power = 1 / (squared + squared[squared > 0].min()) if squared.numel() > 1 else squared + 1
     spectrum = (power / power.mean() / 4).expand(shape).clone()
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(256, *shape, generator=generator, dtype=torch.float64) * spectrum.sqrt()
-    low = corner(draws, rank).float().clone()
+    deviation = corner(spectrum, rank).sqrt()
+    draws = torch.randn(256, *deviation.shape, generator=generator, dtype=torch.float64)
+    low = (draws * deviation).float()
     return Facts(torch.zeros(shape, dtype=torch.float64), spectrum, low, torch.tensor(0))

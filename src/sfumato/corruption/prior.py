@@ -96,13 +96,13 @@ class CorruptedData(Prior):
         low = self._facts.low
         # A normal draw read through its own distribution function is uniform: one kind of stream
         # serves for everything.
-        uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).double().cpu())
+        uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).cpu().double())
         chosen = (uniform.flatten() * len(low)).long().clamp(max=len(low) - 1)
         corner(u, self._rank)[...] = low[chosen].to(**place)
         return self._signal(self._basis.synthesize(u)) + self._noise(eps)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        u = self._basis.analyze(x.to(torch.float64).cpu())
+        u = self._basis.analyze(x.cpu().to(torch.float64))
         full = torch.ones(self.shape, dtype=torch.float64)
         gain, noise = full * self._signal.like(full), full * self._noise.like(full)
         variance = noise.square() + gain.square() * self._facts.spectrum

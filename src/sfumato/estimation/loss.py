@@ -25,10 +25,7 @@ Times = Callable[[Tensor], Tensor]
 
 
 def flat(process: Process, t: Tensor, s: Tensor) -> Operator:
-    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared).
-
-    Named `clean` on the command line.
-    """
+    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared)."""
     return identity()
 
 

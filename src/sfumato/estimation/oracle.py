@@ -63,7 +63,7 @@ class Mixture(nn.Module):
         return torch.stack(logs), torch.stack(estimates)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        t = label.to(torch.float64).reshape(-1, *(1,) * (x.ndim - 1))
+        t = label.cpu().to(torch.float64).reshape(-1, *(1,) * (x.ndim - 1))
         t = t[:1].reshape(()) if bool((t == t[:1]).all()) else t
         logs, estimates = self.components(x, t)
         share = torch.softmax(logs, 0).reshape(*logs.shape, *(1,) * (x.ndim - 1))

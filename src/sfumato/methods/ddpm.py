@@ -23,6 +23,7 @@ from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, li
 from sfumato.estimation.denoise import noise
 from sfumato.estimation.loss import levels, simple
 from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
@@ -51,6 +52,9 @@ def ddpm(
     """
     if length < 1:
         raise ValueError(f"a chain needs a length of 1 or more; got {length}.")
+    for what, name, known in (("betas", betas, BETAS), ("variance", variance, VARIANCES)):
+        if name not in known:
+            raise ValueError(nearest(what, name, known))
     log_power = BETAS[betas](steps=length)
     process = Process(signal=Scale(Amplitude(log_power)), noise=Scale(Complement(log_power)))
     kernel = reverse(VARIANCES[variance])

@@ -172,8 +172,7 @@ def _unbind(tree: Any, count: int, x: Tensor) -> list[Any]:  # noqa: ANN401
     if isinstance(tree, tuple):
         columns = [_unbind(part, count, x) for part in tree]
         rows = zip(*columns, strict=True)
-        # NamedTuples take their fields as arguments, plain tuples one iterable.
-        return [type(tree)(*row) if hasattr(tree, "_fields") else tuple(row) for row in rows]
+        return [Precondition(*row) if isinstance(tree, Precondition) else row for row in rows]
     if isinstance(tree, Diagonal):
         return tree.unbind(x) if _batched(tree.log_gain, count, x) else [tree] * count
     label = tree.to(x.dtype).to(x.device)

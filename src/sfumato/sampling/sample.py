@@ -57,7 +57,7 @@ def sample(
 
 def check_grid(grid: Tensor) -> Tensor:
     """The grid in float64 on the CPU, if it falls within [0, 1]; else ValueError."""
-    grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
+    grid = torch.as_tensor(grid).cpu().to(torch.float64)
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
     if float(grid.max()) > 1 or float(grid.min()) < 0:

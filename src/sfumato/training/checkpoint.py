@@ -34,10 +34,17 @@ class State:
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
-        names = [name for name, _ in self.backbone.named_parameters()]
+        averages = {
+            id(parameter): shadow
+            for parameter, shadow in zip(
+                self.backbone.parameters(), self.ema.shadow_params, strict=True
+            )
+        }
+        # Tied weights have several names and one average.
+        named = self.backbone.named_parameters(remove_duplicate=False)
         return {
             **self.backbone.state_dict(),
-            **dict(zip(names, self.ema.shadow_params, strict=True)),
+            **{name: averages[id(parameter)] for name, parameter in named},
         }
 
     def moments(self) -> dict[str, Tensor]:
@@ -46,18 +53,25 @@ class State:
         return {f"{i}.{name}": value for i, row in state.items() for name, value in row.items()}
 
     def restore(self, folder: Path, step: int) -> None:
-        """Put back what `Checkpoints.save` wrote at `step`."""
-        load_weights(self.backbone, folder / "raw.safetensors")
-        averaged = read_tensors(folder / "model.safetensors")
-        for (name, _), shadow in zip(
-            self.backbone.named_parameters(), self.ema.shadow_params, strict=True
+        """Put back what `Checkpoints.save` wrote at `step`; ValueError where it does not fit."""
+        load_weights(self.backbone, folder / "model.safetensors")
+        for parameter, shadow in zip(
+            self.backbone.parameters(), self.ema.shadow_params, strict=True
         ):
-            shadow.copy_(averaged[name])
+            shadow.copy_(parameter.detach())
+        load_weights(self.backbone, folder / "raw.safetensors")
         self.ema.optimization_step = step
+        parameters = list(self.backbone.parameters())
         rows: dict[int, dict[str, Tensor]] = {}
-        for key, value in read_tensors(folder / "optimizer.safetensors").items():
-            position, name = key.split(".", 1)
-            rows.setdefault(int(position), {})[name] = value
+        path = folder / "optimizer.safetensors"
+        for key, value in read_tensors(path).items():
+            position, _, name = key.partition(".")
+            of = parameters[int(position)] if position.isdecimal() else None
+            if of is None or value.shape not in (of.shape, torch.Size()):
+                raise ValueError(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
+            # A moment lies in memory as its parameter does, whatever the file's order is.
+            moment = torch.empty_like(of).copy_(value) if value.shape == of.shape else value
+            rows.setdefault(int(position), {})[name] = moment
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": rows, "param_groups": groups})
 
@@ -69,8 +83,8 @@ class State:
     def averaged(self) -> Iterator[None]:
         """Within, the backbone has the averaged weights."""
         self.ema.store(self.backbone.parameters())
-        self.use_average()
         try:
+            self.use_average()
             yield
         finally:
             self.ema.restore(self.backbone.parameters())
@@ -97,14 +111,15 @@ class Checkpoints:
             ValueError: the folder belongs to another run, or cannot be written.
         """
         record = self.out / "run.json"
+        if write:
+            files.sweep(self.out)
+            files.sweep(self.out / "checkpoints")
         if record.is_file():
-            self._check(json.loads(record.read_text()))
+            self._check(_read(record))
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
         elif write:
             files.write(record, json.dumps(self.identity, indent=2) + "\n")
-        if write:
-            files.sweep(self.out / "checkpoints")
         latest = self._all()
         if not latest:
             return 0
@@ -138,6 +153,16 @@ class Checkpoints:
                     f"{self.out} belongs to another run: there {name} is {theirs.get(name)}, "
                     f"here {mine.get(name)}. Choose another --out, or ask for the same."
                 )
+
+
+def _read(record: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(record.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{record} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{record} is not the record of a run.")
+    return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,4 +32,6 @@ def asked() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(heard)
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+            # None is a handler that was not set from Python, and cannot be put back from it.
+            if handler is not None:
+                signal.signal(number, handler)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,69 +26,8 @@ from sfumato.model import Config, Model
 from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
+from sfumato.training.options import TrainOptions as TrainOptions
 from sfumato.training.watch import Watch
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train, whatever the method (final).
-
-    Attributes:
-        images: training images seen in all.
-        batch: images in one step, over all processes.
-        learning_rate: of AdamW at its height.
-        warmup: share of the steps in which the learning rate rises from 0.
-        decay: "cosine" lets it fall to 0 at the end, "none" keeps it.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
-        accumulate: parts in which each step's batch is computed, to save memory.
-        precision: of the backbone; "auto" is bfloat16 on GPUs that have it, else float32.
-        compile: compile the backbone with torch.compile.
-        seed: of data order, times, noise and initial weights.
-        checkpoint_every: images between checkpoints.
-        preview_every: images between pictures of samples; 0 for none.
-        keep: checkpoints kept.
-    """
-
-    images: int = 180_000
-    batch: int = 64
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
-    decay: Literal["cosine", "none"] = "cosine"
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.9995
-    accumulate: int = 1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    seed: int = 0
-    checkpoint_every: int = 20_000
-    preview_every: int = 40_000
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name):g}.")
-        for name in ("seed", "preview_every", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
-        for name in ("ema", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
-        if self.batch % self.accumulate:
-            raise ValueError(
-                f"batch {self.batch} does not split into {self.accumulate} equal parts."
-            )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return math.ceil(self.images / self.batch)
 
 
 def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Model:
@@ -129,6 +68,15 @@ def train(
     accelerator = Accelerator(
         cpu=device == "cpu", mixed_precision="bf16" if _bf16(options, device) else "no"
     )
+    if device is not None and accelerator.device.type != torch.device(device).type:
+        raise ValueError(
+            f"there is no device {device} here; training would run on the {accelerator.device}."
+        )
+    if any(True for _ in model.recipe.process.parameters()):
+        raise NotImplementedError(
+            "this process has learned parameters, which training does not carry yet. Use a fixed "
+            "schedule, such as Linear or Geometric."
+        )
     world = accelerator.num_processes
     if options.batch % (world * options.accumulate):
         raise ValueError(
@@ -165,7 +113,7 @@ def train(
                 if main:
                     watch.step(step, value)
                     _keep(step, checkpoints, state, options, watch, data)
-                if stopping():
+                if _agreed(accelerator, stopping()):
                     if main:
                         checkpoints.save(state, step)
                     raise KeyboardInterrupt
@@ -192,11 +140,12 @@ def _keep(
     if step % watch.every == 0 or done:
         rate = state.optimizer.param_groups[0]["lr"]
         checkpoints.log({"step": step, "images": images, **watch.figures(), "lr": rate})
-    if done or _crosses(step, options.batch, options.checkpoint_every):
-        checkpoints.save(state, step)
+    # Pictures first: a run cut between the two draws them again.
     if options.preview_every and (done or _crosses(step, options.batch, options.preview_every)):
         with state.averaged():
             watch.preview(checkpoints.model, data, checkpoints.out, images)
+    if done or _crosses(step, options.batch, options.checkpoint_every):
+        checkpoints.save(state, step)
 
 
 def _step(
@@ -280,6 +229,15 @@ def _bf16(options: TrainOptions, device: str | None) -> bool:
     if options.precision != "auto":
         return options.precision == "bfloat16"
     return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
+    """Whether any process was asked to stop: all of them leave at the same step."""
+    if accelerator.num_processes == 1:
+        return stopping
+    if stopping:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
 def _compiled(backbone: nn.Module, options: TrainOptions) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -15,9 +14,7 @@ from torch import Tensor
 from sfumato import pictures, trajectory
 from sfumato.model import Model
 from sfumato.training.data import Data
-
-if TYPE_CHECKING:
-    from sfumato.training.train import TrainOptions
+from sfumato.training.options import TrainOptions
 
 PREVIEW_STEPS = 50
 SECONDS_BETWEEN_LINES = 15.0
@@ -50,6 +47,7 @@ class Watch:
 
     def start(self, model: Model, options: TrainOptions, step: int) -> None:
         """Training goes on from `step`."""
+        self._mean = None
         self._options, self._first, self._clock = options, step, time.perf_counter()
         self._line, self._step, self._since = self._clock, step, (step, self._clock)
         if self.console is None:
@@ -99,13 +97,22 @@ class Watch:
             )
 
     def preview(self, model: Model, data: Data, out: Path, images: int) -> None:
-        """Write pictures of what the averaged weights do now, always from the same seeds."""
+        """Write pictures of what the averaged weights do now, always from the same seeds.
+
+        Signals that are no images have none, and neither have samples that are not finite.
+        """
+        if len(model.shape) != 3:
+            return
         steps = min(model.recipe.steps, PREVIEW_STEPS)
         classes = None
         if model.config.conditional:
             classes = [i % len(model.config.record.classes or ()) for i in range(36)]
         folder = out / "previews"
         images_ = model.sample(range(36), steps, classes=classes)
+        if not bool(images_.isfinite().all()):
+            if self.console is not None:
+                self.console.print(f"samples at {images} images are not finite: no picture")
+            return
         pictures.save(images_, folder / f"samples-{images:09d}.png")
         paths = trajectory.reverse(model, range(6), steps=steps, classes=classes and classes[:6])
         pictures.save(pictures.strip(list(paths)), folder / f"reverse-{images:09d}.png")

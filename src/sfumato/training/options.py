@@ -1,0 +1,77 @@
+"""Options are how to train, whatever the method: the schema of the command line, free of torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sfumato.names import nearest
+
+DECAYS = ("cosine", "none")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train, whatever the method (final).
+
+    Attributes:
+        images: training images seen in all.
+        batch: images in one step, over all processes.
+        learning_rate: of AdamW at its height.
+        warmup: share of the steps in which the learning rate rises from 0.
+        decay: "cosine" lets it fall to 0 at the end, "none" keeps it.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
+        accumulate: parts in which each step's batch is computed, to save memory.
+        precision: of the backbone; "auto" is bfloat16 on GPUs that have it, else float32.
+        compile: compile the backbone with torch.compile.
+        seed: of data order, times, noise and initial weights.
+        checkpoint_every: images between checkpoints.
+        preview_every: images between pictures of samples; 0 for none.
+        keep: checkpoints kept.
+    """
+
+    images: int = 180_000
+    batch: int = 64
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    decay: Literal["cosine", "none"] = "cosine"
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.9995
+    accumulate: int = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    checkpoint_every: int = 20_000
+    preview_every: int = 40_000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(nearest(name, getattr(self, name), known))
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name):g}.")
+        for name in ("seed", "preview_every", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+        for name in ("ema", "warmup"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} does not split into {self.accumulate} equal parts."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return math.ceil(self.images / self.batch)
