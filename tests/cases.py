@@ -252,6 +252,13 @@ def densified(process: Process) -> Process:
     return Process(family(process.signal), family(process.noise))
 
 
+STRUCTURES = [
+    *((process, "basis") for process in PROCESSES),
+    *((process, "none") for process in ("vp", "blurring", "coloured")),
+]
+"""(process, structure): in its own basis, or `densified`."""
+
+
 class Zero(nn.Module):
     """A backbone that answers 0: under `wiener(cov)`, the exact one of data N(0, cov)."""
 

@@ -293,7 +293,7 @@ def test_cut_off_arrays_are_refused(tmp_path, suffix, kept):
     ("source", "split", "message", "error"),
     [
         ("digts", "train", "no data set 'digts'; did you mean 'digits'?", ValueError),
-        ("qqq", "train", "there are digits, fashion-mnist, photos.", ValueError),
+        ("qqq", "train", "choose from digits, fashion-mnist, photos.", ValueError),
         ("./digits", "train", "there is no folder or file ./digits", FileNotFoundError),
         ("x.npz", "train", "there is no folder or file x.npz", FileNotFoundError),
         ("digits", "valid", "no split 'valid'; choose train or test", ValueError),

@@ -371,7 +371,7 @@ def ours(kernel: Kernel, betas: str, scheduler) -> list[Tensor]:
     return states(kernel, Denoiser(process, noise, Toy()), grid)
 
 
-@pytest.mark.parametrize("steps", [20, 125])
+@pytest.mark.parametrize("steps", [10, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("betas", BETAS)
 def test_diffusers_ddpm(betas, variance, steps):
