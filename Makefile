@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo 
 INSTALL := $(BIN)/python -m pip install -qq --no-input --no-compile \
 	--disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
-DEMO_IMAGES ?= 60000
+DEMO_IMAGES ?= 40000
 
 .DELETE_ON_ERROR:
 .PHONY: help venv test check demo pictures clean
