@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -79,7 +80,7 @@ def spawn(*arguments: object, launcher: tuple[str, ...] = ()) -> int:
     here = Path(__file__).parent
     command = [sys.executable, *launcher, *map(str, arguments)]
     path = os.pathsep.join([str(here.parent / "src"), str(here)])
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=180).returncode
 
 
 def uninterrupted(out: Path) -> None:
@@ -120,7 +121,11 @@ def test_two_processes_see_what_one_does(tmp_path):
     """DDP over gloo: the weights of one process to float32 rounding."""
     rank = tmp_path / "rank.py"
     rank.write_text(RANK)
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = ("--master_addr", "127.0.0.1", "--master_port", port)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", *where)
     uninterrupted(tmp_path / "one")
     assert spawn(rank, Path(__file__).parent, tmp_path / "two", launcher=launcher) == 0
     one, two = (
