@@ -152,7 +152,7 @@ def test_the_v_loss():
     process, t = PROCESSES["vp"], each(0.2, 0.3, 0.5, 0.7)
     x0, x, eps = batch(process, t)
     denoiser = Denoiser(process, angular, Toy())
-    found = loss(denoiser, unit(denoiser), x0, t, eps)
+    found = loss(denoiser, unit(denoiser.parametrization), x0, t, eps)
     velocity = process.signal.at(t)(eps) - process.noise.at(t)(x0)
     torch.testing.assert_close(found, average(Toy()(x, t.flatten()) - velocity))
     snr = process.log_snr(t).exp().flatten()
@@ -166,7 +166,7 @@ def test_the_edm_loss(sigma):
     x0, x, eps = batch(process, t)
     denoiser = Denoiser(process, wiener(scaled(0.25)), Toy())
     expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * average(denoiser(x, t).mean - x0)
-    torch.testing.assert_close(loss(denoiser, unit(denoiser), x0, t, eps), expected)
+    torch.testing.assert_close(loss(denoiser, unit(denoiser.parametrization), x0, t, eps), expected)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
@@ -178,7 +178,7 @@ def test_unit_is_the_error_of_the_output(name):
     pre = denoiser.precondition(t)
     right = pre.out.inv()(pre.of(x0) - pre.skip(x))
     error = Toy()(pre.inp(x), t.expand(4)) - right
-    torch.testing.assert_close(loss(denoiser, unit(denoiser), x0, t, eps), average(error))
+    torch.testing.assert_close(loss(denoiser, unit(denoiser.parametrization), x0, t, eps), average(error))
 
 
 # Bounds (1.8).

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from sfumato.cli import main
+from sfumato.config import Config
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
-from sfumato.model import Config, from_pretrained
+from sfumato.model import from_pretrained
 from sfumato.networks.backbones import UNetOptions
 from sfumato.training.data import load
 from sfumato.training.train import TrainOptions, _pace, build, draw, train

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sfumato.algebra.operators import identity as identity
     from sfumato.algebra.operators import scaled as scaled
     from sfumato.algebra.operators import zero as zero
+    from sfumato.config import Config as Config
     from sfumato.corruption.coupling import Coupling as Coupling
     from sfumato.corruption.coupling import Step as Step
     from sfumato.corruption.coupling import ancestral as ancestral
@@ -83,7 +84,6 @@ if TYPE_CHECKING:
     from sfumato.methods import KERNELS as KERNELS
     from sfumato.methods import METHODS as METHODS
     from sfumato.methods.recipe import Recipe as Recipe
-    from sfumato.model import Config as Config
     from sfumato.model import Model as Model
     from sfumato.model import from_pretrained as from_pretrained
     from sfumato.networks.backbones import UNet as UNet
@@ -130,7 +130,8 @@ _HOMES = {
     "estimation.loss": "bound flat levels loss score simple uniform unit",
     "methods": "KERNELS METHODS",
     "methods.recipe": "Recipe",
-    "model": "Config Model from_pretrained",
+    "config": "Config",
+    "model": "Model from_pretrained",
     "networks.backbones": "UNet UNetOptions",
     "record": "Record",
     "sampling.flow": "EULER HEUN RK4 Tableau flow",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,61 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from sfumato import files
+from sfumato import files, pretrained
+from sfumato.config import Config as Config
 from sfumato.corruption.facts import Facts, typical
 from sfumato.estimation.denoise import Denoiser
-from sfumato.methods.lookup import Method, method
+from sfumato.methods import lookup
+from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
-from sfumato.networks.backbones import UNet, UNetOptions
-from sfumato.record import Record
+from sfumato.networks.backbones import UNet
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds, sample
-
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Config:
-    """All that rebuilds a model but its weights and facts: what `config.json` holds (final).
-
-    Attributes:
-        method: a name in METHODS, or `file.py:function` for the user's own.
-        parameters: the method's keyword arguments that differ from its defaults.
-        record: the data's record.
-        network: the backbone's options; None for a module of the user's.
-        conditional: whether the backbone is told classes.
-        sha256: of the user's own method file.
-    """
-
-    method: str
-    record: Record
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    network: UNetOptions | None = field(default_factory=UNetOptions)
-    conditional: bool = False
-    sha256: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """From what JSON held; ValueError for another format or a field out of place."""
-        values = dict(values)
-        if (found := values.pop("format", None)) != FORMAT:
-            raise ValueError(
-                f"the checkpoint has format {found}; this version of sfumato reads format {FORMAT}."
-            )
-        try:
-            network = values.pop("network")
-            record = Record.from_dict(values.pop("record"))
-            return cls(
-                record=record, network=None if network is None else UNetOptions(**network), **values
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"the checkpoint's config.json has a wrong or missing field: {error}."
-            ) from error
 
 
 class Model:
@@ -94,7 +47,7 @@ class Model:
                     f"this model's method is {config.method}, a file of yours that no checkpoint "
                     "may run by itself. Pass it: --method FILE.py:NAME, or build=... in Python."
                 )
-            build, _ = method(config.method)
+            build, _ = lookup.method(config.method)
         self.config, self.build = config, build
         self.facts = facts or typical(self.shape)
         try:
@@ -117,6 +70,21 @@ class Model:
         """Shape of one signal."""
         return self.config.record.shape
 
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler where nobody says otherwise."""
+        return self.config.steps or self.recipe.steps
+
+    @property
+    def kernel(self) -> Kernel:
+        """The sampler where nobody says otherwise."""
+        return lookup.kernel(self.config.kernel) if self.config.kernel else self.recipe.kernel
+
+    @property
+    def kernel_name(self) -> str:
+        """What to call `kernel`."""
+        return self.config.kernel or f"the kernel of {self.config.method}"
+
     def to(self, device: torch.device | str) -> Model:
         """Move the backbone to `device`, in place; the algebra stays where time is, on the CPU."""
         self.denoiser.backbone.to(device)
@@ -126,7 +94,7 @@ class Model:
         self,
         seeds: Sequence[int],
         steps: int | None = None,
-        kernel: Kernel | None = None,
+        kernel: Kernel | str | None = None,
         classes: Sequence[int] | None = None,
         batch: int = 64,
         callback: Callable[[int, Tensor], None] | None = None,
@@ -135,9 +103,9 @@ class Model:
 
         Args:
             seeds: integers >= 0.
-            steps: steps of the sampler (the recipe's by default), of one network call for most
+            steps: steps of the sampler (`self.steps` by default), of one network call for most
                 kernels.
-            kernel: the recipe's by default.
+            kernel: `self.kernel` by default; a kernel, or its name as the command line spells it.
             classes: one class for each seed, for a conditional model.
             batch: signals in memory at once.
             callback: (steps done in this batch, x) after each step.
@@ -149,7 +117,13 @@ class Model:
             raise ValueError("sampling needs one seed or more; got none.")
         if batch < 1:
             raise ValueError(f"batch must be 1 or more; got {batch}.")
-        grid = self.recipe.grid(self.recipe.steps if steps is None else steps)
+        grid = self.recipe.grid(self.steps if steps is None else steps)
+        kernel = lookup.kernel(kernel) if isinstance(kernel, str) else kernel or self.kernel
+        if not isinstance(kernel, Kernel):
+            raise TypeError(
+                f"kernel must be a Kernel or a name such as 'ddim:eta=0.5'; got {kernel!r}. "
+                "A coupling becomes one by sf.reverse(coupling)."
+            )
         labels = self._labels(classes, len(seeds))
         device = self._place().device
         done = []
@@ -160,7 +134,7 @@ class Model:
             denoiser = self.denoiser.eval()
             if labels is not None:
                 denoiser = denoiser.given(classes=labels[start : start + batch].to(device))
-            x = sample(kernel or self.recipe.kernel, denoiser, x, grid, randn_like, callback)
+            x = sample(kernel, denoiser, x, grid, randn_like, callback)
             done.append(x.float().cpu())
         return torch.cat(done)
 
@@ -235,7 +209,8 @@ def from_pretrained(
     """The model in a folder that `save_pretrained` or training wrote.
 
     Args:
-        path: a model's folder, or a run's: then its latest checkpoint.
+        path: the name of a model that comes along, such as "fashion-soft", or a model's folder, or
+            a run's: then its latest checkpoint.
         weights: "ema" (averaged) or "raw".
         backbone: the module, where it is the user's own.
         build: the method, where it is the user's own.
@@ -244,7 +219,7 @@ def from_pretrained(
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
             shapes.
     """
-    folder = locate(Path(path))
+    folder = locate(path)
     model = Model(read_config(folder), read_facts(folder), backbone, build)
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
@@ -254,8 +229,14 @@ def from_pretrained(
     return model
 
 
-def locate(path: Path) -> Path:
-    """The model's folder at `path`, or the latest checkpoint of the run at `path`."""
+def locate(path: str | Path) -> Path:
+    """A shipped model's folder by its name, that at `path`, or the last checkpoint of a run there.
+
+    A name goes before a path, so that `./fashion-soft` is a folder of one's own.
+    """
+    if str(path) in pretrained.models():
+        return pretrained.path(str(path))
+    path = Path(path)
     if (path / "config.json").is_file():
         return path
     checkpoints = sorted((path / "checkpoints").glob("[0-9]*")) if path.is_dir() else []

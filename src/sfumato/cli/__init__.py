@@ -15,6 +15,7 @@ VERBS = {
     "show": "draw a strip: how a method corrupts images, or how a trained model makes them",
     "train": "train a method on images, or go on with a run",
     "sample": "draw images from a trained model",
+    "evaluate": "compare a model's samples with real images, or verify such a record",
     "cite": "print where a method comes from",
 }
 USAGE = f"""usage: sfumato VERB ...

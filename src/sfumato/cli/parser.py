@@ -192,6 +192,7 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         "method": model["method"],
         "data": model["record"]["name"],
+        "split": model["record"]["split"],
         "conditional": model["conditional"],
         **model["parameters"],
         **(model["network"] or {}),

@@ -16,8 +16,6 @@ from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sfumato.model import Model
 
 ABOUT = "Draw images from a trained model, one for each seed: the same one in any batch."
@@ -28,7 +26,7 @@ def run(argv: Sequence[str]) -> None:
     parser = _parser()
     values = parser.read(argv, settings(argv))
     if values.run is None:
-        raise ValueError("sample needs the folder of a run, as in sfumato sample runs/soft.")
+        raise ValueError("sample needs a run or a model's name, as in sfumato sample runs/soft.")
     seeds = kinds.expand(values.seeds)
 
     from sfumato import pictures
@@ -41,16 +39,18 @@ def run(argv: Sequence[str]) -> None:
     pictures.check_writable(values.out)
     model = load(values.run, values)
     classes = labels(model, values.classes, seeds)
-    steps = values.steps or model.recipe.steps
+    steps = values.steps or model.steps
     clock = time.perf_counter()
-    with progress(-(-len(seeds) // values.batch) * steps, values.quiet) as advance:
-        images = model.sample(seeds, steps, kernel, classes, values.batch, advance)
+    with bar("steps", -(-len(seeds) // values.batch) * steps, values.quiet) as advance:
+        images = model.sample(
+            seeds, steps, kernel, classes, values.batch, callback=lambda *_: advance(1)
+        )
     spent = time.perf_counter() - clock
     folder = Path(values.out).is_dir() or not Path(values.out).suffix
     names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
     pictures.save(images, values.out, names)
     if not values.quiet:
-        sampler = f"kernel {values.kernel}" if kernel else f"the kernel of {model.config.method}"
+        sampler = f"kernel {values.kernel}" if kernel else model.kernel_name
         noun = "image" if len(seeds) == 1 else "images"
         weights = "EMA" if values.weights == "ema" else "raw"
         print(
@@ -68,6 +68,11 @@ def model_options(parser: Parser, seeds: str) -> None:
     parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
     classes = "for a conditional model: names or numbers, taken in turn (default: all)"
     parser.option("classes", kinds.optional(kinds.several(kinds.TEXT)), None, classes)
+    which_model(parser)
+
+
+def which_model(parser: Parser) -> None:
+    """Add which of a run's weights, whose method, and where and how precisely to compute."""
     parser.option("weights", kinds.choice("ema", "raw"), "ema", "averaged weights, or the last")
     own = "the model's method FILE.py:NAME, where it is your own; the file is run"
     parser.option("method", kinds.optional(kinds.TEXT), None, own)
@@ -87,7 +92,7 @@ def load(run: str, values: Namespace) -> Model:
     build = None
     if values.method is not None:
         build, sha256 = lookup.method(values.method)
-        config = read_config(locate(Path(run)))
+        config = read_config(locate(run))
         if config.sha256 is None:
             raise ValueError(f"{run} was trained by {config.method}; leave --method out.")
         if config.sha256 != sha256:
@@ -141,8 +146,8 @@ def labels(model: Model, chosen: Sequence[str] | None, seeds: Sequence[int]) -> 
 
 
 @contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Callable[[int, Tensor], None]]:
-    """A callback that moves a bar with ETA on a terminal's standard error; silent elsewhere."""
+def bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """What moves a bar with ETA on a terminal's standard error; silent elsewhere."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -155,21 +160,22 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[int, Tensor], None]]
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("steps"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda _, x: bar.advance(task)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda done: shown.advance(task, done)
 
 
 def _parser() -> Parser:
     parser = Parser("sample", ABOUT)
-    parser.add_argument("run", metavar="RUN", nargs="?", help="folder of a run, or of a model")
+    run = "folder of a run or model, or the name of a model that comes along"
+    parser.add_argument("run", metavar="RUN", nargs="?", help=run)
     out = "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C); else a folder of .png"
     parser.option("out", kinds.PATH, "samples.png", out)
     model_options(parser, "0-63")

@@ -60,8 +60,8 @@ def _train(
 ) -> int:
     from sfumato import files
     from sfumato.cli.sample import device
+    from sfumato.config import Config
     from sfumato.methods import lookup
-    from sfumato.model import Config
     from sfumato.training import watch
     from sfumato.training.data import load
     from sfumato.training.train import build, train
@@ -69,7 +69,7 @@ def _train(
     place = device(values.device)
     files.check_writable(Path(values.out) / "run.json")
     make, sha256 = lookup.method(name)
-    data = load(values.data)
+    data = load(values.data, values.split)
     if values.conditional and data.record.classes is None:
         raise ValueError(f"{values.data} has no classes; train without --conditional.")
     config = Config(name, data.record, parameters, size, values.conditional, sha256)
@@ -105,6 +105,8 @@ def _add_options(
     network: Sequence[Parameter],
 ) -> None:
     parser.option("data", kinds.TEXT, "digits", DATA)
+    split = "of the data: train, or a slice of it such as train[:55000]"
+    parser.option("split", kinds.TEXT, "train", split)
     parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
     parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to train")
     parser.option("conditional", kinds.YES, False, "tell the network the images' classes")

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.denoise import Denoiser, Parametrization
 
 Weighting = Callable[[Process, Tensor, Tensor], Operator]
 """(process, t, s) -> W, for s <= t; most look at t alone."""
@@ -93,14 +93,14 @@ def bound(coupling: Coupling) -> Weighting:
     return weighting
 
 
-def unit(denoiser: Denoiser) -> Weighting:
+def unit(parametrization: Parametrization) -> Weighting:
     r"""W = out_t^-1 of: the error of the network's own output, for each time of equal weight.
 
     With `wiener` its target has unit variance (EDM's loss), with `angular` this is the v-loss.
     """
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
-        pre = denoiser.precondition(t)
+        pre = parametrization(process, t)
         return pre.out.inv() @ pre.of
 
     return weighting

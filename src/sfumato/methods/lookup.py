@@ -7,6 +7,7 @@ import inspect
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sfumato.methods import KERNELS, METHODS
 from sfumato.methods.recipe import Recipe
@@ -26,14 +27,27 @@ def method(spec: str) -> tuple[Method, str | None]:
     Raises:
         ValueError: no such method, file or function.
     """
-    path, colon, name = spec.rpartition(":")
-    if not colon:
-        if spec not in METHODS:
-            raise ValueError(nearest("method", spec, METHODS))
-        return METHODS[spec], None
+    if ":" in spec:
+        return own("method", spec)
+    if spec not in METHODS:
+        raise ValueError(nearest("method", spec, METHODS))
+    return METHODS[spec], None
+
+
+def own(what: str, spec: str) -> tuple[Callable[..., Any], str]:
+    """A function in the user's file, `file.py:function`, and the file's SHA-256; the file is run.
+
+    Args:
+        what: the function is to be, such as "method", for error sentences.
+        spec: where it is.
+
+    Raises:
+        ValueError: no such file or function.
+    """
+    path, _, name = spec.rpartition(":")
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"no file '{path}' for the method {spec}.")
+        raise ValueError(f"no file '{path}' for the {what} {spec}.")
     scope = runpy.run_path(str(file))
     if not callable(scope.get(name)):
         raise ValueError(f"{path} defines no function '{name}'.")
@@ -61,4 +75,7 @@ def kernel(spec: str) -> Kernel:
             values[key] = int(text) if known[key].annotation == "int" else float(text)
         except ValueError:
             raise ValueError(f"kernel {name} needs a number for {key}; got '{text}'.") from None
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise ValueError(f"kernel {name} needs {key}, as in {name}:{key}=0.1.")
     return build(**values)

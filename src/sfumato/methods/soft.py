@@ -47,6 +47,9 @@ def soft(
     """
     if memory < 0:
         raise ValueError(f"memory must be 0 or more; got {memory}.")
+    for name, (low, high) in (("blur", blur), ("sigma", sigma)):
+        if not 0 < low < high:
+            raise ValueError(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
     facts = facts or typical(shape)
     longest = max(space(shape))
     low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper

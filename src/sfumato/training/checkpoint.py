@@ -124,7 +124,12 @@ class Checkpoints:
         if not latest:
             return 0
         step = int(latest[-1].name)
-        state.restore(latest[-1], step)
+        try:
+            state.restore(latest[-1], step)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Remove {latest[-1]} to go on from the checkpoint before it."
+            ) from error
         return step
 
     def save(self, state: State, step: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from sfumato.record import Record as Record
 from sfumato.training.sources import NAMED, Raw, array, check_labels, folder
 
 SPLITS = ("train", "test")
+SLICE = re.compile(r"(?P<base>\w+)(\[(?P<first>-?\d+)?:(?P<last>-?\d+)?\])?")
 
 Rows = Tensor | np.ndarray | Sequence[int]
 """Positions in the data, whole numbers from 0."""
@@ -83,29 +85,29 @@ def load(source: str | Path, split: str = "train") -> Data:
     Args:
         source: `digits`, `fashion-mnist`, `photos`, or a path; a name goes before a path, so that
             `./digits` is a folder of one's own. `sfumato.training.sources` says what is in each.
-        split: "train" or "test"; folders and arrays are all "train".
+        split: "train" or "test", or a slice of one, such as "train[55000:]"; folders and arrays are
+            all "train".
 
     Raises:
         FileNotFoundError: the files are not there; it says how to get them.
         ValueError: the name or the split is unknown, or the files are not images of one size with
             values in their range; it names the file and what is wrong with it.
     """
-    if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; choose train or test.")
+    base, part = _split(split)
     if str(source) in NAMED:
-        return _data(NAMED[str(source)](split), str(source), split)
+        return _data(NAMED[str(source)](base), str(source), split, part)
     path = Path(source).expanduser()
     if not str(source) or not path.exists():
         raise _unknown(str(source))
-    if split != "train":
+    if base != "train":
         raise ValueError(
             f"{path} has no test split: all of it is train. Keep the images to test on in another "
             "folder or file, and load that as train."
         )
     if path.is_dir():
-        return _data(folder(path), str(source), split)
+        return _data(folder(path), str(source), split, part)
     if path.suffix.lower() in (".npz", ".npy"):
-        return _data(array(path), str(source), split)
+        return _data(array(path), str(source), split, part)
     raise ValueError(f"{path} is no data set: use a folder of images, a .npz or a .npy.")
 
 
@@ -116,8 +118,19 @@ def _unknown(source: str) -> Exception:
     return ValueError(f"{sentence} A folder of images, a .npz or a .npy will do as well.")
 
 
-def _data(raw: Raw, name: str, split: str) -> Data:
-    images = np.ascontiguousarray(raw.images)
+def _split(split: str) -> tuple[str, slice]:
+    """The split and which of it: `train[55000:]` is ("train", slice(55000, None))."""
+    found = SLICE.fullmatch(split)
+    if found is None or found["base"] not in SPLITS:
+        raise ValueError(f"no split {split!r}; choose train or test, or a slice: train[55000:].")
+    ends = (int(end) if end else None for end in (found["first"], found["last"]))
+    return found["base"], slice(*ends)
+
+
+def _data(raw: Raw, name: str, split: str, part: slice) -> Data:
+    images = np.ascontiguousarray(raw.images[part])
+    if not len(images):
+        raise ValueError(f"{name} has {len(raw.images)} images; there is none in {split}.")
     record = Record(
         name=name,
         shape=images.shape[1:],
@@ -128,7 +141,7 @@ def _data(raw: Raw, name: str, split: str) -> Data:
         split=split,
         sha256=hashlib.sha256(images.data).hexdigest(),
     )
-    return Data(images, raw.labels, record)
+    return Data(images, None if raw.labels is None else raw.labels[part], record)
 
 
 def _rows(indices: Rows) -> np.ndarray:

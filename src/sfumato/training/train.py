@@ -20,9 +20,10 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from sfumato.config import Config
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.loss import loss, stratified
-from sfumato.model import Config, Model
+from sfumato.model import Model
 from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data

@@ -57,6 +57,7 @@ class Watch:
             f"{model.config.method} on {model.config.record.name}: {count:,} parameters, "
             f"{options.steps:,} steps of {options.batch}"
             + (f"; resumed at step {step}" if step else "")
+            + (", which is the last: nothing is left to do" if step == options.steps else "")
         )
         if self.console.is_terminal:
             self._bar = Progress(
@@ -103,7 +104,7 @@ class Watch:
         """
         if len(model.shape) != 3:
             return
-        steps = min(model.recipe.steps, PREVIEW_STEPS)
+        steps = min(model.steps, PREVIEW_STEPS)
         classes = None
         if model.config.conditional:
             classes = [i % len(model.config.record.classes or ()) for i in range(36)]

@@ -1,0 +1,214 @@
+"""`sfumato evaluate RUN`: how near a model's samples are to real images, as one record."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from sfumato import pretrained
+from sfumato.cli import kinds
+from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.sample import bar, load, which_model
+from sfumato.names import nearest
+
+if TYPE_CHECKING:
+    from sfumato.evaluation.protocol import Judge
+    from sfumato.evaluation.samples import Images
+
+ABOUT = (
+    "Compare samples with real images: FID, KID, precision, recall, density, coverage, with the "
+    "score of real images beside them. Writes one JSON that says all that decided the numbers."
+)
+SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
+PLAN = ("run", "data", "split", "n", "steps", "kernel", "extractor", "weights", "method", "batch")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluate as the command line says, or verify a record; the exit code."""
+    parser = _parser()
+    values = parser.read(argv, settings(argv))
+    if values.verify is not None:
+        return _verify(values)
+    if values.run is None:
+        raise ValueError("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
+    if values.dry_run:
+        print(resolved(parser, values))
+        return 0
+    if values.out is None:
+        raise ValueError("evaluate needs --out FILE.json for its record.")
+    out = Path(values.out)
+    if out.exists():
+        raise ValueError(
+            f"{out} exists. Check it with --verify {out}, or choose another --out for a new record."
+        )
+
+    from sfumato import files
+    from sfumato.evaluation import protocol
+
+    files.check_writable(out)
+    keep = out.with_name(f"{out.name}.blocks")
+    record = _evaluate(values, keep)
+    protocol.write(record, out)
+    _forget(keep)
+    if not values.quiet:
+        _show(record, out)
+    return 0
+
+
+def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
+    """The record of one evaluation; `keep` is the folder of finished blocks."""
+    import torch
+
+    from sfumato.evaluation.extractor import choose
+    from sfumato.evaluation.protocol import Judge
+
+    if values.threads:
+        torch.set_num_threads(values.threads)
+    model = load(values.run, values) if _is_model(values.run) else None
+    source = values.data or (model and model.config.record.name)
+    if source is None:
+        raise ValueError("finished images need --data, the real images to compare them with.")
+    real, other = _splits(source, values.split)
+    made = None if model is not None else _finished(values.run, values.n)
+    count = values.n if made is None else len(made.pixels)
+    judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
+    if not values.quiet:
+        for sentence in judge.warnings():
+            print(f"sfumato: note: {sentence}", file=sys.stderr)
+    subject = {name: values[name] for name in PLAN}
+    subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
+    if made is not None:
+        return judge.record(subject, [judge.result(made)])
+    subject |= {"model": model.config.to_dict()}  # pyright: ignore[reportOptionalMemberAccess]
+    return judge.record(subject, _judged(judge, model, values, keep))
+
+
+def _judged(judge: Judge, model: Any, values: Namespace, keep: Path | None) -> list[dict[str, Any]]:  # noqa: ANN401
+    """An entry for each number of steps."""
+    from sfumato.evaluation.samples import Sampler
+
+    found = []
+    for steps in values.steps or (model.steps,):
+        with bar("images", values.n, values.quiet) as advance:
+            sampler = Sampler(model, values.n, values.kernel, values.batch, keep, advance)
+            images: Images = sampler.images(steps)
+        found.append(judge.result(images))
+    return found
+
+
+def _splits(source: str, split: str | None) -> tuple[Any, Any]:
+    """The real images to compare with, and those of the other split for the floor."""
+    from sfumato.training.data import load as load_data
+    from sfumato.training.sources import NAMED
+
+    named = source in NAMED
+    real = load_data(source, split or ("test" if named else "train"))
+    if not named:
+        return real, None
+    opposite = "train" if real.record.split.startswith("test") else "test"
+    return real, load_data(source, opposite)
+
+
+def _is_model(run: str) -> bool:
+    path = Path(run)
+    if run in pretrained.models() or (path / "config.json").is_file():
+        return True
+    if path.is_dir():
+        return (path / "checkpoints").is_dir() or (path / "run.json").is_file()
+    if path.suffix.lower() in (".npz", ".npy") and path.is_file():
+        return False
+    raise ValueError(
+        nearest("model", run, pretrained.models(), "give a run's folder, or finished images.")
+    )
+
+
+def _finished(path: str, n: int | None) -> Images:
+    """Images made before: a folder, or an array in a file."""
+    import torch
+
+    from sfumato.evaluation.samples import Images
+    from sfumato.pictures import to_uint8
+    from sfumato.training.data import load as load_data
+
+    data = load_data(path)
+    pixels = torch.from_numpy(to_uint8(data.batch(range(min(n or len(data), len(data))))))
+    return Images(pixels.permute(0, 3, 1, 2).contiguous(), {"images": path})
+
+
+def _verify(values: Namespace) -> int:
+    """Make a record again and say where it differs; 0 where it holds."""
+    from sfumato.evaluation import protocol
+
+    path = Path(values.verify)
+    old = protocol.read(path)
+    again = Namespace(**{**values.as_dict(), **old["subject"]})
+    again.steps = tuple(old["subject"]["steps"] or ()) or None
+    new = _evaluate(again, path.with_name(f"{path.name}.blocks"))
+    _forget(path.with_name(f"{path.name}.blocks"))
+    found = protocol.differences(old, new)
+    for sentence in found:
+        print(f"{path}: {sentence}")
+    if not found:
+        count = len(old["results"])
+        print(f"{path}: holds: the same bytes of images and FID within 1e-3 in {count} results")
+    elif old["versions"] != new["versions"] or old["machine"] != new["machine"]:
+        print(f"{path}: made with {old['versions']} on {old['machine']}; this is another place")
+    return 1 if found else 0
+
+
+def _show(record: Mapping[str, Any], out: Path) -> None:
+    """The scores as a table, the floor last."""
+    from rich.console import Console
+    from rich.table import Table
+
+    data = record["data"]
+    title = (
+        f"{record['subject']['run']} against {data['count']} images of {data['name']} "
+        f"({data['split']}), n = {record['n']}, {record['extractor']['name']}"
+    )
+    table = Table("steps", *SCORES, title=title, title_justify="left")
+    for row in record["results"]:
+        table.add_row(str(row.get("steps", "images")), *(f"{row[name]:.4g}" for name in SCORES))
+    if floor := record["floor"]:
+        label = f"real, n = {floor['n']}"
+        table.add_row(label, *(f"{floor[name]:.4g}" for name in SCORES), style="dim")
+    console = Console()
+    console.print(table)
+    console.print(f"{out}", highlight=False)
+
+
+def _forget(keep: Path) -> None:
+    """Remove the blocks, once the record is there."""
+    import shutil
+
+    shutil.rmtree(keep, ignore_errors=True)
+
+
+def _parser() -> Parser:
+    parser = Parser("evaluate", ABOUT)
+    text = "folder of a run or model, name of a model that comes along, or finished images"
+    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
+    parser.option("out", kinds.optional(kinds.PATH), None, "the record, FILE.json")
+    again = "make the record FILE.json again and say whether bytes and FID are the same"
+    parser.option("verify", kinds.optional(kinds.PATH), None, again)
+    data = "real images to compare with (default: what the model was trained on)"
+    parser.option("data", kinds.optional(kinds.TEXT), None, data)
+    split = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
+    parser.option("split", kinds.optional(kinds.TEXT), None, split)
+    parser.option("n", kinds.POSITIVE, 10_000, "samples, of the seeds 0 to n - 1")
+    steps = "steps of the sampler, one result for each (default: the model's)"
+    parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)
+    kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the model's)"
+    parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
+    extractor = "auto (the classifier for this data set), FILE.py:NAME, inception, or pca"
+    parser.option("extractor", kinds.TEXT, "auto", extractor)
+    parser.option("batch", kinds.POSITIVE, 100, "images in memory at once")
+    threads = "of the processor (default: all; a record is made again with as many as it had)"
+    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    which_model(parser)
+    parser.about_the_call()
+    return parser

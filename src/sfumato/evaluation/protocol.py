@@ -1,0 +1,190 @@
+r"""A protocol is a way to evaluate, and its record: a JSON that says all that decided the numbers.
+
+Samples and real images pass through the same rounding to bytes and the same extractor. Beside every
+score stands its floor: the score of as many real images from the other split, which nobody beats
+but by chance.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato import files
+from sfumato.evaluation import metrics
+from sfumato.evaluation.extractor import Extractor
+from sfumato.evaluation.samples import Images, digest
+from sfumato.pictures import to_uint8
+from sfumato.record import Record
+
+FORMAT = 1
+ENOUGH = 10_000
+"""Images below which a score says little about one's true value."""
+ROUNDING = "uint8, round((x + 1) 127.5)"
+PACKAGES = ("sfumato", "torch", "torchmetrics", "diffusers", "numpy")
+
+
+class RealImages(Protocol):
+    """What `sfumato.load` returns."""
+
+    record: Record
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor: ...
+
+
+class Judge:
+    """Scores sets of images against real ones (final).
+
+    Args:
+        real: images to compare with.
+        other: real images for the floor; None where there is no other split.
+        choose: from a record and real images (n, C, H, W) of uint8 to the extractor.
+        count: images in a set; precision, recall, density and coverage see as many real ones.
+        seed: of the choice of real images and of KID's subsets.
+    """
+
+    def __init__(
+        self,
+        real: RealImages,
+        other: RealImages | None,
+        choose: Callable[[Record, Tensor], Extractor],
+        count: int,
+        seed: int = 0,
+    ) -> None:
+        self.real, self.count, self.seed = real, count, seed
+        pixels = _some(real, len(real), seed)
+        self.extractor = choose(real.record, pixels)
+        self._features = self.extractor.features(pixels)
+        self.floor: dict[str, Any] | None = None
+        if other is not None:
+            images = _some(other, count, seed)
+            self.floor = {"split": other.record.split, "n": len(images), **self.scores(images)}
+
+    def scores(self, images: Tensor) -> dict[str, Any]:
+        """FID, KID, precision, recall, density, coverage and class shares of uint8 `images`."""
+        real, fake = self._features, self.extractor.features(images)
+        kid = metrics.kernel(real, fake, self.seed)
+        found: dict[str, Any] = {
+            "fid": metrics.frechet(real, fake),
+            "kid": kid.mean,
+            "kid_deviation": kid.deviation,
+        }
+        for metric in (metrics.PrecisionRecall(), metrics.DensityCoverage()):
+            metric.update(real[: self.count], real=True)
+            metric.update(fake, real=False)
+            found |= {name: float(value) for name, value in metric.compute().items()}
+        shares = self.extractor.shares(images)
+        return found if shares is None else {**found, "classes": shares}
+
+    def result(self, images: Images) -> dict[str, Any]:
+        """The entry of one set of images: how they were made, their bytes' hash, their scores."""
+        return {
+            **images.about,
+            "images_sha256": digest(images.pixels),
+            **self.scores(images.pixels),
+        }
+
+    def record(self, subject: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
+        """All that decided the numbers, and the numbers, as JSON holds them.
+
+        Args:
+            subject: what was evaluated.
+            results: an entry for each set of images.
+        """
+        return json.loads(
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "subject": subject,
+                    "n": self.count,
+                    "data": self.real.record.to_dict(),
+                    "rounding": ROUNDING,
+                    "extractor": {
+                        "name": self.extractor.name,
+                        "sha256": self.extractor.sha256,
+                        "features": self._features.shape[1],
+                        "comparable": self.extractor.comparable,
+                    },
+                    "settings": {
+                        "seed": self.seed,
+                        "kid_subsets": metrics.SUBSETS,
+                        "kid_subset_size": min(metrics.SUBSET, self.count, len(self.real)),
+                        "precision_recall_k": 3,
+                        "density_coverage_k": 5,
+                    },
+                    "floor": self.floor,
+                    "results": results,
+                    "warnings": self.warnings(),
+                    "versions": {name: metadata.version(name) for name in PACKAGES},
+                    "machine": f"{platform.system()} {platform.machine()}, "
+                    f"Python {platform.python_version()}",
+                }
+            )
+        )
+
+    def warnings(self) -> list[str]:
+        """What a reader of the numbers should be told."""
+        said = []
+        if self.count < ENOUGH:
+            said.append(
+                f"n = {self.count} is below {ENOUGH}: FID is biased upwards; compare at equal n "
+                "only, and with the floor."
+            )
+        if not self.extractor.comparable:
+            said.append("pca features are not comparable with any other evaluation.")
+        if self.floor is None:
+            said.append("there is no other split of real images, hence no floor.")
+        elif self.floor["n"] < self.count:
+            said.append(f"the floor has only n = {self.floor['n']}.")
+        return said
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record from its file; ValueError where it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a record: {error}.") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT or "results" not in found:
+        raise ValueError(f"{path} is no record of an evaluation in format {FORMAT}.")
+    return found
+
+
+def write(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record, whole or not at all."""
+    files.write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float = 1e-3
+) -> list[str]:
+    """Where a record made again differs: another hash of image bytes, or an FID off by more than
+    `tolerance`, relative. Empty where it holds."""
+    found = []
+    for name in ("data", "extractor"):
+        if old[name]["sha256"] != new[name]["sha256"]:
+            found.append(f"{name} has another sha256 than recorded")
+    for before, after in zip(old["results"], new["results"], strict=True):
+        label = f"{before['steps']} steps" if "steps" in before else "images"
+        if before["images_sha256"] != after["images_sha256"]:
+            found.append(f"{label}: the images' bytes differ")
+        if not abs(after["fid"] - before["fid"]) <= tolerance * abs(before["fid"]):
+            found.append(f"{label}: FID {after['fid']:.6g}, recorded {before['fid']:.6g}")
+    return found
+
+
+def _some(data: RealImages, count: int, seed: int) -> Tensor:
+    """At most `count` images of `data` in an order drawn from `seed`: uint8, (n, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(data), generator=generator)[:count]
+    parts = [to_uint8(data.batch(some)) for some in rows.split(1000)]
+    return torch.cat([torch.from_numpy(part) for part in parts]).permute(0, 3, 1, 2).contiguous()

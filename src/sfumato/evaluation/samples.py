@@ -1,0 +1,167 @@
+"""Samples are the images that are judged: blocks of seeds of a model, or images made before.
+
+A block that is finished is kept as a file, so that an evaluation that was cut goes on from there;
+a block belongs to one network, sampler and set of seeds, by a key in its folder's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfumato import files
+from sfumato.estimation.denoise import Denoiser
+from sfumato.methods import lookup
+from sfumato.model import Model
+from sfumato.pictures import to_uint8
+from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.sample import check_grid, sample
+
+BLOCK = 500
+"""Images in one file."""
+
+
+class Images(NamedTuple):
+    """Images to judge (final).
+
+    Attributes:
+        pixels: uint8 (n, C, H, W).
+        about: how they were made, as JSON holds it.
+    """
+
+    pixels: Tensor
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model's samples are drawn (final).
+
+    Attributes:
+        model: what draws them.
+        count: images, of the seeds 0 to count - 1.
+        kernel: as `--kernel` spells it; None for the model's own.
+        batch: images in memory at once.
+        keep: folder of finished blocks; None keeps none.
+        tick: called with the number of images in each block, once it is there.
+    """
+
+    model: Model
+    count: int
+    kernel: str | None = None
+    batch: int = 100
+    keep: Path | None = None
+    tick: Callable[[int], None] = lambda _: None
+
+    def images(self, steps: int) -> Images:
+        """The images at `steps` steps, and the record of how they were drawn."""
+        about = self.about(steps)
+        folder = self.keep and self.keep / _key(about)
+        parts, seconds = [], 0.0
+        for first in range(0, self.count, BLOCK):
+            seeds = range(first, min(first + BLOCK, self.count))
+            path = folder and folder / f"{first:08d}.npz"
+            if path is not None and path.is_file():
+                block, spent = _read(path)
+            else:
+                began = time.perf_counter()
+                block = self._block(seeds, steps)
+                spent = time.perf_counter() - began
+                if path is not None:
+                    _write(path, block, spent)
+            parts.append(block)
+            seconds += spent
+            self.tick(len(block))
+        pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels, about | {"seconds_per_image": round(seconds / self.count, 5)})
+
+    def about(self, steps: int) -> dict[str, Any]:
+        """What decides the images: network, sampler, grid, seeds, threads."""
+        grid = check_grid(self.model.recipe.grid(steps))
+        return {
+            "model": fingerprint(self.model),
+            "kernel": self.kernel or self.model.kernel_name,
+            "steps": steps,
+            "network_calls": network_calls(self.model, self._kernel(), grid),
+            "grid": [round(float(t), 12) for t in grid],
+            "seeds": f"0-{self.count - 1}",
+            "batch": self.batch,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def _block(self, seeds: Sequence[int], steps: int) -> np.ndarray:
+        classes = None
+        if self.model.config.conditional:
+            known = len(self.model.config.record.classes or ())
+            classes = [seed % known for seed in seeds]
+        drawn = self.model.sample(seeds, steps, self._kernel(), classes, self.batch)
+        return to_uint8(drawn)
+
+    def _kernel(self) -> Kernel:
+        return self.model.kernel if self.kernel is None else lookup.kernel(self.kernel)
+
+
+def network_calls(model: Model, kernel: Kernel, grid: Tensor) -> int:
+    """How often sampling along `grid` asks the network, of one image."""
+    recipe, count = model.recipe, _Count()
+    denoiser = Denoiser(recipe.process, recipe.parametrization, count)
+    sample(kernel, denoiser, torch.zeros(1, *model.shape), grid)
+    return count.calls
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    tensors = {**model.facts._asdict(), **model.denoiser.backbone.state_dict()}
+    for name, value in tensors.items():
+        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest(pixels: Tensor) -> str:
+    """SHA-256 of images' bytes, in hex."""
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+
+
+class _Count(nn.Module):
+    """A backbone that says nothing and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.zeros_like(x)
+
+
+def _key(about: Mapping[str, Any]) -> str:
+    """A folder's name for blocks that were drawn so."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write(path: Path, block: np.ndarray, seconds: float) -> None:
+    def fill(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, images=block, seconds=np.float64(seconds))
+
+    files.write(path, fill)
+
+
+def _read(path: Path) -> tuple[np.ndarray, float]:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return held["images"], float(held["seconds"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it to draw it again.") from error
