@@ -85,6 +85,15 @@ MIDDLES = {
 }
 
 
+def test_rate_keeps_its_digits_where_the_gain_underflows():
+    """C' C^-1 = -Laplacian b b' exactly, at gains of 10^-2197: heat on 64 px at 23 px of blur."""
+    family = Heat(Linear(0.0, 23.0), dct(64, 64))
+    for t in (0.3, 0.6, 1.0):
+        at = torch.tensor(t, dtype=torch.float64)
+        ratio = (family.rate(at) @ family.at(at).inv()).gain
+        torch.testing.assert_close(ratio, -dct(64, 64).laplacian * 23.0**2 * t)
+
+
 @each_schedule
 def test_schedules_meet_their_ends(name):
     for t, expected in zip((0.0, 1.0), ENDS[name], strict=True):

@@ -42,11 +42,12 @@ from sfumato.algebra import (
     dct,
     hartley,
     identity,
+    pixel,
     scaled,
     zero,
 )
 from sfumato.corruption.coupling import ancestral, ancestral_large, ddim, momentum, naive
-from sfumato.corruption.families import Family, Heat, Mapping, Scale
+from sfumato.corruption.families import Family, Fixed, Heat, Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
@@ -435,6 +436,41 @@ def test_langevin(process):
     )
     expected = decay ** (2 * count) * (start - limit) + limit
     torch.testing.assert_close(into.T @ found @ into, torch.diag(expected.flatten()))
+
+
+def test_langevin_with_matrices_that_are_not_symmetric():
+    """10.9: B = (1 - delta) I + delta C G, P' = B P B^T + 2 delta V, C^T differing from C."""
+    process, mean, cov = densified(SHIFTED), normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
+    delta, grid = 0.3, torch.tensor([0.6, 0.5], dtype=torch.float64)
+    clean, noise = matrix(process.signal.at(grid[1])), matrix(process.cov(grid[1]))
+    prior, m = matrix(cov), mean.flatten()
+    gain = prior @ clean.T @ torch.linalg.inv(clean @ prior @ clean.T + noise)
+    ((found_mean, found_cov),) = push(
+        affine(langevin(delta), exact(process, mean, cov), grid, SHAPE),
+        start := normal(N, seed=2),
+        spread := spd(N, seed=3),
+    )
+    step = (1 - delta) * torch.eye(N).double() + delta * clean @ gain
+    shift = delta * clean @ (m - gain @ clean @ m)
+    torch.testing.assert_close(found_mean, step @ start + shift)
+    torch.testing.assert_close(found_cov, step @ spread @ step.T + 2 * delta * noise)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("kernel", ["reverse", "flow", "langevin"])
+def test_gains_that_differ_from_sample_to_sample(kernel, count):
+    """A mask for each of 4 images, on grids of as many steps and of others: as one by one."""
+    masks = 0.2 + torch.rand(4, 1, 4, 5, generator=torch.Generator().manual_seed(0)).double()
+    made = {"reverse": reverse(ddim(0.0)), "flow": flow(HEUN), "langevin": langevin(0.1)}[kernel]
+    x, grid = normal(4, *SHAPE), torch.linspace(0.9, 0.1, count + 1)
+
+    def run(some: slice) -> Tensor:
+        signal = Fixed(Diagonal(masks[some].log(), None, pixel(4, 5)))
+        process = Process(signal, Scale(Linear(0.1, 0.5)))
+        still = sample(made, Denoiser(process, clean, Toy()), x[some], grid, torch.zeros_like)
+        return still
+
+    torch.testing.assert_close(run(slice(4)), torch.cat([run(slice(i, i + 1)) for i in range(4)]))
 
 
 def basis_matrix(basis) -> Tensor:

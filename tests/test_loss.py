@@ -28,7 +28,7 @@ from cases import (
     spd,
     time,
 )
-from sfumato.algebra import Dense, Diagonal, Operator, pixel, scaled
+from sfumato.algebra import Dense, Diagonal, MatrixFree, Operator, pixel, scaled
 from sfumato.corruption.coupling import ancestral, ancestral_large, ddim, momentum
 from sfumato.corruption.families import Fade, Mapping, Scale
 from sfumato.corruption.process import Process
@@ -166,7 +166,8 @@ def test_the_edm_loss(sigma):
     x0, x, eps = batch(process, t)
     denoiser = Denoiser(process, wiener(scaled(0.25)), Toy())
     expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * average(denoiser(x, t).mean - x0)
-    torch.testing.assert_close(loss(denoiser, unit(denoiser.parametrization), x0, t, eps), expected)
+    found = loss(denoiser, unit(denoiser.parametrization), x0, t, eps)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
@@ -174,11 +175,12 @@ def test_unit_is_the_error_of_the_output(name):
     """unit: |F - F*|^2 with F* the output that makes the estimate right."""
     process, t = PROCESSES["vp"], time(0.4)
     x0, x, eps = batch(process, t)
-    denoiser = Denoiser(process, PARAMETRIZATIONS[name], Toy())
+    parametrization = PARAMETRIZATIONS[name]
+    denoiser = Denoiser(process, parametrization, Toy())
     pre = denoiser.precondition(t)
     right = pre.out.inv()(pre.of(x0) - pre.skip(x))
     error = Toy()(pre.inp(x), t.expand(4)) - right
-    torch.testing.assert_close(loss(denoiser, unit(denoiser.parametrization), x0, t, eps), average(error))
+    torch.testing.assert_close(loss(denoiser, unit(parametrization), x0, t, eps), average(error))
 
 
 # Bounds (1.8).
@@ -520,3 +522,11 @@ def test_stratified_numbers_are_evenly_spread(first):
     torch.testing.assert_close(
         found, first % 0.125 + torch.arange(8).double() / 8, atol=1e-7, rtol=0
     )
+
+
+def test_bound_refuses_a_silent_step_where_nothing_commutes():
+    """A deterministic step with a matrix-free C_t, too: its divergence is infinite, not zero."""
+    signal = Mapping(lambda t: MatrixFree(lambda x: (1 - t / 2) * x + t / 3 * x.roll(1, -1)))
+    process = Process(signal, Scale(Linear(0.1, 0.5)))
+    with pytest.raises(ValueError, match="infinite; ddim draws none"):
+        bound(ddim(0.0))(process, torch.tensor(0.5), torch.tensor(0.4))

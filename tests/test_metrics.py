@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from cases import normal
 
+from cases import normal
 from sfumato.evaluation import metrics
 from sfumato.evaluation.metrics import DensityCoverage, PrecisionRecall, frechet, kernel, radii
 
@@ -32,7 +32,7 @@ def test_frechet_is_scipy_s():
 
 
 def test_frechet_of_gaussians_is_their_closed_form():
-    """Two sets with exact moments: |shift|^2 + sum (sqrt a - sqrt b)^2 for commuting covariances."""
+    """Two sets with exact moments: |shift|^2 + sum (a - b)^2 for commuting deviations a, b."""
     n = 50
     white = torch.linalg.qr(normal(n, 4) - normal(n, 4).mean(0)).Q * math.sqrt(n - 1)
     white = white - white.mean(0)

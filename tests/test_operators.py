@@ -199,6 +199,9 @@ def test_roots(name):
     if "free" in name or name in ("composed", "sum"):
         with pytest.raises(NotImplementedError, match=r"has no symmetric root.*Dense for small n"):
             operator.sqrt()
+    elif not np.allclose(matrix, matrix.T):
+        with pytest.raises(ValueError, match=r"not symmetric .* has no symmetric root"):
+            operator.sqrt()
     elif np.linalg.eigvalsh((matrix + matrix.T) / 2).min() < -1e-9:
         with pytest.raises(
             ValueError, match=r"no root of a negative .* not positive semi-definite"
@@ -527,3 +530,21 @@ def test_operators_say_what_they_are():
         "(MatrixFree(flip) @ Diagonal(dense(6), log_gain (6,)))"
     )
     assert repr(-(free + free)) == "-(MatrixFree(flip) + MatrixFree(flip))"
+
+
+def test_a_batch_of_matrices_takes_one_to_each_sample():
+    """Whatever axes stand between the sample and the signal."""
+    matrices, x = normal(3, 6, 6), normal(3, 2, 6, seed=1)
+    torch.testing.assert_close(Dense(matrices, (6,))(x), torch.einsum("bij,bcj->bci", matrices, x))
+
+
+@pytest.mark.parametrize("basis", [None, dct(4)], ids=["multiple of I", "dct"])
+def test_whole_numbers_are_no_signal(basis):
+    """Gains cast to integers would be zeros, without a word."""
+    gain = torch.zeros(() if basis is None else (4,), dtype=torch.float64) - 0.1
+    with pytest.raises(TypeError, match=r"floating-point numbers; got torch.uint8"):
+        Diagonal(gain, None, basis)(torch.full((2, 4), 200, dtype=torch.uint8))
+
+
+def test_gains_are_float64_whatever_they_came_as():
+    assert Diagonal(torch.zeros(4), torch.ones(4), dct(4)).log_gain.dtype == torch.float64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,12 @@ from safetensors.torch import load_file
 
 from sfumato.cli import main
 from sfumato.config import Config
+from sfumato.corruption import coupling
+from sfumato.corruption.families import Scale
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.loss import loss
-from sfumato.methods import METHODS
+from sfumato.methods import KERNELS, METHODS
 from sfumato.model import from_pretrained
 from sfumato.networks.backbones import UNetOptions
 from sfumato.training.data import load
@@ -230,6 +235,79 @@ def test_method_trains_saves_and_comes_back(method, tmp_path):
     assert torch.equal(images, from_pretrained(tmp_path / "copy").sample([0, 1], steps=3))
     raw = from_pretrained(tmp_path / "run", weights="raw")
     assert not torch.equal(images, raw.sample([0, 1], steps=3))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_the_run(method, tmp_path):
+    """Cut back to its checkpoint in the middle, every method goes on to the same bits."""
+    options = replace(OPTIONS, images=96, checkpoint_every=48)
+    for name in ("whole", "cut"):
+        model, data = tiny(method, options)
+        train(model, data, options, tmp_path / name, device="cpu")
+    shutil.rmtree(max((tmp_path / "cut" / "checkpoints").iterdir()))
+    model, data = tiny(method, options)
+    train(model, data, options, tmp_path / "cut", device="cpu")
+    assert "resumed" in (tmp_path / "cut" / "log.jsonl").read_text()
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_kernel_samples_or_says_why_not(method, kernel):
+    """By its name alone, without parameters; what the network says does not matter."""
+    model, _ = tiny(method)
+    try:
+        images = model.sample([0, 1], steps=3, kernel=kernel)
+    except ValueError as error:
+        assert "Use " in str(error)
+    else:
+        assert bool(images.isfinite().all())
+
+
+def test_kernels_are_kernels():
+    """A coupling is not a kernel yet, and the sentence says how it becomes one."""
+    model, _ = tiny()
+    with pytest.raises(TypeError, match=r"sf.reverse\(coupling\)"):
+        model.sample([0], steps=1, kernel=coupling.momentum)  # pyright: ignore
+
+
+def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
+    """Noise that falls with time: momentum's sentence comes before the first step."""
+    model, data = tiny()
+    falling = Process(model.recipe.process.signal, Scale(Geometric(0.2, 0.02)))
+    model.recipe = replace(model.recipe, process=falling)
+    with pytest.raises(ValueError, match="momentum needs noise that never falls"):
+        train(model, data, OPTIONS, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_data_than_the_model_s_are_refused(tmp_path):
+    model, _ = tiny()
+    with pytest.raises(ValueError, match="built for digits, other data than digits"):
+        train(model, load("digits", "train[:100]"), OPTIONS, tmp_path / "run", device="cpu")
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path):
+    """What another program is writing there stays, whatever it is called."""
+    (tmp_path / "mine" / ".project.part").mkdir(parents=True)
+    (tmp_path / "mine" / ".download.part").write_text("half")
+    model, data = tiny()
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        train(model, data, OPTIONS, tmp_path / "mine", device="cpu")
+    names = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert names == {".project.part", ".download.part"}
+
+
+def test_a_damaged_checkpoint_names_the_cure(tmp_path):
+    options = replace(OPTIONS, images=32)
+    model, data = tiny(options=options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    last = max((tmp_path / "run" / "checkpoints").iterdir())
+    whole = (last / "optimizer.safetensors").read_bytes()
+    (last / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
+    model, data = tiny(options=options)
+    with pytest.raises(ValueError, match=r"truncated .* Remove .*00000002 to go on"):
+        train(model, data, options, tmp_path / "run", device="cpu")
 
 
 @pytest.mark.parametrize("method", METHODS)

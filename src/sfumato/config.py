@@ -45,6 +45,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
         """From what JSON held; ValueError for another format or a field out of place."""
+        if not isinstance(values, Mapping):
+            raise ValueError("the checkpoint's config.json holds no table.")
         values = dict(values)
         if (found := values.pop("format", None)) != FORMAT:
             raise ValueError(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> None:
@@ -38,6 +42,19 @@ def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> No
             part.unlink(missing_ok=True)
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, on the CPU and none a view of another: not atomic.
+
+    Raises:
+        ValueError: the place cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # no OSError, although a full disk is behind it
+        raise ValueError(f"cannot write {path}: {error}.") from error
+
+
 @contextmanager
 def folder(path: Path | str) -> Iterator[Path]:
     """A new folder that appears at `path` complete: fill the yielded one, then it is renamed.
@@ -61,9 +78,14 @@ def folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
-    """Remove what writes that were cut off have left in `parent`."""
-    for part in parent.glob(".*.part"):
+def parts(path: Path) -> list[Path]:
+    """What writes of `path` that were cut off have left; its name may be a pattern."""
+    return sorted(path.parent.glob(f".{path.name}.*.part"))
+
+
+def sweep(path: Path) -> None:
+    """Remove `parts(path)`."""
+    for part in parts(path):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:

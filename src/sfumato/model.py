@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -22,6 +22,9 @@ from sfumato.methods.recipe import Recipe
 from sfumato.networks.backbones import UNet
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds, sample
+
+DIGITS = "[0-9]" * 8
+"""Names of checkpoints: the step, in eight digits."""
 
 
 class Model:
@@ -52,7 +55,7 @@ class Model:
         self.facts = facts or typical(self.shape)
         try:
             self.recipe: Recipe = build(self.shape, self.facts, **config.parameters)
-        except TypeError as error:
+        except (TypeError, IndexError, KeyError) as error:
             raise ValueError(f"method {config.method}: {error}.") from error
         if backbone is None:
             if config.network is None:
@@ -138,6 +141,18 @@ class Model:
             done.append(x.float().cpu())
         return torch.cat(done)
 
+    def network_calls(self, steps: int | None = None, kernel: Kernel | None = None) -> int:
+        """How often sampling asks the network of one signal; it is not asked to find out.
+
+        Raises:
+            ValueError: this kernel cannot sample this model, whatever the network says.
+        """
+        recipe, count = self.recipe, _Count()
+        denoiser = Denoiser(recipe.process, recipe.parametrization, count)
+        x, grid = torch.zeros(1, *self.shape), recipe.grid(steps or self.steps)
+        sample(kernel or self.kernel, denoiser, x, grid)
+        return count.calls
+
     def start(self, seeds: Sequence[int]) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
         return self._start(len(seeds), Seeds(seeds)).float().cpu()
@@ -193,10 +208,22 @@ class Model:
     ) -> None:
         """Fill the folder `part` with this model's files."""
         (part / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
-        save_file(plain(self.facts._asdict()), part / "facts.safetensors")
-        save_file(plain(weights), part / "model.safetensors")
+        files.write_tensors(self.facts._asdict(), part / "facts.safetensors")
+        files.write_tensors(weights, part / "model.safetensors")
         if raw is not None:
-            save_file(plain(raw), part / "raw.safetensors")
+            files.write_tensors(raw, part / "raw.safetensors")
+
+
+class _Count(nn.Module):
+    """A backbone that says nothing and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.zeros_like(x)
 
 
 def from_pretrained(
@@ -239,7 +266,7 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     if (path / "config.json").is_file():
         return path
-    checkpoints = sorted((path / "checkpoints").glob("[0-9]*")) if path.is_dir() else []
+    checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
     if checkpoints:
         return checkpoints[-1]
     raise ValueError(f"no model at {path}: no config.json there, and no checkpoints/ of a run.")
@@ -284,8 +311,3 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"network {tuple(wanted[name].shape)}."
             )
     module.load_state_dict(tensors)
-
-
-def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, none a view of another."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

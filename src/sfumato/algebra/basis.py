@@ -50,6 +50,8 @@ class Basis(ABC):
         """Raise ValueError unless `x` ends in this basis's axes."""
         if tuple(x.shape[x.ndim - len(self.shape) :]) != self.shape:
             raise ValueError(f"basis {self.name} cannot act on a signal of shape {tuple(x.shape)}.")
+        if not x.is_floating_point():
+            raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Basis) and self.key == other.key

@@ -45,8 +45,8 @@ class Diagonal(Operator):
             log_gain, sign = torch.broadcast_tensors(log_gain, sign)
         if basis is None:
             _check_one_gain(log_gain, 1)
-        self.log_gain = log_gain
-        self.sign = sign
+        self.log_gain = log_gain.to(torch.float64)
+        self.sign = None if sign is None else sign.to(torch.float64)
         self.basis = basis
         self._gains: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -58,6 +58,8 @@ class Diagonal(Operator):
 
     def like(self, x: Tensor) -> Tensor:
         """Signed gains in the dtype and on the device of `x`, computed once unless learned."""
+        if not x.is_floating_point():
+            raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
         if self.log_gain.requires_grad:
             return self.gain.to(x.dtype).to(x.device)
         place = (x.dtype, x.device)
@@ -178,6 +180,9 @@ class Dense(Operator):
         self._check(x.shape)
         batch = x.shape[: x.ndim - len(self.shape)]
         matrix = self._matrix.to(x.dtype).to(x.device)
+        lead = matrix.shape[:-2]
+        # One matrix for each sample, whatever axes (channels) stand between it and the signal.
+        matrix = matrix.reshape(*lead, *(1,) * (len(batch) - len(lead)), *matrix.shape[-2:])
         out = (matrix @ x.reshape(*batch, -1, 1)).squeeze(-1)
         return out.reshape(*out.shape[:-1], *self.shape)
 
@@ -197,8 +202,14 @@ class Dense(Operator):
 
     def sqrt(self) -> Dense:
         symmetric = (self._matrix + self._matrix.mT) / 2
+        rounding = self._matrix.shape[-1] * 2**10 * torch.finfo(torch.float64).eps * self._scale
+        skew = (self._matrix - self._matrix.mT).abs().amax(dim=(-2, -1))
+        if bool((skew > rounding).any()):
+            raise ValueError(
+                f"Dense{self.shape} is not symmetric (off by {float(skew.max()):.3g}) and has no "
+                "symmetric root."
+            )
         values, vectors = torch.linalg.eigh(symmetric)
-        rounding = values.shape[-1] * 2**10 * torch.finfo(torch.float64).eps * self._scale
         bad = values.amin(-1) < -rounding
         if bool(bad.any()):
             sample = int(bad.flatten().nonzero()[0])

@@ -27,7 +27,10 @@ def _text(value: object) -> str:
 
 
 def _path(value: object) -> str:
-    return str(Path(_text(value)).expanduser())
+    try:
+        return str(Path(_text(value)).expanduser())
+    except RuntimeError:
+        raise Unfit(f"needs a path; there is no such home: '{value}'.") from None
 
 
 def _number(value: object) -> float:
@@ -88,14 +91,18 @@ def choice(*names: str) -> Kind:
     return Kind(read, f"{{{','.join(names)}}}")
 
 
-def several(of: Kind, count: int | None = None) -> Kind:
-    """`count` values (any number where None), as 1,2,3 or [1,2,3]."""
+def several(of: Kind, count: int | None = None, empty: bool = False) -> Kind:
+    """`count` values (any number where None; none, written so, if `empty`), as 1,2,3 or [1,2,3]."""
     form = ",".join([of.form] * count) if count else f"{of.form},..."
 
     def read(value: object) -> tuple[Any, ...]:
+        if empty and value == "none":
+            return ()
         if isinstance(value, str):
             value = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
         parts = value if isinstance(value, list | tuple) else [value]
+        if not parts and not count and not empty:
+            raise Unfit(f"needs one value or more, {form}; got none.")
         if count is not None and len(parts) != count:
             raise Unfit(f"needs {count} values, {form}; got {len(parts)}.")
         return tuple(of.read(part) for part in parts)
@@ -112,6 +119,10 @@ def optional(of: Kind) -> Kind:
     return Kind(read, of.form)
 
 
+MOST = 10_000_000
+"""Seeds in one range."""
+
+
 def expand(seeds: str) -> list[int]:
     """The numbers that `0-3,8,10-12` means; 0 or more, the ends of a range included."""
     found: list[int] = []
@@ -123,6 +134,8 @@ def expand(seeds: str) -> list[int]:
             raise Unfit(f"needs ranges that rise; got '{part.strip()}'.")
         if int(last or first) >= 2**63:
             raise Unfit(f"needs numbers below 2^63; got '{part.strip()}'.")
+        if int(last or first) - int(first) >= MOST:
+            raise Unfit(f"takes at most {MOST} numbers a range; got '{part.strip()}'.")
         found += range(int(first), int(last or first) + 1)
     return found
 

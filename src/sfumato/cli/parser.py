@@ -189,6 +189,8 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if set(found) != {"model", "options"}:
         return found
     model = found["model"]
+    if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
+        raise ValueError("--config holds `model` and `options`, but not those of a run.")
     return {
         "method": model["method"],
         "data": model["record"]["name"],

@@ -178,7 +178,7 @@ def _kind(node: ast.expr) -> Kind | None:
         case ast.Subscript(ast.Name("tuple"), ast.Tuple([first, *rest])):
             kind, others = _kind(first), {ast.unparse(other) for other in rest}
             if kind is not None and others <= {ast.unparse(first), "..."}:
-                return kinds.several(kind, None if "..." in others else 1 + len(rest))
+                return kinds.several(kind, None if "..." in others else 1 + len(rest), empty=True)
     return None
 
 

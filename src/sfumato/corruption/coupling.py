@@ -54,8 +54,7 @@ def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
         https://arxiv.org/abs/2006.11239
     """
     process.check_markov(s, t, "ancestral")
-    forward = process.signal.at(t) @ process.signal.at(s).inv()
-    cross = process.cov(s) @ forward.T
+    cross = process.cov(s) @ process.propagator(s, t).T
     return _tied(process, t, s, cross, "ancestral needs signal-to-noise ratios that fall with time")
 
 
@@ -167,6 +166,8 @@ def naive(process: Process, t: Tensor, s: Tensor) -> Step:
 
 def cold(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""x_s = x_t + (C_s - C_t) x_0: K = I, L = 0. Consistent only where V_s = V_t.
+
+    Where the noise changes, it keeps all of it and tends to a wrong law, however many steps.
 
     References:
         Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (A. Bansal et al., 2022),

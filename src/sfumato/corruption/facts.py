@@ -70,6 +70,8 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
             raise ValueError(
                 f"images of shape {shape} were promised; got {tuple(batch.shape[1:])}."
             )
+        if not len(batch):
+            continue
         u = basis.analyze(batch.detach().cpu().to(torch.float64))
         # Chan's update of (count, mean, sum of squares): stable for any number of batches.
         step, total = u.mean(0) - mean, count + len(u)

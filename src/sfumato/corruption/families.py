@@ -171,16 +171,20 @@ class Product(Family):
 
 
 def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:
-    def gain(time: Tensor) -> Tensor:
+    def at(time: Tensor) -> Diagonal:
         operator = family.at(time)
         if not isinstance(operator, Diagonal):
             raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
-        return operator.gain
+        return operator
 
-    slope = torch.func.jvp(gain, (t,), (torch.ones_like(t),))[1]
+    # d gain = gain d log|gain|, which is exact where the gain itself underflows.
+    slope = torch.func.jvp(lambda time: at(time).log_gain, (t,), (torch.ones_like(t),))[1]
+    log_gain, sign = here.log_gain + log_of(slope.abs()), torch.where(slope < 0, -1.0, 1.0)
+    sign = sign.to(slope) if here.sign is None else sign.to(slope) * here.sign
     dead = torch.isneginf(here.log_gain)
     if bool(dead.any()):
         step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
-        side = (3 * here.gain - 4 * gain(t - step) + gain(t - 2 * step)) / (2 * step)
-        slope = torch.where(dead, side, slope)
-    return Diagonal(log_of(slope.abs()), torch.where(slope < 0, -1.0, 1.0).to(slope), here.basis)
+        side = (3 * here.gain - 4 * at(t - step).gain + at(t - 2 * step).gain) / (2 * step)
+        log_gain = torch.where(dead, log_of(side.abs()), log_gain)
+        sign = torch.where(dead, torch.where(side < 0, -1.0, 1.0).to(sign), sign)
+    return Diagonal(log_gain, sign, here.basis)

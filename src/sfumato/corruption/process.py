@@ -70,6 +70,10 @@ class Process(nn.Module):
         constant = 0.5 * math.prod(shape) * math.log(2 * math.pi)
         return -0.5 * white.square().sum(1) - logdet.to(x) - constant
 
+    def propagator(self, s: Tensor, t: Tensor) -> Operator:
+        """C_{t|s} = C_t C_s^-1, what the signal at s becomes at t."""
+        return self.signal.at(t) @ self.signal.at(s).inv()
+
     def transition(self, s: Tensor, t: Tensor) -> tuple[Operator, Operator]:
         """(C_{t|s}, V_{t|s}) of the Markov kernel q(x_t | x_s) = N(C_{t|s} x_s, V_{t|s}), s < t.
 
@@ -79,7 +83,7 @@ class Process(nn.Module):
             ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
         """
         self.check_markov(s, t, "transition")
-        forward = self.signal.at(t) @ self.signal.at(s).inv()
+        forward = self.propagator(s, t)
         return forward, self.cov(t) - forward @ self.cov(s) @ forward.T
 
     def log_snr(self, t: Tensor) -> Tensor | None:
@@ -116,10 +120,9 @@ class Process(nn.Module):
 
     def _check_loewner(self, s: Tensor, t: Tensor, who: str) -> None:
         """`check_markov` for matrices: C_t^T V_t^-1 C_t <= C_s^T V_s^-1 C_s, or V_{t|s} >= 0."""
-        signal = self.signal.at(t)
-        if not (isinstance(signal, Dense) or isinstance(self.cov(t), Dense)):
+        if not (isinstance(self.signal.at(t), Dense) or isinstance(self.cov(t), Dense)):
             return
-        forward = signal @ self.signal.at(s).inv()
+        forward = self.propagator(s, t)
         try:
             (self.cov(t) - forward @ self.cov(s) @ forward.T).sqrt()
         except NotPositive as error:

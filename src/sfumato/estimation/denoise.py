@@ -126,7 +126,9 @@ def wiener(cov: Operator) -> Parametrization:
         signal, noise_cov = process.signal.at(t), process.cov(t)
         inverse = (signal @ cov @ signal.T + noise_cov).inv()
         skip = cov @ signal.T @ inverse
-        out = (cov @ noise_cov @ inverse).sqrt()
+        # S V M^-1, in the form that is symmetric where S, C and V do not commute.
+        left = cov @ noise_cov @ inverse
+        out = (left if isinstance(left, Diagonal) else cov - skip @ signal @ cov).sqrt()
         return Precondition(skip, out, inverse.sqrt(), t, identity())
 
     return parametrization

@@ -82,7 +82,8 @@ def bound(coupling: Coupling) -> Weighting:
                 f"{name} does not. Use ancestral, bridge or ddim with eta > 0."
             )
         pull = clean_s - carry @ process.signal.at(t)
-        if _exceeds(_where_dead(fresh) @ pull, clean_s):
+        silent = fresh.vanishes and not pull.vanishes
+        if silent or _exceeds(_where_dead(fresh) @ pull, clean_s):
             raise ValueError(
                 "bound needs fresh noise wherever a step depends on x_0, else the divergence is "
                 f"infinite; {name} draws none. Use ancestral, bridge or ddim with eta > 0, and end "

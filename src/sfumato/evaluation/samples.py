@@ -17,15 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato import files
-from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import lookup
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import check_grid, sample
+from sfumato.sampling.sample import check_grid
 
 BLOCK = 500
 """Images in one file."""
@@ -92,7 +91,7 @@ class Sampler:
             "model": fingerprint(self.model),
             "kernel": self.kernel or self.model.kernel_name,
             "steps": steps,
-            "network_calls": network_calls(self.model, self._kernel(), grid),
+            "network_calls": self.model.network_calls(steps, self._kernel()),
             "grid": [round(float(t), 12) for t in grid],
             "seeds": f"0-{self.count - 1}",
             "batch": self.batch,
@@ -112,14 +111,6 @@ class Sampler:
         return self.model.kernel if self.kernel is None else lookup.kernel(self.kernel)
 
 
-def network_calls(model: Model, kernel: Kernel, grid: Tensor) -> int:
-    """How often sampling along `grid` asks the network, of one image."""
-    recipe, count = model.recipe, _Count()
-    denoiser = Denoiser(recipe.process, recipe.parametrization, count)
-    sample(kernel, denoiser, torch.zeros(1, *model.shape), grid)
-    return count.calls
-
-
 def fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
@@ -132,18 +123,6 @@ def fingerprint(model: Model) -> str:
 def digest(pixels: Tensor) -> str:
     """SHA-256 of images' bytes, in hex."""
     return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-
-
-class _Count(nn.Module):
-    """A backbone that says nothing and counts how often it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        self.calls += 1
-        return torch.zeros_like(x)
 
 
 def _key(about: Mapping[str, Any]) -> str:

@@ -25,6 +25,11 @@ def _pc(delta: float = 0.1) -> Kernel:
     return chain(flow(EULER), langevin(delta))
 
 
+def _langevin(delta: float = 0.1, steps: int = 1) -> Kernel:
+    """Langevin steps at each level, preconditioned by V_s: annealed Langevin dynamics."""
+    return langevin(delta, steps)
+
+
 def _ddim(eta: float = 0.0) -> Kernel:
     return reverse(coupling.ddim(eta))
 
@@ -46,6 +51,6 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "euler": lambda: flow(EULER),
     "heun": lambda: flow(HEUN),
     "rk4": lambda: flow(RK4),
-    "langevin": langevin,
+    "langevin": _langevin,
     "pc": _pc,
 }

@@ -8,6 +8,8 @@ References:
     https://arxiv.org/abs/2006.11239
     Improved Denoising Diffusion Probabilistic Models (Alex Nichol, Prafulla Dhariwal, 2021),
     https://arxiv.org/abs/2102.09672 (the cosine schedule)
+    Progressive Distillation for Fast Sampling of Diffusion Models (Tim Salimans, Jonathan Ho,
+    2022), https://arxiv.org/abs/2202.00512 (the velocity)
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from sfumato.corruption.families import Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, linear_betas
-from sfumato.estimation.denoise import noise
-from sfumato.estimation.loss import levels, simple
+from sfumato.estimation.denoise import angular, noise
+from sfumato.estimation.loss import levels, unit
 from sfumato.methods.recipe import Recipe
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 VARIANCES = {"small": ancestral, "large": ancestral_large}
+PREDICTIONS = {"noise": noise, "velocity": angular}
 
 
 def ddpm(
@@ -36,6 +39,7 @@ def ddpm(
     *,
     betas: Literal["linear", "cosine"] = "linear",
     variance: Literal["small", "large"] = "large",
+    prediction: Literal["noise", "velocity"] = "noise",
     length: int = 1000,
     steps: int = 1000,
 ) -> Recipe:
@@ -47,18 +51,34 @@ def ddpm(
         betas: the chain's variances: linear from 1e-4 to 0.02 (scaled for other lengths than
             1000), or cosine.
         variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
+        prediction: of the network: the noise, with its plain error as the loss, as published; or
+            the velocity C_t eps - S_t x_0, likewise (progressive distillation's v), which few steps
+            of sampling like better.
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler.
     """
-    if length < 1:
-        raise ValueError(f"a chain needs a length of 1 or more; got {length}.")
-    for what, name, known in (("betas", betas, BETAS), ("variance", variance, VARIANCES)):
+    least = 21 if betas == "linear" else 1  # the linear variances reach 0.02 * 1000 / length
+    if length < least:
+        raise ValueError(f"a {betas} chain needs a length of {least} or more; got {length}.")
+    for what, name, known in (
+        ("betas", betas, BETAS),
+        ("variance", variance, VARIANCES),
+        ("prediction", prediction, PREDICTIONS),
+    ):
         if name not in known:
             raise ValueError(nearest(what, name, known))
     log_power = BETAS[betas](steps=length)
     process = Process(signal=Scale(Amplitude(log_power)), noise=Scale(Complement(log_power)))
     kernel = reverse(VARIANCES[variance])
     prior = standard(process, shape)
+    output = PREDICTIONS[prediction]
     return Recipe(
-        process, noise, simple, kernel, prior, __doc__ or "", times=levels(length), steps=steps
+        process,
+        output,
+        unit(output),
+        kernel,
+        prior,
+        __doc__ or "",
+        times=levels(length),
+        steps=steps,
     )

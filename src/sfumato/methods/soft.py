@@ -6,21 +6,30 @@ is || C_t (x_0^ - x_0) ||^2 / sigma_t^2 and the network predicts the residual x_
 References:
     Soft Diffusion: Score Matching for General Corruptions (Giannis Daras, Mauricio Delbracio,
     Hossein Talebi, Alexandros G. Dimakis, Peyman Milanfar, 2022), https://arxiv.org/abs/2209.05442
+    Elucidating the Design Space of Diffusion-Based Generative Models (Tero Karras, Miika Aittala,
+    Timo Aila, Samuli Laine, 2022), https://arxiv.org/abs/2206.00364 (preconditioning)
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sfumato.algebra.basis import dct
+from sfumato.algebra.operators import scaled
 from sfumato.corruption.coupling import momentum
 from sfumato.corruption.facts import Facts, space, typical
 from sfumato.corruption.families import Heat, Scale
 from sfumato.corruption.prior import CorruptedData, fitted
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
-from sfumato.estimation.denoise import residual
-from sfumato.estimation.loss import simple
+from sfumato.estimation.denoise import residual, wiener
+from sfumato.estimation.loss import simple, unit
 from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
+
+FILTER = wiener(scaled(0.25))
+PREDICTIONS = {"residual": (residual, simple), "wiener": (FILTER, unit(FILTER))}
 
 
 def soft(
@@ -30,6 +39,7 @@ def soft(
     blur: tuple[float, float] = (0.005, 0.36),
     sigma: tuple[float, float] = (0.01, 0.1),
     knee: float = 0.25,
+    prediction: Literal["residual", "wiener"] = "residual",
     memory: int = 2048,
     steps: int = 100,
 ) -> Recipe:
@@ -42,9 +52,14 @@ def soft(
             23 px of 64 is 0.36. Geometric between them and none at t = 0.
         sigma: smallest and largest noise for data in [0, 1], the paper's units.
         knee: time from which the noise stays at its largest.
+        prediction: of the network: the residual x_0 - x_t with the soft loss over sigma_t^2, as
+            published; or what a Wiener filter for white data of deviation 1/2 leaves, with
+            targets and losses of unit size (EDM's preconditioning, for each frequency).
         memory: training images whose low frequencies start the sampler; 0 fits a Gaussian instead.
         steps: steps of the sampler.
     """
+    if prediction not in PREDICTIONS:
+        raise ValueError(nearest("prediction", prediction, PREDICTIONS))
     if memory < 0:
         raise ValueError(f"memory must be 0 or more; got {memory}.")
     for name, (low, high) in (("blur", blur), ("sigma", sigma)):
@@ -59,4 +74,5 @@ def soft(
     )
     remembered = facts._replace(low=facts.low[:memory])
     prior = CorruptedData(remembered, process) if memory else fitted(facts, process)
-    return Recipe(process, residual, simple, reverse(momentum), prior, __doc__ or "", steps=steps)
+    output, weighting = PREDICTIONS[prediction]
+    return Recipe(process, output, weighting, reverse(momentum), prior, __doc__ or "", steps=steps)

@@ -57,11 +57,20 @@ class Table:
 
     def _block(self, grid: Tensor) -> list[Any]:
         times = grid.reshape(-1, *(1,) * (self._x.ndim - 1))
-        made = self._make(times[:-1], times[1:])
-        if all(isinstance(leaf, Diagonal | Tensor) for leaf in _leaves(made)):
+        first = self._make(grid[0], grid[1])
+        if all(self._one(leaf) for leaf in _leaves(first)):
+            made = self._make(times[:-1], times[1:])
             return _unbind(made, len(grid) - 1, self._x)
-        # Operators without a batch of gains (matrix-free ones, say) are made one time at a time.
-        return [self._make(t, s) for t, s in pairwise(grid)]
+        # Operators that are not gains (matrix-free ones, say), or gains that differ from sample to
+        # sample and so have no room for a batch of times, are made one time at a time.
+        return [first, *(self._make(t, s) for t, s in pairwise(grid[1:]))]
+
+    def _one(self, leaf: object) -> bool:
+        """Whether `leaf`, made for one time, is gains or a label that all samples share."""
+        if not isinstance(leaf, Diagonal | Tensor):
+            return False
+        values = leaf.log_gain if isinstance(leaf, Diagonal) else leaf
+        return values.ndim < self._x.ndim or len(values) == 1
 
 
 def reverse(coupling: Coupling) -> Kernel:

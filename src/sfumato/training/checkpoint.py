@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato import files
-from sfumato.model import Model, load_weights, plain, read_tensors
+from sfumato.model import DIGITS, Model, load_weights, read_tensors
 
 
 class State:
@@ -111,15 +110,15 @@ class Checkpoints:
             ValueError: the folder belongs to another run, or cannot be written.
         """
         record = self.out / "run.json"
-        if write:
-            files.sweep(self.out)
-            files.sweep(self.out / "checkpoints")
         if record.is_file():
             self._check(_read(record))
-        elif self.out.is_dir() and any(self.out.iterdir()):
+        elif self.out.is_dir() and set(self.out.iterdir()) - set(files.parts(record)):
             raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
         elif write:
             files.write(record, json.dumps(self.identity, indent=2) + "\n")
+        if write:
+            files.sweep(record)
+            files.sweep(self.out / "checkpoints" / DIGITS)
         latest = self._all()
         if not latest:
             return 0
@@ -138,7 +137,7 @@ class Checkpoints:
         if not path.exists():
             with files.folder(path) as part:
                 self.model.write(part, state.weights(), self.model.denoiser.backbone.state_dict())
-                save_file(plain(state.moments()), part / "optimizer.safetensors")
+                files.write_tensors(state.moments(), part / "optimizer.safetensors")
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
 
@@ -148,7 +147,7 @@ class Checkpoints:
             stream.write(json.dumps(entry) + "\n")
 
     def _all(self) -> list[Path]:
-        return sorted((self.out / "checkpoints").glob("[0-9]*"))
+        return sorted((self.out / "checkpoints").glob(DIGITS))
 
     def _check(self, found: Mapping[str, Any]) -> None:
         mine, theirs = _flat(self.identity), _flat(found)

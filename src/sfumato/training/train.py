@@ -30,6 +30,9 @@ from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions as TrainOptions
 from sfumato.training.watch import Watch
 
+SHORT = 50
+"""Steps of sampling that are tried without the network before training: refusals come first."""
+
 
 def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Model:
     """A model before training: facts measured from `data`, initial weights from the seed.
@@ -78,6 +81,12 @@ def train(
             "this process has learned parameters, which training does not carry yet. Use a fixed "
             "schedule, such as Linear or Geometric."
         )
+    if data.record != model.config.record:
+        raise ValueError(
+            f"this model was built for {model.config.record.name}, other data than "
+            f"{data.record.name} as given. Build it with the record of what it is trained on."
+        )
+    model.network_calls(min(model.steps, SHORT))
     world = accelerator.num_processes
     if options.batch % (world * options.accumulate):
         raise ValueError(
