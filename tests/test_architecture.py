@@ -124,9 +124,11 @@ ORDER = (
 )
 # Rooms that import nothing of the package but each other, and who may import them.
 LEAVES = {
-    "networks": {"model", "training", "evaluation", "cli", "demo"},
+    "networks": {"config", "model", "training", "evaluation", "cli", "demo"},
+    "config": {"model", "training", "evaluation", "cli", "demo"},
+    "pretrained": {"model", "evaluation", "cli", "demo"},
     "names": {"methods", "training", "evaluation", "cli", "demo"},
-    "record": {"model", "training", "evaluation", "cli", "demo"},
+    "record": {"config", "model", "training", "evaluation", "cli", "demo"},
     "files": {"pictures", "model", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "training", "evaluation", "cli", "demo"},
 }

@@ -72,7 +72,7 @@ def tree(root: Path) -> dict[str, int]:
         ("train", "train needs a method first, as in sfumato train soft; there are ddpm, soft."),
         ("train --images 3", "train needs a method first"),
         ("show", "show needs a method or a run first"),
-        ("sample", "sample needs the folder of a run"),
+        ("sample", "sample needs a run or a model's name"),
         ("cite", "cite needs a method"),
         ("train soft digits", "train soft does not take 'digits'."),
         ("methods soft", "methods does not take 'soft'."),
@@ -80,7 +80,7 @@ def tree(root: Path) -> dict[str, int]:
         ("train soft --blur 1", "--blur needs 2 values, X,X; got 1."),
         ("train soft --blur 1,x", "--blur needs a number; got 'x'."),
         ("train soft --width 7", "width must be a multiple of 8; got 7."),
-        ("train soft --blur 0,0.3", "Geometric needs two positive levels; got 0 and 2.4."),
+        ("train soft --blur 0,0.3", "blur goes from a small to a large level; got 0, 0.3."),
         ("train own.py:f", "no file 'own.py' for the method own.py:f."),
         ("sample r --method own.py:f", "no file 'own.py' for the method own.py:f."),
         ("sample r", "no model at r"),
@@ -126,7 +126,7 @@ def test_numbers_out_of_range(refused, words, sentence):
 def test_counts_of_a_method_are_in_range(refused):
     sentence = refused("train", "soft", "--steps", 0, "--images", 32, "--out", "new", *TINY)
     assert sentence == "a sampler needs one step or more; got 0."
-    assert "a chain needs a length of 1" in refused("train", "ddpm", "--length", 0, *TINY)
+    assert "a linear chain needs a length of 21" in refused("train", "ddpm", "--length", 0, *TINY)
     assert "memory must be 0 or more" in refused("train", "soft", "--memory", -1, *TINY)
 
 

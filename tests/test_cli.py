@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sfumato import from_pretrained
 from sfumato.cli import kinds, main, signatures
-from sfumato.cli.sample import progress
+from sfumato.cli.sample import bar
 from sfumato.methods import KERNELS, METHODS
 from sfumato.networks import UNetOptions
 from sfumato.training.train import TrainOptions
@@ -366,7 +366,9 @@ def test_values_are_read_as_written_in_flags_and_files():
     pair = kinds.several(kinds.NUMBER, 2)
     for written in ("0.1,2", "[0.1, 2]", "(0.1,2)", [0.1, 2], ("0.1", "2")):
         assert pair.read(written) == (0.1, 2.0)
-    assert kinds.several(kinds.WHOLE).read("") == ()
+    assert kinds.several(kinds.WHOLE, empty=True).read("none") == ()
+    with pytest.raises(kinds.Unfit, match="one value or more"):
+        kinds.several(kinds.WHOLE).read("")
     assert kinds.WHOLE.read("9223372036854775807") == 2**63 - 1
     assert kinds.WHOLE.read("1e5") == 100_000
     assert kinds.optional(kinds.WHOLE).read("none") is None
@@ -390,8 +392,8 @@ def test_python_m_sfumato_returns_the_exit_code():
 def test_progress_shows_an_estimate_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    with progress(2, quiet=False) as advance:
+    with bar("steps", 2, quiet=False) as advance:
         for _ in range(2):
-            advance(1, torch.zeros(1))
+            advance(1)
     out, err = capsys.readouterr()
     assert not out and "2/2" in err and "ETA" in err

@@ -2,9 +2,8 @@ r"""A basis is an isometry between signals and coefficients.
 
     u = V^T x   (`analyze`),    x = V u   (`synthesize`),    V^T V = V V^T = I
 
-A basis acts on the trailing axes of a tensor of shape (*batch, *basis.shape); whatever stands
-before them (batch, channels) is carried along. Transforms run in float32 or better, under autocast
-too, with matrices built in float64 and cast once per dtype and device.
+A basis acts on the trailing axes of a tensor of shape (*batch, *basis.shape). Transforms run in
+float32 or better, with matrices built in float64 and cast once per dtype and device.
 
 Each basis also names the squared frequency of its coefficients, `laplacian`, in radians^2 per
 sample^2: what a heat equation damps, and what coloured noise follows.

@@ -10,6 +10,7 @@ Distances are made in blocks of rows, so that memory grows with n, not n^2.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -68,9 +69,9 @@ def kernel(
     """
     _check(real, fake)
     size = min(size, len(real), len(fake))
-    metric = KernelInceptionDistance(
-        feature=_Given(real.shape[1]), subsets=subsets, subset_size=size
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it keeps all features in memory: so do we
+        metric = KernelInceptionDistance(_Given(real.shape[1]), subsets, size)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from it

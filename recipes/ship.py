@@ -1,0 +1,99 @@
+"""Put a trained run into the package: averaged weights in half precision, and a card.
+
+    python recipes/ship.py runs/fashion-soft fashion-soft --kernel ddim --steps 20 [RECORD.json ...]
+
+The card says what the model was trained on, for how long (from the run's log), and what the records
+of `sfumato evaluate` say of it; without records it says that there are none yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from sfumato import files, pretrained
+from sfumato.evaluation.protocol import read
+from sfumato.model import Model, from_pretrained
+
+SCORES = ("fid", "kid", "precision", "recall")
+LIMIT = 8 * 2**20
+
+
+def minutes(run: Path) -> tuple[float, int]:
+    """Minutes of training that the log tells of, pictures and checkpoints aside, and images."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    spent, seen = 0.0, 0
+    for line in lines:
+        if "event" in line:
+            seen = line["step"] * json.loads((run / "run.json").read_text())["options"]["batch"]
+        else:
+            spent += (line["images"] - seen) / line["images_per_second"]
+            seen = line["images"]
+    return spent / 60, seen
+
+
+def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
+    """The card, in Markdown."""
+    spent, images = minutes(run)
+    config, options = model.config, json.loads((run / "run.json").read_text())["options"]
+    parameters = sum(p.numel() for p in model.denoiser.backbone.parameters())
+    rows = [
+        f"| {row['steps']} | {record['n']} | " + " | ".join(f"{row[s]:.4g}" for s in SCORES) + " |"
+        for record in map(read, records)
+        for row in record["results"]
+    ]
+    table = ["| steps | n | FID | KID | precision | recall |", "|---|---|---|---|---|---|", *rows]
+    settings = ", ".join(f"{key}={value}" for key, value in config.parameters.items())
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"`{config.method}` ({settings}) on {config.record.count:,} images of "
+            f"{config.record.name} ({config.record.split}), unconditional.",
+            "",
+            f"- {parameters:,} parameters, averaged weights in half precision.",
+            f"- {images:,} training images seen, batch {options['batch']}, seed {options['seed']}, "
+            f"{spent:.0f} minutes on one core of two; the other trained the other model.",
+            f"- Made by `recipes/{name}.yaml` and `recipes/ship.py`.",
+            f"- Sampled with `{config.kernel}` at {config.steps} steps unless told otherwise.",
+            f"- Images are MIT-licensed Fashion-MNIST's {config.record.shape}; it knows no other.",
+            "",
+            *(table if rows else ["Not evaluated yet."]),
+            "",
+            *(
+                [f"Against the test split, by {read(records[0])['extractor']['name']}."]
+                if rows
+                else []
+            ),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--kernel", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("records", type=Path, nargs="*")
+    asked = parser.parse_args()
+    model = from_pretrained(asked.run)
+    model.config = replace(model.config, kernel=asked.kernel, steps=asked.steps)
+    home = pretrained.path(asked.name)
+    shutil.rmtree(home, ignore_errors=True)
+    half = {name: value.half() for name, value in model.denoiser.backbone.state_dict().items()}
+    with files.folder(home) as part:
+        model.write(part, half)
+        (part / "README.md").write_text(card(asked.name, asked.run, model, asked.records))
+    size = sum(file.stat().st_size for file in home.iterdir())
+    if size > LIMIT:
+        raise SystemExit(f"{home} has {size} bytes, over {LIMIT}.")
+    print(f"{home}: {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
