@@ -1,7 +1,9 @@
 # make test     everything that must pass before a change lands
 # make check    the part of it that runs no code: lint, format, types
-# make demo     train on handwritten digits and draw samples into out/demo/
-# make pictures  draw the README's pictures again, training what is missing
+# make demo     train on handwritten digits, judge and draw samples into out/demo/
+# make models   train the models and classifiers that come along again, and put them into the package
+# make pictures  draw the README's pictures again from the models that come along
+# make bench    what the library costs beside its network, and beside others
 # make venv     only the environment that the others make for themselves
 # make clean    remove what these targets wrote, except .venv
 
@@ -14,7 +16,7 @@ WORKERS ?= 2
 DEMO_IMAGES ?= 40000
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check demo pictures clean
+.PHONY: help venv test check demo models pictures bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -55,16 +57,29 @@ demo: $(VENV)/.core
 	$(BIN)/sfumato show soft --data digits --out out/demo/forward.png
 	$(BIN)/sfumato show out/demo/run --steps 50 --out out/demo/reverse.png
 	$(BIN)/sfumato sample out/demo/run --seeds 0-63 --steps 50 --out out/demo/samples.png
-	@echo "Look at out/demo/forward.png, out/demo/reverse.png and out/demo/samples.png."
+	@rm -f out/demo/evaluation.json
+	$(BIN)/sfumato evaluate out/demo/run --n 1000 --steps 20 --out out/demo/evaluation.json
+	$(BIN)/sfumato sample fashion-soft --seeds 0-15 --out out/demo/fashion-soft.png
+	$(BIN)/sfumato sample fashion-ddpm --seeds 0-15 --out out/demo/fashion-ddpm.png
+	@echo "Look at the pictures in out/demo/: forward, reverse, samples, fashion-soft, fashion-ddpm."
 
-# The pictures of the README: about an hour on two cores, or what is left of it.
+# About an hour and a half on two cores, or what is left of it.
+models: $(VENV)/.core
+	$(BIN)/python recipes/classifiers.py
+	for name in soft ddpm; do $(BIN)/sfumato train --config recipes/fashion-$$name.yaml \
+		&& $(BIN)/python recipes/ship.py runs/fashion-$$name fashion-$$name --kernel ddim --steps 20 \
+		|| exit 1; done
+
 pictures: $(VENV)/.core
-	$(BIN)/sfumato train soft --data fashion-mnist --images 180000 --seed 0 --out runs/soft
-	$(BIN)/sfumato train ddpm --data fashion-mnist --images 180000 --seed 0 --out runs/ddpm
-	$(BIN)/sfumato sample runs/soft --seeds 0-63 --steps 50 --kernel momentum --out docs/fashion-soft.png
-	$(BIN)/sfumato sample runs/ddpm --seeds 0-63 --steps 50 --kernel ddim --out docs/fashion-ddpm.png
+	$(BIN)/sfumato sample fashion-soft --seeds 0-63 --steps 50 --out docs/fashion-soft.png
+	$(BIN)/sfumato sample fashion-ddpm --seeds 0-63 --steps 50 --out docs/fashion-ddpm.png
 	$(BIN)/sfumato show soft --data fashion-mnist --rows 4 --out docs/soft-forward.png
-	$(BIN)/sfumato show runs/soft --seeds 0-3 --steps 50 --out docs/soft-reverse.png
+	$(BIN)/sfumato show fashion-soft --seeds 0-3 --steps 50 --out docs/soft-reverse.png
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/transforms.py
+	$(BIN)/python benchmarks/metrics.py
 
 clean:
 	rm -rf out/demo build dist .pytest_cache .ruff_cache .hypothesis

@@ -548,3 +548,31 @@ def test_whole_numbers_are_no_signal(basis):
 
 def test_gains_are_float64_whatever_they_came_as():
     assert Diagonal(torch.zeros(4), torch.ones(4), dct(4)).log_gain.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 4)], ids=str)
+def test_gains_that_are_a_product_of_axes_are_fused(shape, dtype):
+    """Heat as a matrix per axis is analysis, gains and synthesis; a floor is no product."""
+    basis, x = dct(*shape), normal(2, *shape).to(dtype)
+    heat = Diagonal(-0.3 * basis.laplacian, None, basis)
+    assert heat.fused() is not None
+    expected = basis.synthesize(heat.like(x) * basis.analyze(x))
+    torch.testing.assert_close(heat(x), expected)
+    torch.testing.assert_close(
+        heat(x.double()).flatten(1), x.double().flatten(1) @ heat.matrix(shape).T
+    )
+    floor = heat + scaled(0.01)
+    assert len(shape) == 1 or floor.fused() is None
+    hard = Diagonal(torch.where(basis.laplacian > 1, -math.inf, 0.0).double(), None, basis)
+    assert hard.fused() is None
+
+
+def test_fused_heat_keeps_its_digits_where_gains_underflow():
+    """10^-2197 is a zero in the matrix, and the mean of an image stays what it was."""
+    basis = dct(64, 64)
+    heat = Diagonal(-(23.0**2) / 2 * basis.laplacian, None, basis)
+    x = normal(1, 64, 64)
+    assert heat.fused() is not None
+    torch.testing.assert_close(heat(x), basis.synthesize(heat.gain * basis.analyze(x)))
+    torch.testing.assert_close(heat(x).mean(), x.mean())

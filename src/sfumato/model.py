@@ -19,6 +19,7 @@ from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
 from sfumato.networks.backbones import UNet
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds, sample
@@ -269,7 +270,10 @@ def locate(path: str | Path) -> Path:
     checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
     if checkpoints:
         return checkpoints[-1]
-    raise ValueError(f"no model at {path}: no config.json there, and no checkpoints/ of a run.")
+    raise ValueError(
+        f"no model at {path}: no config.json there, and no checkpoints/ of a run. "
+        + nearest("model", str(path), pretrained.models(), "name a run's folder.")
+    )
 
 
 def read_config(folder: Path) -> Config:

@@ -15,10 +15,11 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from sfumato.algebra.transforms import Cast, along, grid_sum, wide
 
 
 class Basis(ABC):
@@ -91,7 +92,7 @@ class Separable(Basis):
     def __init__(self, name: str, factors: Sequence[Tensor], squared: Sequence[Tensor]) -> None:
         self.name = name
         self.shape = tuple(len(q) for q in factors)
-        self._factors = tuple(_Cast(q) for q in factors)
+        self._factors = tuple(Cast(q) for q in factors)
         self._squared = tuple(squared)
 
     def analyze(self, x: Tensor) -> Tensor:
@@ -102,22 +103,37 @@ class Separable(Basis):
         self.check(u)
         return self._apply(u, transpose=True)
 
+    def fuse(self, log_gain: Tensor) -> Fused | None:
+        """V diag(gain) V^T as a matrix per axis, where `log_gain` is a sum of one term per axis."""
+        if not bool(log_gain.isfinite().all()):
+            return None
+        first, parts = log_gain[(0,) * log_gain.ndim], []
+        for axis in range(log_gain.ndim):
+            at = tuple(slice(None) if a == axis else 0 for a in range(log_gain.ndim))
+            parts.append(log_gain[at] - (first if axis else 0.0))
+        rounding = 1e-13 * (1 + log_gain.abs())
+        if bool(((log_gain - grid_sum(parts)).abs() > rounding).any()):
+            return None
+        pairs = zip(self._factors, parts, strict=True)
+        return Fused(self, [q.value.mT @ (part.exp()[:, None] * q.value) for q, part in pairs])
+
     def _apply(self, x: Tensor, transpose: bool) -> Tensor:
-        out = _wide(x)
-        with _full_precision(x.device.type):
-            for axis, factor in zip(range(-len(self.shape), 0), self._factors, strict=True):
-                q = factor(out).mT if transpose else factor(out)
-                if axis == -1:
-                    out = out @ q.mT
-                elif axis == -2:
-                    out = q @ out
-                else:
-                    out = (out.movedim(axis, -1) @ q.mT).movedim(-1, axis)
-        return out.to(x.dtype)
+        return along(x, [(f.mT if transpose else f) for f in (q(wide(x)) for q in self._factors)])
 
     @property
     def laplacian(self) -> Tensor:
-        return _grid_sum(self._squared)
+        return grid_sum(self._squared)
+
+
+class Fused:
+    """One matrix for each trailing axis, one after another (final); see `Diagonal.fused`."""
+
+    def __init__(self, basis: Separable, matrices: Sequence[Tensor]) -> None:
+        self._basis, self._matrices = basis, tuple(Cast(matrix) for matrix in matrices)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._basis.check(x)
+        return along(x, [matrix(wide(x)) for matrix in self._matrices])
 
 
 class Hartley(Basis):
@@ -137,7 +153,7 @@ class Hartley(Basis):
 
     def analyze(self, x: Tensor) -> Tensor:
         self.check(x)
-        spectrum = torch.fft.fftn(_wide(x), dim=tuple(range(-len(self.shape), 0)), norm="ortho")
+        spectrum = torch.fft.fftn(wide(x), dim=tuple(range(-len(self.shape), 0)), norm="ortho")
         return (spectrum.real - spectrum.imag).to(x.dtype)
 
     def synthesize(self, u: Tensor) -> Tensor:
@@ -145,7 +161,7 @@ class Hartley(Basis):
 
     @property
     def laplacian(self) -> Tensor:
-        return _grid_sum(
+        return grid_sum(
             [(2 * math.pi * torch.fft.fftfreq(n, dtype=torch.float64)) ** 2 for n in self.shape]
         )
 
@@ -248,36 +264,6 @@ def dense(q: Tensor, *shape: int, squared: Tensor | None = None) -> Flat:
         ValueError: `q` has the wrong shape, or rows that are not orthonormal to 1e-6.
     """
     return Flat(q, shape or (len(q),), squared)
-
-
-class _Cast:
-    """A float64 matrix and its copies, one for each dtype and device asked for."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self._master = matrix.to(torch.float64)
-        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
-    def __call__(self, like: Tensor) -> Tensor:
-        place = (like.dtype, like.device)
-        if place not in self._copies:
-            # A copy outlives the inference mode it may be asked for in, and training reads it too.
-            with torch.inference_mode(False):
-                self._copies[place] = self._master.to(dtype=like.dtype).to(like.device)
-        return self._copies[place]
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _full_precision(device: str) -> AbstractContextManager[object]:
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
-
-
-def _grid_sum(axes: Sequence[Tensor]) -> Tensor:
-    """The sum of one vector for each axis, over their grid."""
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
 
 
 def _call(name: str, shape: Sequence[int]) -> str:

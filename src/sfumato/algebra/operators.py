@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.basis import Basis
+from sfumato.algebra.basis import Basis, Fused, Separable
 from sfumato.algebra.linear import Composed as Composed
 from sfumato.algebra.linear import MatrixFree as MatrixFree
 from sfumato.algebra.linear import Negated as Negated
@@ -49,6 +49,7 @@ class Diagonal(Operator):
         self.sign = None if sign is None else sign.to(torch.float64)
         self.basis = basis
         self._gains: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._fused: Fused | bool | None = False  # not asked yet
 
     @property
     def gain(self) -> Tensor:
@@ -89,6 +90,20 @@ class Diagonal(Operator):
 
     def __call__(self, x: Tensor) -> Tensor:
         return apply((self, x))
+
+    def fused(self) -> Fused | None:
+        """V diag(gain) V^T as a matrix for each axis; None where gains are no product of axes.
+
+        Heat is one: it costs half of analyse, weigh, synthesise. Asked once, where no derivative
+        and no batch of gains is wanted.
+        """
+        if isinstance(self._fused, bool):
+            plain = not self.log_gain.requires_grad and self.sign is None
+            basis = self.basis if isinstance(self.basis, Separable) and plain else None
+            alike = basis is not None and tuple(self.log_gain.shape) == basis.shape
+            with torch.inference_mode(False):  # as in `like`
+                self._fused = basis.fuse(self.log_gain) if basis is not None and alike else None
+        return self._fused
 
     @property
     def vanishes(self) -> bool:
@@ -268,6 +283,10 @@ def zero() -> Diagonal:
 
 def apply(*terms: tuple[Operator, Tensor]) -> Tensor:
     """sum of A x over pairs (A, x), with one synthesis per basis however many terms share it."""
+    if len(terms) == 1 and isinstance(alone := terms[0][0], Diagonal):
+        fused = alone.fused()
+        if fused is not None:
+            return fused(terms[0][1])
     total: Tensor | None = None
     pending: dict[Basis, Tensor] = {}
     for operator, x in terms:

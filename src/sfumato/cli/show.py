@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from sfumato import pretrained
 from sfumato.cli import kinds, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
 from sfumato.cli.sample import labels, load, model_options
@@ -28,9 +29,10 @@ def run(argv: Sequence[str]) -> None:
     target, rest = first(argv, found, "target", WITHOUT)
     if target is None:
         return _explain()
-    if ":" not in target and not Path(target).exists() and target not in signatures.methods():
-        raise ValueError(nearest("method or run", target, signatures.methods()))
-    trained = Path(target).is_dir() and target not in signatures.methods()
+    known = (*signatures.methods(), *pretrained.models())
+    if ":" not in target and not Path(target).exists() and target not in known:
+        raise ValueError(nearest("method or run", target, known))
+    trained = target in pretrained.models() or (Path(target).is_dir() and target not in known)
     method = None if trained else signatures.method(target)
     parser = _made_parser(target) if method is None else _corrupted_parser(target, method)
     values = parser.read(rest, found)
@@ -90,7 +92,8 @@ def _reduced(image: Tensor, size: int) -> Tensor:
 def _explain() -> None:
     names = ", ".join(signatures.methods())
     epilog = (
-        f"TARGET is a method ({names}, or FILE.py:NAME of your own), or a run's folder.\n"
+        f"TARGET is a method ({names}, or FILE.py:NAME of your own), a run's folder, or a model\n"
+        f"that comes along ({', '.join(pretrained.models()) or 'none'}).\n"
         "sfumato show TARGET --help shows the options of each."
     )
     parser = Parser("show", f"{FORWARD} Or: {REVERSE}", epilog)

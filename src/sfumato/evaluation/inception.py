@@ -23,7 +23,7 @@ def load() -> tuple[Any, str]:
         ValueError: torch-fidelity is not installed, or the weights are not there.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        from torch_fidelity import feature_extractor_inceptionv3 as fidelity  # pyright: ignore
     except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch
         raise ValueError(
             "inception needs torch-fidelity and a torchvision that fits this torch: "
@@ -32,7 +32,7 @@ def load() -> tuple[Any, str]:
     given = os.environ.get("SFUMATO_INCEPTION")
     if given and not Path(given).is_file():
         raise ValueError(f"$SFUMATO_INCEPTION names {given}, which is no file.")
-    net = FeatureExtractorInceptionV3(
+    net = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", [LAYER], feature_extractor_weights_path=given
     )
     digest = hashlib.sha256()

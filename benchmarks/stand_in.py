@@ -1,0 +1,35 @@
+"""torchvision beside a CPU build of torch: peers import it, and use none of its operators here."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import torch
+
+KEPT: list[torch.library.Library] = []
+"""Declarations live as long as their library does."""
+
+
+def torchvision_ready() -> None:
+    """Make `import torchvision` work: declare its compiled operators where they cannot be loaded.
+
+    The build of the package index is compiled against CUDA's torch. Declared, not implemented: a
+    call of one would fail.
+    """
+    try:
+        import torchvision  # noqa: F401
+
+        return
+    except RuntimeError:
+        pass
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        raise SystemExit("torchvision is not installed: pip install --no-deps torchvision==0.28.0")
+    text = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
+    found = re.findall(r'register_meta\("(\w+)"\)|torchvision::(\w+)', text)
+    library = torch.library.Library("torchvision", "DEF")
+    for name in sorted({one or other for one, other in found}):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    KEPT.append(library)

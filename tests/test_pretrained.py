@@ -1,0 +1,54 @@
+"""Models that come along: small, half precision, sampled by name alone, each with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfumato import from_pretrained, pretrained
+from sfumato.cli import main
+
+MODELS = pretrained.models()
+
+
+def test_both_are_there():
+    assert MODELS == ("fashion-ddpm", "fashion-soft")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_small_and_has_a_card(name):
+    home = pretrained.path(name)
+    assert sum(file.stat().st_size for file in home.iterdir()) <= 8 * 2**20
+    weights = load_file(home / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+    card = (home / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}\n") and "training images seen" in card and "MIT" in card
+
+
+def test_they_differ_in_the_corruption_only():
+    ddpm, soft = (from_pretrained(name).config for name in MODELS)
+    assert ddpm.network == soft.network and ddpm.record == soft.record
+    assert (ddpm.method, soft.method) == ("ddpm", "soft")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_seed_i_gives_image_i_at_any_batch_size(name):
+    """Batch 1 and 3 agree to 1e-4, absolutely, and images lie in about [-1, 1]."""
+    model = from_pretrained(name)
+    images = model.sample(range(6), steps=10, batch=3)
+    assert float(images.abs().max()) < 1.5
+    assert (model.sample([4], steps=10, batch=1) - images[4:5]).abs().max() < 1e-4
+
+
+def test_a_name_goes_before_a_path(tmp_path, monkeypatch, capsys):
+    """`./fashion-soft` is a folder of one's own; an unknown name is guessed at."""
+    monkeypatch.chdir(tmp_path)
+    Path("fashion-soft").mkdir()
+    words = ["--seeds", "0", "--steps", "1", "--quiet", "--out", "a.png"]
+    assert main(["sample", "fashion-soft", *words]) == 0
+    assert main(["sample", "./fashion-soft", *words]) == 2
+    assert main(["sample", "fashion-sofd", *words]) == 2
+    assert "did you mean 'fashion-soft'?" in capsys.readouterr().err
