@@ -127,7 +127,7 @@ LEAVES = {
     "networks": {"config", "model", "training", "evaluation", "cli", "demo"},
     "config": {"model", "training", "evaluation", "cli", "demo"},
     "pretrained": {"model", "evaluation", "cli", "demo"},
-    "names": {"methods", "training", "evaluation", "cli", "demo"},
+    "names": {"methods", "model", "training", "evaluation", "cli", "demo"},
     "record": {"config", "model", "training", "evaluation", "cli", "demo"},
     "files": {"pictures", "model", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "training", "evaluation", "cli", "demo"},

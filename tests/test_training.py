@@ -320,6 +320,28 @@ def test_every_recipe_ends_clean(method):
         assert float(end) == 0 or torch.allclose(signal, torch.eye(64).double(), atol=1e-3)
 
 
+VARIANTS = [
+    *((name, {}) for name in METHODS),
+    ("soft", {"prediction": "wiener"}),
+    ("ddpm", {"prediction": "velocity"}),
+    ("ddpm", {"betas": "cosine"}),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters"), VARIANTS, ids=str)
+def test_every_weight_is_finite_where_it_is_trained(method, parameters):
+    """W and the parametrization's operators, at the times that the recipe itself draws."""
+    recipe = METHODS[method]((1, 8, 8), **parameters)
+    u = torch.linspace(0, 1, 65, dtype=torch.float64)[:-1]
+    t = recipe.times(u).reshape(-1, 1, 1, 1)
+    pre = recipe.parametrization(recipe.process, t)
+    for operator in (recipe.weighting(recipe.process, t, t), pre.skip, pre.out, pre.inp):
+        assert bool(operator(torch.ones(64, 1, 8, 8).double()).isfinite().all())
+    assert len(t.unique()) == 1 or len(pre.label.unique()) == len(t.unique()), (
+        "labels are injective"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_seed_i_gives_image_i_at_any_batch_size(method, tmp_path):
