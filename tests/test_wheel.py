@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_the_wheel_is_the_package(tmp_path):
-    """Built, unpacked apart from the source, it lists methods, trains and samples."""
+    """Built, unpacked apart from the source, it trains, and samples also what comes along."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -24,6 +24,7 @@ def test_the_wheel_is_the_package(tmp_path):
         archive.extractall(installed)
     sources = {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.py")}
     sources.add(Path("sfumato/py.typed"))
+    sources |= {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.safetensors")}
     assert sources <= {p.relative_to(installed) for p in installed.rglob("*") if p.is_file()}
 
     script = """
@@ -32,6 +33,7 @@ small = ["--width", "8", "--multipliers", "1", "--images", "128", "--preview-eve
 assert main(["methods"]) == 0
 assert main(["train", "soft", *small, "--out", "run", "--quiet"]) == 0
 assert main(["sample", "run", "--seeds", "0-3", "--steps", "3", "--out", "grid.png"]) == 0
+assert main(["sample", "fashion-soft", "--seeds", "0", "--steps", "2", "--out", "one.png"]) == 0
 import sfumato
 print(sfumato.__file__)
 """
