@@ -43,12 +43,13 @@ PLAN = 640 // 16
 # file; every step that is run leaves a byte.
 DRIVER = """
 import os, signal, sys
+from sfumato import files
 from sfumato.cli import main
-from sfumato.training import checkpoint, watch
+from sfumato.training import watch
 
 command, count, kind, where = sys.argv[1].split(), sys.argv[2], sys.argv[3], int(sys.argv[4])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-step, save = watch.Watch.step, checkpoint.save_file
+step, save = watch.Watch.step, files.save_file
 
 def counted(self, k, value):
     with open(count, "a") as stream:
@@ -63,7 +64,7 @@ def cut(tensors, path):
         path.write_bytes(path.read_bytes()[:100])
         die()
 
-watch.Watch.step, checkpoint.save_file = counted, cut
+watch.Watch.step, files.save_file = counted, cut
 sys.exit(main(command))
 """
 

@@ -31,13 +31,13 @@ def run(argv: Sequence[str]) -> int:
     """Evaluate as the command line says, or verify a record; the exit code."""
     parser = _parser()
     values = parser.read(argv, settings(argv))
-    if values.verify is not None:
-        return _verify(values)
-    if values.run is None:
+    if values.run is None and values.verify is None:
         raise ValueError("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
     if values.dry_run:
         print(resolved(parser, values))
         return 0
+    if values.verify is not None:
+        return _verify(values)
     if values.out is None:
         raise ValueError("evaluate needs --out FILE.json for its record.")
     out = Path(values.out)
