@@ -1,6 +1,6 @@
 """Put a trained run into the package: averaged weights in half precision, and a card.
 
-    python recipes/ship.py runs/fashion-soft fashion-soft --kernel ddim --steps 20 [RECORD.json ...]
+    python recipes/ship.py runs/fashion-soft fashion-soft [RECORD.json ...] --kernel ddim --steps 20
 
 The card says what the model was trained on, for how long (from the run's log), and what the records
 of `sfumato evaluate` say of it; without records it says that there are none yet.
