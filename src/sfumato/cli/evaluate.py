@@ -87,7 +87,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     return judge.record(subject, _judged(judge, model, values, keep))
 
 
-def _judged(judge: Judge, model: Any, values: Namespace, keep: Path | None) -> list[dict[str, Any]]:  # noqa: ANN401
+def _judged(judge: Judge, model: Any, values: Namespace, keep: Path | None) -> list[dict[str, Any]]:  # noqa: ANN401 - a Model, imported late
     """An entry for each number of steps."""
     from sfumato.evaluation.samples import Sampler
 

@@ -35,7 +35,7 @@ def _path(value: object) -> str:
 
 def _number(value: object) -> float:
     try:
-        if isinstance(value, bool) or (read := float(value)) != read:  # type: ignore[arg-type]
+        if isinstance(value, bool) or (read := float(value)) != read:  # type: ignore[arg-type] - what float refuses is caught
             raise TypeError
     except (TypeError, ValueError):
         raise Unfit(f"needs a number; got '{value}'.") from None

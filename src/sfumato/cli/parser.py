@@ -79,7 +79,7 @@ class Parser(ArgumentParser):
             second = (also or {}).get(name)
             self.option(name, kind, default, text, group, second).required = required
 
-    def section(self, title: str) -> Any:  # noqa: ANN401
+    def section(self, title: str) -> Any:  # noqa: ANN401 - argparse's is private
         """The group of options under `title`, made where it is new."""
         if title == "options":
             return self
@@ -108,14 +108,14 @@ class Parser(ArgumentParser):
             actions[key].required = False
         return self.parse_args(list(argv))
 
-    def _fit(self, action: argparse.Action, value: Any) -> Any:  # noqa: ANN401
+    def _fit(self, action: argparse.Action, value: Any) -> Any:  # noqa: ANN401 - of any kind
         read = kinds.YES.read if isinstance(action, ActionYesNo) else action.type
         try:
             return read(value) if callable(read) and value is not None else value
         except kinds.Unfit as error:
             raise ValueError(f"{action.dest} {error}") from None
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - as in jsonargparse
         """Raise ValueError with one sentence that names the option."""
         message = " ".join(message.split())
         if found := re.fullmatch(r"unrecognized arguments: (.*)", message):

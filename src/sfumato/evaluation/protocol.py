@@ -93,7 +93,7 @@ class Judge:
             **self.scores(images.pixels),
         }
 
-    def record(self, subject: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
+    def record(self, subject: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - JSON
         """All that decided the numbers, and the numbers, as JSON holds them.
 
         Args:
