@@ -1,32 +1,41 @@
 """Peers beside ours: their recipes for as many minutes on the same machine, the same record.
 
     pip install --no-deps torchvision==0.28.0 denoising-diffusion-pytorch einops ema-pytorch
-    python benchmarks/peers.py diffusers --minutes 28 --out runs/peers
-    python benchmarks/peers.py ddp --minutes 28 --out runs/peers
+    python benchmarks/peers.py diffusers --minutes 60 --out runs/peers
+    python benchmarks/peers.py ddp --minutes 60 --out runs/peers
 
 `diffusers` is the plain recipe: the U-Net of its course for this data, DDPMScheduler, loss of the
 noise, averaged weights. `ddp` is denoising-diffusion-pytorch: its U-Net at half width, its defaults
 (velocity, sigmoid schedule), its average. Both have the learning rate of ours, since theirs are for
-runs of days. After training, each candidate sampler of a peer draws 500 images, which are compared
-with held-out training images; the best one draws the images that are scored:
+runs of days. Minutes are of one core's work, since each of our models had one core of two. After
+training, each candidate sampler of a peer draws 500 images, which are compared with held-out
+training images; the best one draws the images that are scored:
 
-    sfumato evaluate runs/peers/diffusers.npz --data fashion-mnist --n 10000 --out FILE.json
+    sfumato evaluate runs/peers/diffusers.npz --data fashion-mnist --n 2000 --out FILE.json
+
+The averaged weights stay in `--out`; where they are already, nothing is trained.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from stand_in import torchvision_ready
+from torch import Tensor, nn
 
-from sfumato import files, load, pictures
-from sfumato.evaluation.extractor import shipped
-from sfumato.evaluation.metrics import frechet
+torchvision_ready()  # before diffusers asks whether it is there
+
+from sfumato import files, load, pictures  # noqa: E402
+from sfumato.evaluation.extractor import shipped  # noqa: E402
+from sfumato.evaluation.metrics import frechet  # noqa: E402
 
 RATE, BATCH, SHAPE = 1e-3, 64, (1, 28, 28)
 HELD, TRIED = 55_000, 500
@@ -35,8 +44,19 @@ Sampler = Callable[[int], Tensor]
 """number of images -> images in [-1, 1]."""
 
 
-def diffusers(minutes: float) -> tuple[int, dict[str, Sampler]]:
-    """Train; images seen, and samplers by name."""
+@dataclass
+class Peer:
+    """A recipe: what is trained, how, and what samples from the average that it leaves."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Tensor], Tensor]
+    after: Callable[[], object]  # each step
+    average: Callable[[], nn.Module]  # the averaged weights, to be kept and loaded
+    samplers: dict[str, Sampler]
+
+
+def diffusers() -> Peer:
     from diffusers import (
         DDIMScheduler,
         DDPMScheduler,
@@ -64,9 +84,9 @@ def diffusers(minutes: float) -> tuple[int, dict[str, Sampler]]:
         out = net(chain.add_noise(x0, eps, t), t).sample  # pyright: ignore
         return (out - eps).square().mean()
 
-    images = train(net, optimizer, step, minutes, lambda: ema.step(net.parameters()))
-    ema.copy_to(net.parameters())
-    net.eval()
+    def average() -> nn.Module:
+        ema.copy_to(net.parameters())
+        return net.eval()
 
     def sampler(scheduler: object, steps: int) -> Sampler:
         @torch.no_grad()
@@ -81,7 +101,7 @@ def diffusers(minutes: float) -> tuple[int, dict[str, Sampler]]:
 
     of = chain.config
     multi = {"use_karras_sigmas": False}
-    return images, {
+    samplers = {
         "DDIM, 50": sampler(DDIMScheduler.from_config(of), 50),
         "DDIM, 100": sampler(DDIMScheduler.from_config(of), 100),
         "DDPM, 100": sampler(DDPMScheduler.from_config(of), 100),
@@ -89,13 +109,10 @@ def diffusers(minutes: float) -> tuple[int, dict[str, Sampler]]:
         "DPM-Solver++ 2M, 50": sampler(DPMSolverMultistepScheduler.from_config(of, **multi), 50),
         "UniPC, 20": sampler(UniPCMultistepScheduler.from_config(of), 20),
     }
+    return Peer(net, optimizer, step, lambda: ema.step(net.parameters()), average, samplers)
 
 
-def ddp(minutes: float) -> tuple[int, dict[str, Sampler]]:
-    """Train; images seen, and samplers by name."""
-    from stand_in import torchvision_ready
-
-    torchvision_ready()
+def ddp() -> Peer:
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # pyright: ignore
     from ema_pytorch import EMA  # pyright: ignore
 
@@ -103,7 +120,6 @@ def ddp(minutes: float) -> tuple[int, dict[str, Sampler]]:
     process = GaussianDiffusion(net, image_size=28, timesteps=1000, sampling_timesteps=50)
     ema = EMA(process, beta=0.995, update_every=10)
     optimizer = torch.optim.Adam(process.parameters(), lr=RATE, betas=(0.9, 0.99))
-    images = train(process, optimizer, lambda x0: process((x0 + 1) / 2), minutes, ema.update)
     best = ema.ema_model.eval()
 
     def sampler(steps: int) -> Sampler:
@@ -114,29 +130,25 @@ def ddp(minutes: float) -> tuple[int, dict[str, Sampler]]:
 
         return draw
 
-    return images, {f"DDIM, {steps}": sampler(steps) for steps in (20, 50, 100)}
+    samplers = {f"DDIM, {steps}": sampler(steps) for steps in (20, 50, 100)}
+    return Peer(
+        process, optimizer, lambda x0: process((x0 + 1) / 2), ema.update, lambda: best, samplers
+    )
 
 
-def train(
-    net: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: Callable[[Tensor], Tensor],
-    minutes: float,
-    after: Callable[[], object],
-) -> int:
-    """Train for `minutes` in batches of all training images; the number of images seen."""
-    data, seen, began = load("fashion-mnist"), 0, time.monotonic()
-    net.train()
-    while time.monotonic() - began < 60 * minutes:
-        loss = step(data.batch(torch.randint(len(data), (BATCH,))))
+def train(peer: Peer, minutes: float) -> int:
+    """Train in batches of all training images until `minutes` of one core are spent; images."""
+    data, seen, began = load("fashion-mnist"), 0, time.process_time()
+    peer.net.train()
+    while (spent := (time.process_time() - began) / 60) < minutes:
+        loss = peer.loss(data.batch(torch.randint(len(data), (BATCH,))))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after()
+        nn.utils.clip_grad_norm_(peer.net.parameters(), 1.0)
+        peer.optimizer.step()
+        peer.optimizer.zero_grad(set_to_none=True)
+        peer.after()
         seen += BATCH
         if seen % (100 * BATCH) == 0:
-            spent = (time.monotonic() - began) / 60
             print(f"{seen} images, loss {loss.item():.4f}, {spent:.1f} min", flush=True)
     return seen
 
@@ -153,36 +165,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=("diffusers", "ddp"))
     parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--n", type=int, default=2_000)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of sampling")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     asked = parser.parse_args()
-    target = asked.out / f"{asked.peer}.npz"
+    target, weights, about = (
+        asked.out / f"{asked.peer}{e}" for e in (".npz", ".safetensors", ".json")
+    )
     files.check_writable(target)
     torch.manual_seed(0)
-    images, samplers = {"diffusers": diffusers, "ddp": ddp}[asked.peer](asked.minutes)
+    peer = {"diffusers": diffusers, "ddp": ddp}[asked.peer]()
+    if not about.exists():
+        torch.set_num_threads(1)
+        images = train(peer, asked.minutes)
+        asked.out.mkdir(parents=True, exist_ok=True)
+        files.write_tensors(peer.average().state_dict(), weights)
+        facts = {"peer": asked.peer, "minutes": asked.minutes, "images_seen": images}
+        files.write(about, json.dumps(facts, indent=2) + "\n")
+    torch.set_num_threads(asked.threads)
+    peer.average().load_state_dict(load_file(weights))
     extractor = shipped("fashion-mnist")
     held = load("fashion-mnist", f"train[{HELD}:]")
     pixels = torch.from_numpy(pictures.to_uint8(held.batch(range(len(held)))))
     real = extractor.features(pixels.permute(0, 3, 1, 2))
     found = {}
-    for name, sampler in samplers.items():
+    for name, sampler in peer.samplers.items():
         some, _ = drawn(sampler, TRIED, seed=1)
         bytes_ = torch.from_numpy(pictures.to_uint8(some)).permute(0, 3, 1, 2)
         found[name] = frechet(real, extractor.features(bytes_))
         print(f"{name}: FID {found[name]:.3f} of {TRIED} against held-out images", flush=True)
     best = min(found, key=lambda name: found[name])
-    made, spent = drawn(samplers[best], asked.n, seed=0)
+    made, spent = drawn(peer.samplers[best], asked.n, seed=0)
     pictures.save(made, target)
-    about = {
-        "peer": asked.peer,
-        "minutes": asked.minutes,
-        "images_seen": images,
-        "threads": torch.get_num_threads(),
+    facts = json.loads(about.read_text()) | {
         "samplers": found,
         "sampler": best,
+        "threads": asked.threads,
         "seconds_per_image": round(spent, 5),
     }
-    files.write(asked.out / f"{asked.peer}.json", json.dumps(about, indent=2) + "\n")
+    files.write(about, json.dumps(facts, indent=2) + "\n")
     print(f"{target}: {asked.n} images of {best}")
 
 

@@ -22,11 +22,12 @@ def torchvision_ready() -> None:
         import torchvision  # noqa: F401
 
         return
+    except ImportError:
+        return  # who needs it will say so
     except RuntimeError:
-        pass
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        raise SystemExit("torchvision is not installed: pip install --no-deps torchvision==0.28.0")
+        spec = importlib.util.find_spec("torchvision")
+        assert spec is not None
+        assert spec.origin is not None
     text = (Path(spec.origin).parent / "_meta_registrations.py").read_text()
     found = re.findall(r'register_meta\("(\w+)"\)|torchvision::(\w+)', text)
     library = torch.library.Library("torchvision", "DEF")
