@@ -79,18 +79,21 @@ def training(model: Model, data: Data, rounds: int, steps: int = 8) -> None:
     table("training, a step of 64", best, "bare loop")
 
 
-def sampling(model: Model, batch: int, rounds: int, steps: int = 20) -> None:
-    """Print the ratio of `Model.sample` over as many network calls."""
+def sampling(model: Model, batch: int, images: int, rounds: int, steps: int = 20) -> None:
+    """Print the ratio of `Model.sample`, `images` in batches, over as many network calls."""
     network = model.denoiser.backbone.eval()
     x, label = torch.randn(batch, *model.shape), torch.full((batch,), 0.5)
 
     @torch.no_grad()
     def calls() -> Any:  # noqa: ANN401
-        for _ in range(steps):
+        for _ in range(steps * images // batch):
             network(x, label)
 
-    spent = turns({"sample": lambda: model.sample(range(batch), steps), "calls": calls}, rounds)
-    table(f"sampling, {steps} steps of batch {batch}", spent, "calls")
+    def drawn() -> torch.Tensor:
+        return model.sample(range(images), steps, batch=batch)
+
+    spent = turns({"sample": drawn, "calls": calls}, rounds)
+    table(f"sampling {images} images, {steps} steps, batch {batch}", spent, "calls")
 
 
 if __name__ == "__main__":
@@ -102,6 +105,6 @@ if __name__ == "__main__":
     torch.set_num_threads(asked.threads)
     loaded = from_pretrained(asked.model)
     print(f"{asked.model}, {asked.threads} threads, torch {torch.__version__}")
-    for size in (1, 64):
-        sampling(loaded, size, asked.rounds if size > 1 else 5 * asked.rounds)
+    for size, count in ((1, 8), (64, 64)):
+        sampling(loaded, size, count, asked.rounds)
     training(loaded, load("fashion-mnist", "train[:2000]"), asked.rounds)

@@ -191,7 +191,7 @@ def test_estimates_pass_through_gains_that_underflow(log_gain):
     slope = torch.linspace(0, 1, 20, dtype=torch.float64).reshape(4, 5)
     of = Diagonal(log_gain + slope, None, basis)
     op = Diagonal(log_gain + 2 * slope + 0.3, None, basis)
-    found = Estimate((value,), (of,)).through(op)
+    found = Estimate((value,), (of.inv(),)).through(op)
     expected = basis.synthesize((slope + 0.3).exp() * basis.analyze(value))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -209,11 +209,11 @@ def test_noise_prediction_survives_a_blur_that_underflows():
 
 
 def test_shares_of_an_estimate_are_summed():
-    """x_0^ = sum of of^-1 value, and so for any operator asked through."""
+    """x_0^ = sum of M value, and so for any operator asked through."""
     values = normal(2, *SHAPE), normal(2, *SHAPE, seed=1)
-    ofs = scaled(0.5), Dense(spd(N), SHAPE)
-    estimate = Estimate(values, ofs)
-    expected = 2 * values[0] + ofs[1].inv()(values[1])
+    maps = scaled(2.0), Dense(spd(N), SHAPE)
+    estimate = Estimate(values, maps)
+    expected = 2 * values[0] + maps[1](values[1])
     torch.testing.assert_close(estimate.mean, expected)
     op = Dense(spd(N, seed=2), SHAPE)
     torch.testing.assert_close(estimate.through(op), op(expected))

@@ -59,7 +59,6 @@ from sfumato.corruption.schedules import (
 )
 from sfumato.estimation.denoise import (
     Denoiser,
-    Estimate,
     Precondition,
     clean,
     flow_operators,
@@ -659,27 +658,26 @@ def test_one_step_at_a_time_is_the_loop(name):
 
 
 class Guided(Denoiser):
-    """The exact denoiser guided by y = H x_0 + r: shares (x_0^, I) and (V grad log p(y | x), C)."""
+    """The exact denoiser guided by y = H x_0 + r: shares x_0^ and C^-1 V grad log p(y | x)."""
 
     def __init__(self, process: Process, prior: Mixture, cov: Tensor, h: Tensor, y: Tensor) -> None:
         super().__init__(process, clean, prior)
         self.prior_cov, self.h, self.y = cov, h, y
 
-    def ofs(self, pre: Precondition):
-        return (pre.of, self.process.signal.at(pre.label))
+    def maps(self, pre: Precondition):
+        return (*super().maps(pre), self.process.signal.at(pre.label).inv())
 
-    def estimate(self, x: Tensor, pre: Precondition) -> Estimate:
-        share = super().estimate(x, pre)
+    def values(self, x: Tensor, pre: Precondition, spectra=None):
+        (clean_,) = super().values(x, pre, spectra)
         t = pre.label.to(torch.float64).reshape(())
         signal = matrix(self.process.signal.at(t))
         total = signal @ self.prior_cov @ signal.T + matrix(self.process.cov(t))
         gain = self.prior_cov @ signal.T @ torch.linalg.inv(total)
         spread = self.h @ (self.prior_cov - gain @ signal @ self.prior_cov) @ self.h.T
-        off = self.y - share.mean.flatten(1) @ self.h.T
+        off = self.y - clean_.flatten(1) @ self.h.T
         white = off @ torch.linalg.inv(spread + 0.1 * torch.eye(len(self.y)))
         grad = (white @ (self.h @ gain)).reshape(x.shape)
-        ofs = (pre.of, self.process.signal.at(t))
-        return Estimate((*share.values, self.process.cov(t)(grad)), ofs)
+        return clean_, self.process.cov(t)(grad)
 
 
 GUIDED = ["reverse-ancestral", "reverse-ddim", "flow-heun", "langevin", "predictor-corrector"]

@@ -22,7 +22,7 @@ from sfumato.methods.recipe import Recipe
 from sfumato.names import nearest
 from sfumato.networks.backbones import UNet
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import Seeds, sample
+from sfumato.sampling.sample import Seeds, prepare, sample
 
 DIGITS = "[0-9]" * 8
 """Names of checkpoints: the step, in eight digits."""
@@ -130,7 +130,7 @@ class Model:
             )
         labels = self._labels(classes, len(seeds))
         device = self._place().device
-        done = []
+        done, run, ready = [], None, 0
         for start in range(0, len(seeds), batch):
             chosen = seeds[start : start + batch]
             randn_like = Seeds(chosen)
@@ -138,8 +138,9 @@ class Model:
             denoiser = self.denoiser.eval()
             if labels is not None:
                 denoiser = denoiser.given(classes=labels[start : start + batch].to(device))
-            x = sample(kernel, denoiser, x, grid, randn_like, callback)
-            done.append(x.float().cpu())
+            if run is None or labels is not None or ready != len(chosen):
+                run, ready = prepare(kernel, denoiser, x, grid), len(chosen)
+            done.append(run(x, randn_like, callback).float().cpu())
         return torch.cat(done)
 
     def network_calls(self, steps: int | None = None, kernel: Kernel | None = None) -> int:

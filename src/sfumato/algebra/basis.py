@@ -48,7 +48,7 @@ class Basis(ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` ends in this basis's axes."""
-        if tuple(x.shape[x.ndim - len(self.shape) :]) != self.shape:
+        if x.shape[x.ndim - len(self.shape) :] != self.shape:
             raise ValueError(f"basis {self.name} cannot act on a signal of shape {tuple(x.shape)}.")
         if not x.is_floating_point():
             raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
@@ -97,11 +97,11 @@ class Separable(Basis):
 
     def analyze(self, x: Tensor) -> Tensor:
         self.check(x)
-        return self._apply(x, transpose=False)
+        return along(x, self._factors)
 
     def synthesize(self, u: Tensor) -> Tensor:
         self.check(u)
-        return self._apply(u, transpose=True)
+        return along(u, self._factors, transpose=True)
 
     def fuse(self, log_gain: Tensor) -> Fused | None:
         """V diag(gain) V^T as a matrix per axis, where `log_gain` is a sum of one term per axis."""
@@ -117,9 +117,6 @@ class Separable(Basis):
         pairs = zip(self._factors, parts, strict=True)
         return Fused(self, [q.value.mT @ (part.exp()[:, None] * q.value) for q, part in pairs])
 
-    def _apply(self, x: Tensor, transpose: bool) -> Tensor:
-        return along(x, [(f.mT if transpose else f) for f in (q(wide(x)) for q in self._factors)])
-
     @property
     def laplacian(self) -> Tensor:
         return grid_sum(self._squared)
@@ -133,7 +130,7 @@ class Fused:
 
     def __call__(self, x: Tensor) -> Tensor:
         self._basis.check(x)
-        return along(x, [matrix(wide(x)) for matrix in self._matrices])
+        return along(x, self._matrices)
 
 
 class Hartley(Basis):

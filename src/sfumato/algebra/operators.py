@@ -64,22 +64,24 @@ class Diagonal(Operator):
         if self.log_gain.requires_grad:
             return self.gain.to(x.dtype).to(x.device)
         place = (x.dtype, x.device)
-        if place not in self._gains:
+        found = self._gains.get(place)
+        if found is None:
             # They outlive the inference mode they may be asked for in, as an operator that does not
             # change with time does; training reads them too.
             with torch.inference_mode(False):
-                self._gains[place] = self.gain.to(x.dtype).to(x.device)
-        return self._gains[place]
+                found = self._gains[place] = self.gain.to(x.dtype).to(x.device)
+        return found
 
     def unbind(self, x: Tensor) -> list[Diagonal]:
         """The operators along the leading axis of `log_gain`, gains cast to the place of `x`."""
-        signs = [None] * len(self.log_gain) if self.sign is None else self.sign
+        signs = [None] * len(self.log_gain) if self.sign is None else self.sign.unbind()
         parts = [
             Diagonal(log_gain, sign, self.basis)
-            for log_gain, sign in zip(self.log_gain, signs, strict=True)
+            for log_gain, sign in zip(self.log_gain.unbind(), signs, strict=True)
         ]
-        for part, gain in zip(parts, self.like(x), strict=True):
+        for part, gain in zip(parts, self.like(x).unbind(), strict=True):
             part._gains[(x.dtype, x.device)] = gain
+            part._fused = None  # to find out costs more than the one use such a part has
         return parts
 
     def coefficient(self, index: Sequence[int]) -> str:
@@ -89,7 +91,12 @@ class Diagonal(Operator):
         return f"coefficient {tuple(index)[-len(self.basis.shape) :]}"
 
     def __call__(self, x: Tensor) -> Tensor:
-        return apply((self, x))
+        fused = self.fused()
+        if fused is not None:
+            return fused(x)
+        if self.basis is None:
+            return self.like(x) * x
+        return self.basis.synthesize(self.like(x) * self.basis.analyze(x))
 
     def fused(self) -> Fused | None:
         """V diag(gain) V^T as a matrix for each axis; None where gains are no product of axes.
@@ -279,34 +286,6 @@ def identity() -> Diagonal:
 def zero() -> Diagonal:
     """0."""
     return Diagonal(torch.full((), -math.inf, dtype=torch.float64))
-
-
-def apply(*terms: tuple[Operator, Tensor]) -> Tensor:
-    """sum of A x over pairs (A, x), with one synthesis per basis however many terms share it."""
-    if len(terms) == 1 and isinstance(alone := terms[0][0], Diagonal):
-        fused = alone.fused()
-        if fused is not None:
-            return fused(terms[0][1])
-    total: Tensor | None = None
-    pending: dict[Basis, Tensor] = {}
-    for operator, x in terms:
-        if isinstance(operator, Diagonal):
-            gain = operator.like(x)
-            if operator.basis is not None:
-                part = gain * operator.basis.analyze(x)
-                held = pending.get(operator.basis)
-                pending[operator.basis] = part if held is None else held + part
-                continue
-            part = gain * x
-        else:
-            part = operator(x)
-        total = part if total is None else total + part
-    for basis, coefficients in pending.items():
-        part = basis.synthesize(coefficients)
-        total = part if total is None else total + part
-    if total is None:
-        raise ValueError("apply needs at least one (operator, signal) pair; got none.")
-    return total
 
 
 def _check_one_gain(log_gain: Tensor, rank: int) -> None:

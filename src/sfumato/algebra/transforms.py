@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,20 +20,28 @@ class Cast:
 
     def __call__(self, like: Tensor) -> Tensor:
         place = (like.dtype, like.device)
-        if place not in self._copies:
+        found = self._copies.get(place)
+        if found is None:
             # A copy outlives the inference mode it may be asked for in, and training reads it too.
             with torch.inference_mode(False):
-                self._copies[place] = self.value.to(dtype=like.dtype).to(like.device)
-        return self._copies[place]
+                found = self._copies[place] = self.value.to(dtype=like.dtype).to(like.device)
+        return found
+
+
+_HALF = {torch.float16, torch.bfloat16}
 
 
 def wide(x: Tensor) -> Tensor:
-    return x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(torch.float32) if x.dtype in _HALF else x
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()
+    on = _autocasts(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else _AS_IT_IS
+
+
+_autocasts = functools.cache(torch.amp.is_autocast_available)
+_AS_IT_IS = nullcontext()
 
 
 def grid_sum(axes: Sequence[Tensor]) -> Tensor:
@@ -39,15 +49,18 @@ def grid_sum(axes: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
 
 
-def along(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def along(x: Tensor, matrices: Sequence[Cast], transpose: bool = False) -> Tensor:
     """`x` with one matrix applied along each of its last axes, in the dtype of `x`."""
     out = wide(x)
     with full_precision(x.device.type):
-        for axis, matrix in zip(range(-len(matrices), 0), matrices, strict=True):
+        axis = -len(matrices)
+        for of in matrices:
+            matrix = of(out).mT if transpose else of(out)
             if axis == -1:
-                out = out @ matrix.mT
+                out = F.linear(out, matrix)
             elif axis == -2:
                 out = matrix @ out
             else:
-                out = (out.movedim(axis, -1) @ matrix.mT).movedim(-1, axis)
-    return out.to(x.dtype)
+                out = F.linear(out.movedim(axis, -1), matrix).movedim(-1, axis)
+            axis += 1
+    return out if out.dtype == x.dtype else out.to(x.dtype)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator, apply
+from sfumato.algebra.combine import apply
+from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator
 from sfumato.corruption.families import Family
 
 

@@ -5,6 +5,8 @@ r"""A denoiser turns x_t into an estimate of x_0: a process, a parametrization a
 A parametrization is three operators, the label that the backbone is told instead of t, and the
 operator `of` that says *what* the sum estimates: `of @ x_0`. Keeping `of` in log-gains is what lets
 a noise prediction (of = C_t) be used where C_t underflows: C_s x_0 is reached through C_s C_t^-1.
+
+    x_0^ = sum_j M_j v_j        `maps` M_j, known before the network is called, and `values` v_j
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sfumato.algebra.operators import Diagonal, Operator, apply, identity, scaled, zero
+from sfumato.algebra.combine import Spectra, apply
+from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
 from sfumato.corruption.process import Process
 
 
@@ -24,16 +27,16 @@ class Estimate(NamedTuple):
 
     Attributes:
         values: one signal for each share.
-        ofs: what each value estimates: `of @ (its share of x_0)`.
+        maps: the operator that takes each value to its share of x_0.
     """
 
     values: tuple[Tensor, ...]
-    ofs: tuple[Operator, ...]
+    maps: tuple[Operator, ...]
 
     def through(self, op: Operator) -> Tensor:
-        """op x_0^ = sum of (op of^-1) value, exact in log-gains even where `of` underflows."""
-        pairs = zip(self.values, self.ofs, strict=True)
-        return apply(*(((op @ of.inv()), value) for value, of in pairs))
+        """op x_0^ = sum of (op M) value, exact in log-gains even where M overflows."""
+        pairs = zip(self.maps, self.values, strict=True)
+        return apply(*((op @ share, value) for share, value in pairs))
 
     @property
     def mean(self) -> Tensor:
@@ -163,19 +166,33 @@ class Denoiser(nn.Module):
         """The parametrization at times `t`; what a sampler computes once before its loop."""
         return self.parametrization(self.process, t)
 
-    def ofs(self, pre: Precondition) -> tuple[Operator, ...]:
-        """What each value of the estimate estimates, known before the network is called."""
-        return (pre.of,)
+    def maps(self, pre: Precondition) -> tuple[Operator, ...]:
+        """M_j of the estimate's shares, the first that of x itself.
 
-    def estimate(self, x: Tensor, pre: Precondition) -> Estimate:
-        """The estimate from x_t (B, *shape) under a precondition computed before."""
+        Gains go straight into what a sampler does with x and with F, of^-1 skip and of^-1 out, so
+        that a step transforms each once. Other operators are applied once instead, to their sum.
+        """
+        back = pre.of.inv()
+        if _gains(pre):
+            return back @ pre.skip, back @ pre.out
+        return zero(), back
+
+    def values(
+        self, x: Tensor, pre: Precondition, spectra: Spectra | None = None
+    ) -> tuple[Tensor, ...]:
+        """The network's word on x_t (B, *shape): one value for each of `maps` but the first."""
         label = pre.label.to(x.dtype).to(x.device).reshape(-1).expand(len(x))
-        out = self.backbone(apply((pre.inp, x)), label, **self.cond)
-        return Estimate((apply((pre.skip, x), (pre.out, out)),), (pre.of,))
+        out = self.backbone(apply((pre.inp, x), spectra=spectra), label, **self.cond)
+        return (out if _gains(pre) else apply((pre.skip, x), (pre.out, out), spectra=spectra),)
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:
         """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1)."""
-        return self.estimate(x, self.precondition(t))
+        pre = self.precondition(t)
+        return Estimate((x, *self.values(x, pre)), self.maps(pre))
+
+
+def _gains(pre: Precondition) -> bool:
+    return all(isinstance(part, Diagonal) for part in (pre.skip, pre.out, pre.of))
 
 
 def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Operator, apply
 from sfumato.corruption.prior import RandnLike
 from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators
-from sfumato.sampling.kernels import Kernel, Pulls, Table
+from sfumato.sampling.kernels import Kernel, Pulls, Table, moved, pulled
 
 
 class Tableau(NamedTuple):
@@ -47,7 +46,7 @@ RK4 = Tableau(
 
 TABLEAUX = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 
-Stage = tuple[Precondition, Pulls, Operator]
+Stage = tuple[Precondition, Pulls]
 
 
 def flow(tableau: Tableau) -> Kernel:
@@ -66,8 +65,7 @@ def flow(tableau: Tableau) -> Kernel:
                 at = t + node * (s - t)
                 pre = denoiser.precondition(at)
                 drift, grow = flow_operators(process, at)
-                pulls = tuple(drift @ of.inv() for of in denoiser.ofs(pre))
-                stages.append((pre, pulls, grow))
+                stages.append((pre, pulled(denoiser, pre, grow, drift)))
             return tuple(stages)
 
         spans = torch.diff(grid.to(torch.float64)).tolist()
@@ -78,10 +76,9 @@ def flow(tableau: Tableau) -> Kernel:
     ) -> tuple[Tensor, tuple[Denoiser, Table, list[float]]]:
         denoiser, table, spans = state
         slopes: list[Tensor] = []
-        for (pre, pulls, grow), weights in zip(table[i], tableau.a, strict=True):
+        for (pre, pulls), weights in zip(table[i], tableau.a, strict=True):
             y = _advance(x, spans[i], weights, slopes)
-            values = denoiser.estimate(y, pre).values
-            slopes.append(apply(*zip(pulls, values, strict=True), (grow, y)))
+            slopes.append(moved(denoiser, pre, pulls, y))
         return _advance(x, spans[i], tableau.b, slopes), state
 
     return Kernel(init, step)

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal, Operator, apply, scaled
+from sfumato.algebra.combine import Spectra, apply
+from sfumato.algebra.operators import Diagonal, Operator, scaled
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.prior import RandnLike
 from sfumato.estimation.denoise import Denoiser, Precondition
@@ -25,7 +26,27 @@ from sfumato.estimation.denoise import Denoiser, Precondition
 BLOCK = 64
 
 Pulls = tuple[Operator, ...]
-"""One operator for each value of an estimate."""
+"""One operator for each value of an estimate, and before them one for x."""
+
+
+def pulled(denoiser: Denoiser, pre: Precondition, carry: Operator, pull: Operator) -> Pulls:
+    """carry x + pull x_0^ as operators on x and on each value of the estimate."""
+    of_x, *maps = denoiser.maps(pre)
+    keep = carry if of_x.vanishes else carry + pull @ of_x
+    return keep, *(pull @ share for share in maps)
+
+
+def moved(
+    denoiser: Denoiser,
+    pre: Precondition,
+    pulls: Pulls,
+    x: Tensor,
+    *drawn: tuple[Operator, Tensor],
+) -> Tensor:
+    """The operators of `pulled` on x and its estimate, and what is drawn afresh."""
+    spectra: Spectra = {}
+    values = denoiser.values(x, pre, spectra)
+    return apply(*zip(pulls, (x, *values), strict=True), *drawn, spectra=spectra)
 
 
 class Kernel(NamedTuple):
@@ -57,13 +78,15 @@ class Table:
 
     def _block(self, grid: Tensor) -> list[Any]:
         times = grid.reshape(-1, *(1,) * (self._x.ndim - 1))
-        first = self._make(grid[0], grid[1])
-        if all(self._one(leaf) for leaf in _leaves(first)):
-            made = self._make(times[:-1], times[1:])
-            return _unbind(made, len(grid) - 1, self._x)
         # Operators that are not gains (matrix-free ones, say), or gains that differ from sample to
-        # sample and so have no room for a batch of times, are made one time at a time.
-        return [first, *(self._make(t, s) for t, s in pairwise(grid[1:]))]
+        # sample and so have no room for a batch of times, are made one time at a time. Where there
+        # is one sample, none differs.
+        if len(self._x) > 1 and not all(map(self._one, _leaves(self._make(grid[0], grid[1])))):
+            return [self._make(t, s) for t, s in pairwise(grid)]
+        made = self._make(times[:-1], times[1:])
+        if not all(isinstance(leaf, Diagonal | Tensor) for leaf in _leaves(made)):
+            return [self._make(t, s) for t, s in pairwise(grid)]
+        return _unbind(made, len(grid) - 1, self._x)
 
     def _one(self, leaf: object) -> bool:
         """Whether `leaf`, made for one time, is gains or a label that all samples share."""
@@ -83,14 +106,11 @@ def reverse(coupling: Coupling) -> Kernel:
     def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
         process = denoiser.process
 
-        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator, Operator]:
+        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
             pre = denoiser.precondition(t)
             carry, fresh = coupling(process, t, s)
-            clean_t, clean_s = process.signal.at(t), process.signal.at(s)
-            pulls = tuple(
-                clean_s @ of.inv() - carry @ clean_t @ of.inv() for of in denoiser.ofs(pre)
-            )
-            return pre, pulls, carry, fresh
+            pull = process.signal.at(s) - carry @ process.signal.at(t)
+            return pre, pulled(denoiser, pre, carry, pull), fresh
 
         return denoiser, Table(make, x, grid)
 
@@ -98,12 +118,9 @@ def reverse(coupling: Coupling) -> Kernel:
         state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
     ) -> tuple[Tensor, tuple[Denoiser, Table]]:
         denoiser, table = state
-        pre, pulls, carry, fresh = table[i]
-        values = denoiser.estimate(x, pre).values
-        terms = [*zip(pulls, values, strict=True), (carry, x)]
-        if not fresh.vanishes:
-            terms.append((fresh, randn_like(x)))
-        return apply(*terms), state
+        pre, pulls, fresh = table[i]
+        drawn = [] if fresh.vanishes else [(fresh, randn_like(x))]
+        return moved(denoiser, pre, pulls, x, *drawn), state
 
     return Kernel(init, step)
 
@@ -130,7 +147,7 @@ def langevin(delta: float, steps: int = 1) -> Kernel:
 
         def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
             pre, pull = denoiser.precondition(s), scaled(delta) @ process.signal.at(s)
-            pulls = tuple(pull @ of.inv() for of in denoiser.ofs(pre))
+            pulls = pulled(denoiser, pre, scaled(1 - delta), pull)
             return pre, pulls, scaled((2 * delta) ** 0.5) @ process.noise.at(s)
 
         return denoiser, Table(make, x, grid)
@@ -141,9 +158,7 @@ def langevin(delta: float, steps: int = 1) -> Kernel:
         denoiser, table = state
         pre, pulls, fresh = table[i]
         for _ in range(steps):
-            values = denoiser.estimate(x, pre).values
-            moved = apply(*zip(pulls, values, strict=True), (fresh, randn_like(x)))
-            x = (1 - delta) * x + moved
+            x = moved(denoiser, pre, pulls, x, (fresh, randn_like(x)))
         return x, state
 
     return Kernel(init, step)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sfumato.algebra.operators import identity, zero
 from sfumato.corruption.prior import RandnLike
-from sfumato.estimation.denoise import Denoiser
-from sfumato.sampling.kernels import Kernel
+from sfumato.estimation.denoise import Denoiser, Precondition
+from sfumato.sampling.kernels import Kernel, Pulls, moved, pulled
 
 Callback = Callable[[int, Tensor], None]
 """(steps done, x) -> None, after every step."""
@@ -40,19 +41,54 @@ def sample(
     Raises:
         ValueError: the grid does not fall, or leaves [0, 1].
     """
-    grid = check_grid(grid)
-    ends_clean = float(grid[-1]) == 0.0
-    inner = grid[:-1] if ends_clean else grid
-    state = kernel.init(denoiser, x, inner)
-    for i in range(len(inner) - 1):
-        x, state = kernel.step(state, x, i, randn_like)
-        if callback is not None:
-            callback(i + 1, x)
-    if ends_clean:
-        x = denoiser(x, inner[-1]).mean
-        if callback is not None:
-            callback(len(inner), x)
-    return x
+    return prepare(kernel, denoiser, x, grid)(x, randn_like, callback)
+
+
+class Prepared:
+    """The loop with every operator that it needs made: `prepare` (final).
+
+    It serves any x of the shape, dtype and device that it was made for.
+    """
+
+    def __init__(self, kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> None:
+        grid = check_grid(grid)
+        ends_clean = float(grid[-1]) == 0.0
+        inner = grid[:-1] if ends_clean else grid
+        self._kernel, self._denoiser, self._steps = kernel, denoiser, len(inner) - 1
+        self._state = kernel.init(denoiser, x, inner)
+        self._last: tuple[Precondition, Pulls] | None = None
+        if ends_clean:
+            pre = denoiser.precondition(inner[-1])
+            self._last = pre, pulled(denoiser, pre, zero(), identity())
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x: Tensor,
+        randn_like: RandnLike = torch.randn_like,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """As `sample`."""
+        state = self._state
+        for i in range(self._steps):
+            x, state = self._kernel.step(state, x, i, randn_like)
+            if callback is not None:
+                callback(i + 1, x)
+        if self._last is not None:
+            x = moved(self._denoiser, *self._last, x)
+            if callback is not None:
+                callback(self._steps + 1, x)
+        return x
+
+
+@torch.no_grad()
+def prepare(kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Prepared:
+    """`sample` without the running: for many batches like `x`, whose values are not read.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    return Prepared(kernel, denoiser, x, grid)
 
 
 def check_grid(grid: Tensor) -> Tensor:
