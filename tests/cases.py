@@ -33,7 +33,7 @@ from sfumato.algebra import (
 )
 from sfumato.corruption import coupling
 from sfumato.corruption.coupling import Coupling
-from sfumato.corruption.families import Fade, Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
@@ -42,9 +42,11 @@ from sfumato.corruption.schedules import (
     CosineSNR,
     Geometric,
     Linear,
+    LinearBeta,
     Monotone,
     Schedule,
     Sigmoid,
+    Sine,
     Table,
     cosine_betas,
     linear_betas,
@@ -115,6 +117,8 @@ SCHEDULES: dict[str, Schedule] = {
     "table": Table([0.0, 0.2, 1.0], [0.1, 0.5, 3.0]),
     "monotone": Monotone(-8.0, 8.0),
     "cosine-snr": CosineSNR(10.0, -10.0),
+    "sine": Sine(3.0),
+    "linear-beta": LinearBeta(0.1, 20.0),
     "linear-betas": linear_betas(),
     "cosine-betas": cosine_betas(),
 }
@@ -140,6 +144,8 @@ FAMILIES: dict[str, Family] = {
     "heat-floor": Heat(_BLUR, dct(4, 5), floor=0.001),
     "fade-pixel": Fade(Linear(0.0, 2.0), torch.linspace(0, 1, 20).reshape(4, 5), pixel(4, 5), 0.4),
     "fade-haar": Fade(Linear(0.0, 2.0), torch.linspace(1, 0.1, 20).reshape(4, 5), haar(4, 5), 0.5),
+    "damp-pixel": Damp(Linear(0.0, 2.0), torch.linspace(0.1, 1, 20).reshape(4, 5), pixel(4, 5)),
+    "damp-haar": Damp(Linear(0.0, 2.0), torch.linspace(0.1, 1, 20).reshape(4, 5), haar(4, 5), 3.0),
     "product": Heat(_BLUR, dct(4, 5)) @ Scale(Amplitude(_COSINE)),
     "fixed": Fixed(_powered(_SPECTRUM)),
     "mapping": Mapping(lambda t: scaled(1 + t)),
@@ -194,6 +200,7 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "clean": denoise.clean,
     "residual": denoise.residual,
     "noise": denoise.noise,
+    "gradient": denoise.gradient,
     "angular": denoise.angular,
     "wiener": denoise.wiener(scaled(0.25)),
 }
@@ -204,6 +211,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "soft": loss.soft,
     "simple": loss.simple,
     "score": loss.score,
+    "rate": loss.rate,
     "bound": loss.bound(coupling.ancestral),
 }
 

@@ -69,7 +69,7 @@ def tree(root: Path) -> dict[str, int]:
         ("train ddpm --betas cosin", "--betas takes linear, cosine; got 'cosin'."),
         ("train soft --dtype half", "--precision takes auto, float32, bfloat16; got 'half'."),
         ("train soft --device gpu", "--device takes auto, cpu, cuda, mps; got 'gpu'."),
-        ("train", "train needs a method first, as in sfumato train soft; there are ddpm, soft."),
+        ("train", "train needs a method first, as in sfumato train soft; there are ddpm, ddim,"),
         ("train --images 3", "train needs a method first"),
         ("show", "show needs a method or a run first"),
         ("sample", "sample needs a run or a model's name"),

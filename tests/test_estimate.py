@@ -101,6 +101,7 @@ def test_what_the_network_is_asked(name, process):
         "clean": x0,
         "residual": x0 - x,
         "noise": eps,
+        "gradient": process.score(x, x0, t),
         "angular": signal(eps) - level(x0),
         "wiener": ((x0.flatten(1) - guess) @ white.T).reshape(x.shape),
     }[name]

@@ -66,11 +66,15 @@ ENDS = {
     "table": (0.1, 3.0),
     "monotone": (-8.0, 8.0),
     "cosine-snr": (-math.log1p(math.exp(-10)), -10 - math.log1p(math.exp(-10))),
+    "sine": (0.0, 3.0),
+    "linear-beta": (0.0, -10.05),
     "linear-betas": (0.0, math.log(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[-1])),
     "cosine-betas": (0.0, math.log(improved_ddpm(1000)[-1])),
 }
 
 MIDDLES = {
+    "sine": (0.5, 1.5),
+    "linear-beta": (0.5, -0.25 * 19.9 / 2 - 0.05),
     "linear": (0.5, 1.05),
     "geometric": (0.5, math.sqrt(0.3)),
     "geometric-until": (0.125, math.sqrt(0.02 * 0.2)),

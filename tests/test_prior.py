@@ -281,7 +281,8 @@ def test_priors_answer_in_the_dtype_asked_for(dtype):
 # Refusals and words.
 
 
-def test_corrupted_data_needs_the_dct():
+def test_corrupted_data_has_a_density_in_the_dct_only():
+    """It can be drawn from under any process."""
     data = measure([images((1, 4, 5), 5)], (1, 4, 5))
     heat, white = Heat(Linear(0.0, 1.0), dct(4, 5)), Scale(Constant(0.1))
     free = GENERAL["matrix-free"].process.signal
@@ -293,8 +294,9 @@ def test_corrupted_data_needs_the_dct():
         GENERAL["crossed"].process,
     ):
         with pytest.raises(ValueError, match=r"diagonal in the DCT basis at t = 1. Use GaussianPr"):
-            CorruptedData(data, process)
-    CorruptedData(data, Process(Scale(Constant(1.0)), white))
+            CorruptedData(data, process).log_prob(images((1, 4, 5), 2))
+    found = CorruptedData(data, Process(Scale(Constant(1.0)), white)).log_prob(images((1, 4, 5), 2))
+    assert bool(found.isfinite().all())
 
 
 def test_priors_without_noise_have_no_density():

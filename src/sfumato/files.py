@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 
 def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> None:
@@ -123,3 +123,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where it is missing, truncated or not one."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}.") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Put the weights at `path` into `module`; ValueError where names or shapes differ."""
+    tensors, wanted = read_tensors(path), module.state_dict()
+    if odd := sorted(set(tensors) ^ set(wanted)):
+        raise ValueError(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(
+                f"{path} does not fit the network: '{name}' has shape {tuple(tensor.shape)}, the "
+                f"network {tuple(wanted[name].shape)}."
+            )
+    module.load_state_dict(tensors)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -64,7 +62,8 @@ class Model:
                     "this model's backbone is a module of yours. Pass it as `backbone`."
                 )
             classes = len(config.record.classes or ()) if config.conditional else None
-            backbone = UNet(self.shape, config.network, classes)
+            context = self.recipe.context.channels if self.recipe.context else 0
+            backbone = UNet(self.shape, config.network, classes, context)
         # Faster for convolutions on nearly every device; other modules do not notice.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         self.denoiser = Denoiser(self.recipe.process, self.recipe.parametrization, backbone)
@@ -138,7 +137,11 @@ class Model:
             denoiser = self.denoiser.eval()
             if labels is not None:
                 denoiser = denoiser.given(classes=labels[start : start + batch].to(device))
-            if run is None or labels is not None or ready != len(chosen):
+            if self.recipe.context is not None:
+                denoiser = self.recipe.context.bind(
+                    denoiser, self.recipe.context.draw(x, randn_like)
+                )
+            if run is None or ready != len(chosen) or denoiser.cond:
                 run, ready = prepare(kernel, denoiser, x, grid), len(chosen)
             done.append(run(x, randn_like, callback).float().cpu())
         return torch.cat(done)
@@ -160,12 +163,28 @@ class Model:
         return self._start(len(seeds), Seeds(seeds)).float().cpu()
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, t: Tensor, classes: Sequence[int] | None = None) -> Tensor:
-        """The estimate of x_0 from x_t (B, *shape) at t, () or (B, 1, ..., 1) in (0, 1]."""
+    def denoise(
+        self,
+        x: Tensor,
+        t: Tensor,
+        classes: Sequence[int] | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """The estimate of x_0 from x_t (B, *shape) at t, () or (B, 1, ..., 1) in (0, 1].
+
+        `context` is how each image was corrupted, where the method draws that.
+        """
         labels = self._labels(classes, len(x))
         denoiser = self.denoiser.eval()
         if labels is not None:
             denoiser = denoiser.given(classes=labels.to(x.device))
+        drawn = self.recipe.context
+        if (drawn is None) != (context is None):
+            raise ValueError(
+                "this model takes no context." if drawn is None else "this model needs a context."
+            )
+        if drawn is not None and context is not None:
+            denoiser = drawn.bind(denoiser, context)
         return denoiser(x, t).mean
 
     @torch.no_grad()
@@ -223,7 +242,7 @@ class _Count(nn.Module):
         super().__init__()
         self.calls = 0
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, **cond: object) -> Tensor:
         self.calls += 1
         return torch.zeros_like(x)
 
@@ -253,7 +272,7 @@ def from_pretrained(
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
-    load_weights(model.denoiser.backbone, folder / name)
+    files.load_weights(model.denoiser.backbone, folder / name)
     model.denoiser.eval()
     return model
 
@@ -289,30 +308,6 @@ def read_facts(folder: Path) -> Facts:
     """The facts in a model's folder; ValueError where they cannot be read."""
     path = folder / "facts.safetensors"
     try:
-        return Facts(**read_tensors(path))
+        return Facts(**files.read_tensors(path))
     except TypeError as error:
         raise ValueError(f"{path} does not hold the facts of a data set: {error}.") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError where it is missing, truncated or not one."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}.") from error
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Put the weights at `path` into `module`; ValueError where names or shapes differ."""
-    tensors, wanted = read_tensors(path), module.state_dict()
-    if odd := sorted(set(tensors) ^ set(wanted)):
-        raise ValueError(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f"{path} does not fit the network: '{name}' has shape {tuple(tensor.shape)}, the "
-                f"network {tuple(wanted[name].shape)}."
-            )
-    module.load_state_dict(tensors)

@@ -14,3 +14,8 @@ def nearest(what: str, name: str, known: Iterable[str], else_: str | None = None
         return f"no {what} '{name}'; did you mean '{bare[near[0]]}'?"
     hint = else_ or f"choose from {', '.join(bare.values())}."
     return f"no {what} '{name}'; {hint}"
+
+
+def called(function: object) -> str:
+    """What a function, or what made it, is called: the name that users know it by."""
+    return getattr(function, "__qualname__", "yours").partition(".")[0]

@@ -39,6 +39,19 @@ class Facts(NamedTuple):
         """The DCT basis in which the facts stand."""
         return dct(*space(tuple(self.mean.shape)))
 
+    @property
+    def distance(self) -> float:
+        """About the largest distance between two images: NCSNv2's first noise level.
+
+        Exact among the images remembered where an image is no larger than `CORNER`; beyond it
+        stands the distance that two images have there on average.
+        """
+        rest = self.spectrum.clone()
+        corner(rest, len(space(tuple(self.mean.shape))))[...] = 0
+        rows = self.low.flatten(1).double()
+        far = torch.cdist(rows, rows).max() if len(rows) else torch.zeros(()).double()
+        return float((far**2 + 2 * rest.sum()).sqrt())
+
 
 def space(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of a signal that are space: all but the first (channels), or the only one."""

@@ -99,6 +99,38 @@ class Heat(Family):
         return f"{self.basis}, floor={self.floor:g}"
 
 
+class Damp(Family):
+    r"""Coefficients that decay at rates of their own (final): exp(-(rate level_t)^power).
+
+    Never a hard zero, so that between two times each loses a factor and none is repainted from
+    nothing: in pixels a fading mask, in Haar bands a downsampling, with power 2 and rates sqrt of
+    the Laplacian a blur.
+
+    Args:
+        level: schedule from 0 at t = 0 upwards.
+        rates: how fast each coefficient decays, >= 0; broadcasts against `basis.shape`, or one set
+            for each sample, (B, 1, *basis.shape).
+        basis: the coefficients' basis.
+        power: 1 or more; large ones let one coefficient after another go.
+    """
+
+    def __init__(self, level: Schedule, rates: Tensor, basis: Basis, power: float = 1.0) -> None:
+        super().__init__()
+        if not bool((rates >= 0).all()):
+            raise ValueError(f"Damp needs rates >= 0; got {float(rates.min()):g}.")
+        if not power >= 1:
+            raise ValueError(f"Damp needs a power of 1 or more; got {power:g}.")
+        self.level, self.basis, self.power = level, basis, float(power)
+        self.rates = rates.to(torch.float64)
+
+    def at(self, t: Tensor) -> Diagonal:
+        level = self.level(t.to(torch.float64))
+        return Diagonal(-((self.rates.to(level.device) * level) ** self.power), None, self.basis)
+
+    def extra_repr(self) -> str:
+        return f"{self.basis}, power={self.power:g}"
+
+
 class Fade(Family):
     r"""Coefficients that fade to zero one after another (final): masks in pixels, bands in Haar.
 

@@ -73,17 +73,13 @@ class CorruptedData(Prior):
 
     Args:
         facts: what was measured of the data.
-        process: diagonal in `facts.basis` at t = 1, or a multiple of the identity.
+        process: any; for a density diagonal in `facts.basis` at t = 1, or a multiple of the
+            identity.
     """
 
     def __init__(self, facts: Facts, process: Process) -> None:
         one = torch.ones((), dtype=torch.float64)
         signal, noise = process.signal.at(one), process.noise.at(one)
-        if not (_diagonal_in(signal, facts.basis) and _diagonal_in(noise, facts.basis)):
-            raise ValueError(
-                "CorruptedData needs a process that is diagonal in the DCT basis at t = 1. "
-                "Use GaussianPrior."
-            )
         self.shape = tuple(facts.mean.shape)
         self._facts, self._basis = facts, facts.basis
         self._rank = len(space(self.shape))
@@ -102,6 +98,11 @@ class CorruptedData(Prior):
         return self._signal(self._basis.synthesize(u)) + self._noise(eps)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        if not (_diagonal_in(self._signal, self._basis) and _diagonal_in(self._noise, self._basis)):
+            raise ValueError(
+                "the density of x_1 needs a process that is diagonal in the DCT basis at t = 1. "
+                "Use GaussianPrior."
+            )
         u = self._basis.analyze(x.cpu().to(torch.float64))
         full = torch.ones(self.shape, dtype=torch.float64)
         gain, noise = full * self._signal.like(full), full * self._noise.like(full)
@@ -119,19 +120,50 @@ class CorruptedData(Prior):
         return f"CorruptedData({len(self._facts.low)} images, shape={self.shape})"
 
 
+class CorruptedGaussian(Prior):
+    r"""C_1 x_0 + S_1 eps with x_0 Gaussian of the data's mean and spectrum (final).
+
+    For processes that share no basis with the data's spectrum, where the sum of the two covariances
+    has no root: it can be drawn from, and has no density here.
+    """
+
+    def __init__(self, facts: Facts, process: Process) -> None:
+        one = torch.ones((), dtype=torch.float64)
+        self.shape = tuple(facts.mean.shape)
+        self._mean = facts.basis.synthesize(facts.mean)
+        self._root = Diagonal(facts.spectrum.log() / 2, None, facts.basis)
+        self._signal, self._noise = process.signal.at(one), process.noise.at(one)
+
+    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        eps = randn_like(like)
+        x0 = self._mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
+        return self._signal(x0) + self._noise(eps)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        raise ValueError(
+            "this law of x_1 has no density: the process and the data's spectrum share no basis."
+        )
+
+    def __repr__(self) -> str:
+        return f"CorruptedGaussian(shape={self.shape})"
+
+
 def standard(process: Process, shape: tuple[int, ...]) -> GaussianPrior:
     """N(0, V_1): the law of x_1 where the signal has vanished."""
     one = torch.ones((), dtype=torch.float64)
     return GaussianPrior(torch.zeros(shape, dtype=torch.float64), process.cov(one))
 
 
-def fitted(facts: Facts, process: Process) -> GaussianPrior:
+def fitted(facts: Facts, process: Process) -> GaussianPrior | CorruptedGaussian:
     """The Gaussian with the mean and spectrum of corrupted data: N(C_1 m, C_1 S C_1^T + V_1)."""
     one = torch.ones((), dtype=torch.float64)
     signal = process.signal.at(one)
     spectrum = Diagonal(facts.spectrum.log(), None, facts.basis)
     mean = signal(facts.basis.synthesize(facts.mean))
-    return GaussianPrior(mean, signal @ spectrum @ signal.T + process.cov(one))
+    cov = signal @ spectrum @ signal.T + process.cov(one)
+    if not isinstance(cov, Diagonal):
+        return CorruptedGaussian(facts, process)
+    return GaussianPrior(mean, cov)
 
 
 def _diagonal_in(operator: Operator, basis: Basis) -> TypeGuard[Diagonal]:

@@ -91,6 +91,20 @@ class Geometric(Schedule):
         return f"{self.start:g}, {self.end:g}, until={self.until:g}"
 
 
+class Sine(Schedule):
+    """end sin^2(pi t / 2) (final): the blur width of Blurring Diffusion."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self.end = float(end)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.end * torch.sin(math.pi / 2 * t) ** 2
+
+    def extra_repr(self) -> str:
+        return f"{self.end:g}"
+
+
 class Sigmoid(Schedule):
     """From start to end along a logistic ramp of steepness `slope` that meets both (final)."""
 
@@ -195,6 +209,27 @@ class CosineSNR(Schedule):
 
     def extra_repr(self) -> str:
         return f"{self.largest:g}, {self.smallest:g}"
+
+
+class LinearBeta(Schedule):
+    r"""log abar_t = -(beta_1 - beta_0) t^2 / 2 - beta_0 t (final): that of the VP SDE.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
+        2020), https://arxiv.org/abs/2011.13456
+    """
+
+    def __init__(self, start: float = 0.1, end: float = 20.0) -> None:
+        super().__init__()
+        if not 0 <= start <= end or not end > 0:
+            raise ValueError(f"LinearBeta needs 0 <= start <= end; got {start:g} and {end:g}.")
+        self.start, self.end = float(start), float(end)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return -(self.end - self.start) * t**2 / 2 - self.start * t
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}"
 
 
 class Betas(Schedule):

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from sfumato.algebra.combine import Spectra, apply
 from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
+from sfumato.corruption.families import Scale
 from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Schedule
 
 
 class Estimate(NamedTuple):
@@ -88,6 +90,55 @@ def noise(process: Process, t: Tensor) -> Precondition:
     """
     out = scaled(-1.0) @ process.noise.at(t)
     return Precondition(identity(), out, identity(), t, process.signal.at(t))
+
+
+def coloured(level: Schedule) -> Parametrization:
+    r"""F estimates the coloured noise n = S_t eps / level_t: x_t - level_t F estimates C_t x_0.
+
+    For S_t = level_t L this is non-isotropic DDPM's second parametrization, n = L eps, which needs
+    no operator of the noise anywhere.
+
+    References:
+        Score-based Denoising Diffusion with Non-Isotropic Gaussian Noise Models (V. Voleti, C. Pal,
+        A. Oberman, 2022), https://arxiv.org/abs/2210.12254
+    """
+
+    def parametrization(process: Process, t: Tensor) -> Precondition:
+        out = scaled(-1.0) @ Scale(level).at(t)
+        return Precondition(identity(), out, identity(), t, process.signal.at(t))
+
+    return parametrization
+
+
+def gradient(process: Process, t: Tensor) -> Precondition:
+    r"""F estimates the score grad log q_t: x_t + V_t F estimates C_t x_0 (Tweedie)."""
+    return Precondition(identity(), process.cov(t), identity(), t, process.signal.at(t))
+
+
+def previous(levels: int) -> Parametrization:
+    r"""F estimates C_s x_0 - x_t at s = t - 1 / levels: IHDM's next less blurred image.
+
+    Only on the grid k / levels: elsewhere a step would have to divide by what blur has left.
+
+    Raises:
+        ValueError: (on use) a time between two levels.
+
+    References:
+        Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
+        2022), https://arxiv.org/abs/2206.13397
+    """
+
+    def parametrization(process: Process, t: Tensor) -> Precondition:
+        place = t.to(torch.float64) * levels
+        if bool(((place - place.round()).abs() > 1e-6).any()):
+            raise ValueError(
+                f"this model estimates the next of its {levels} levels and knows no time between "
+                f"them. Use --steps {levels}."
+            )
+        before = (place.round() - 1).clamp(min=0.0) / levels
+        return Precondition(identity(), identity(), identity(), t, process.signal.at(before))
+
+    return parametrization
 
 
 def angular(process: Process, t: Tensor) -> Precondition:

@@ -12,10 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Parametrization
+from sfumato.names import called
 
 Weighting = Callable[[Process, Tensor, Tensor], Operator]
 """(process, t, s) -> W, for s <= t; most look at t alone."""
@@ -74,7 +76,7 @@ def bound(coupling: Coupling) -> Weighting:
                 "Wrap it: lambda process, t, s: bound(coupling)(process, t, t - 1 / steps)."
             )
         carry, fresh = coupling(process, t, s)
-        name = getattr(coupling, "__qualname__", "this coupling").split(".")[0]
+        name = called(coupling)
         cov_s, clean_s = process.cov(s), process.signal.at(s)
         if _exceeds(cov_s - carry @ process.cov(t) @ carry.T - fresh @ fresh.T, cov_s):
             raise ValueError(
@@ -92,6 +94,36 @@ def bound(coupling: Coupling) -> Weighting:
         return fresh.inv() @ pull
 
     return weighting
+
+
+def rate(process: Process, t: Tensor, s: Tensor) -> Operator:
+    r"""W^T W = -dSNR/dt: the bound in continuous time, and the SDEs' likelihood weight.
+
+    || W (x_0^ - x_0) ||^2 / 2 is the limit of `bound(ancestral)` for short steps; g^2 || error of
+    the score ||^2 is the same (methods.md 1.8).
+
+    Raises:
+        ValueError: C_t and S_t share no basis, or the ratio rises somewhere.
+
+    References:
+        Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
+        https://arxiv.org/abs/2107.00630
+    """
+    _check_supported(process, t, "rate")
+    here = process.log_snr(t)
+    basis = process.signal.at(t) @ process.noise.at(t)
+    if here is None or not isinstance(basis, Diagonal):
+        raise ValueError("rate needs a process that is diagonal in one basis. Use simple.")
+
+    def log_snr(time: Tensor) -> Tensor:
+        found = process.log_snr(time)
+        return here if found is None else found
+
+    t = t.to(torch.float64)
+    slope = torch.func.jvp(log_snr, (t,), (torch.ones_like(t),))[1]
+    if bool((slope > 1e-9 * (1 + here.abs())).any()):
+        raise ValueError("rate needs signal-to-noise ratios that fall with time. Use simple.")
+    return Diagonal((here + log_of((-slope).clamp(min=0.0))) / 2, None, basis.basis)
 
 
 def unit(parametrization: Parametrization) -> Weighting:

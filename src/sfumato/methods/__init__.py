@@ -8,21 +8,68 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sfumato.corruption import coupling
+from sfumato.methods.blurring import blurring
+from sfumato.methods.cold import cold
+from sfumato.methods.ddim import ddim
 from sfumato.methods.ddpm import ddpm
+from sfumato.methods.edm import edm
+from sfumato.methods.ihdm import ihdm
+from sfumato.methods.ncsn import ncsn, ncsnv2
+from sfumato.methods.ni import ni_ddpm, ni_smld
 from sfumato.methods.recipe import Recipe as Recipe
+from sfumato.methods.score_sde import subvp, ve, vp
 from sfumato.methods.soft import soft
-from sfumato.sampling.flow import EULER, HEUN, RK4, flow
-from sfumato.sampling.kernels import Kernel, chain, langevin, reverse
+from sfumato.methods.soft_down import soft_down
+from sfumato.methods.soft_mask import soft_mask
+from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
+from sfumato.sampling.kernels import (
+    Kernel,
+    chain,
+    corrector,
+    langevin,
+    moves,
+    reverse,
+    reverse_diffusion,
+)
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "ddpm": ddpm,
+    "ddim": ddim,
+    "ncsn": ncsn,
+    "ncsnv2": ncsnv2,
+    "ve": ve,
+    "vp": vp,
+    "subvp": subvp,
+    "edm": edm,
+    "ihdm": ihdm,
+    "blurring": blurring,
     "soft": soft,
+    "soft-mask": soft_mask,
+    "soft-down": soft_down,
+    "cold": cold,
+    "ni-ddpm": ni_ddpm,
+    "ni-smld": ni_smld,
 }
 
 
 def _pc(delta: float = 0.1) -> Kernel:
     """Predictor-corrector: an Euler step of the flow, then one of Langevin."""
     return chain(flow(EULER), langevin(delta))
+
+
+def _sde(snr: float = 0.16) -> Kernel:
+    """Score SDE's predictor-corrector: reverse diffusion, then Langevin sized by norms."""
+    return chain(moves(reverse_diffusion, "reverse diffusion"), corrector(snr))
+
+
+def _redrawn(delta: float = 0.025) -> Kernel:
+    """IHDM's sampler: the corrupted estimate in noise of deviation delta."""
+    return reverse(coupling.redrawn(delta))
+
+
+def _churn(amount: float = 10.0, low: float = 0.0, high: float = 1.0) -> Kernel:
+    """EDM's stochastic sampler: noise added back, then Heun's method."""
+    return churn(HEUN, amount, low, high)
 
 
 def _langevin(delta: float = 0.1, steps: int = 1) -> Kernel:
@@ -48,9 +95,13 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "annealed": _annealed,
     "naive": lambda: reverse(coupling.naive),
     "cold": lambda: reverse(coupling.cold),
+    "redrawn": _redrawn,
+    "reverse": lambda: moves(reverse_diffusion, "reverse diffusion"),
     "euler": lambda: flow(EULER),
     "heun": lambda: flow(HEUN),
     "rk4": lambda: flow(RK4),
     "langevin": _langevin,
     "pc": _pc,
+    "sde": _sde,
+    "churn": _churn,
 }

@@ -7,12 +7,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sfumato.corruption.prior import Prior
+from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Parametrization
+from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.estimation.loss import Times, Weighting, uniform
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import even
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is drawn of the corruption itself for each image, such as a random mask (final).
+
+    Attributes:
+        channels: of the context, which the network is told beside x.
+        draw: (x, randn_like) -> context (B, channels, *space), for a batch like x.
+        process: context -> the process of these images.
+    """
+
+    channels: int
+    draw: Callable[[Tensor, RandnLike], Tensor]
+    process: Callable[[Tensor], Process]
+
+    def bind(self, denoiser: Denoiser, context: Tensor) -> Denoiser:
+        """The denoiser of images corrupted so; weights are shared."""
+        cond = {**denoiser.cond, "context": context}
+        return Denoiser(self.process(context), denoiser.parametrization, denoiser.backbone, cond)
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class Recipe:
         times: how training times are drawn from uniform numbers.
         steps: steps of the sampler where nobody says otherwise.
         grid: number of steps -> falling times.
+        context: what is drawn of the corruption for each image; `process` is then a typical one.
     """
 
     process: Process
@@ -40,6 +61,7 @@ class Recipe:
     times: Times = uniform
     steps: int = 100
     grid: Callable[[int], Tensor] = even
+    context: Context | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -16,9 +16,10 @@ from typing import Literal
 
 from sfumato.algebra.basis import dct
 from sfumato.algebra.operators import scaled
+from sfumato.corruption.colours import colour
 from sfumato.corruption.coupling import momentum
 from sfumato.corruption.facts import Facts, space, typical
-from sfumato.corruption.families import Heat, Scale
+from sfumato.corruption.families import Fixed, Heat, Scale
 from sfumato.corruption.prior import CorruptedData, fitted
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
@@ -39,6 +40,7 @@ def soft(
     blur: tuple[float, float] = (0.005, 0.36),
     sigma: tuple[float, float] = (0.01, 0.1),
     knee: float = 0.25,
+    noise: str = "white",
     prediction: Literal["residual", "wiener"] = "residual",
     memory: int = 2048,
     steps: int = 100,
@@ -52,6 +54,7 @@ def soft(
             23 px of 64 is 0.36. Geometric between them and none at t = 0.
         sigma: smallest and largest noise for data in [0, 1], the paper's units.
         knee: time from which the noise stays at its largest.
+        noise: white, power (a free field), data (its spectrum), or a covariance's .npy file.
         prediction: of the network: the residual x_0 - x_t with the soft loss over sigma_t^2, as
             published; or what a Wiener filter for white data of deviation 1/2 leaves, with
             targets and losses of unit size (EDM's preconditioning, for each frequency).
@@ -69,9 +72,9 @@ def soft(
     longest = max(space(shape))
     low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
     width = Geometric(blur[0] * longest, blur[1] * longest, zero_at_start=True)
-    process = Process(
-        signal=Heat(width, dct(*space(shape))), noise=Scale(Geometric(low, high, until=knee))
-    )
+    grow = Scale(Geometric(low, high, until=knee))
+    grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))
+    process = Process(signal=Heat(width, dct(*space(shape))), noise=grow)
     remembered = facts._replace(low=facts.low[:memory])
     prior = CorruptedData(remembered, process) if memory else fitted(facts, process)
     output, weighting = PREDICTIONS[prediction]

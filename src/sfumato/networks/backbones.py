@@ -102,6 +102,7 @@ class UNet(nn.Module):
         shape: (C, H, W) of the images, of any sizes.
         options: its size.
         classes: the number of classes, or None for an unconditional network.
+        context: channels told beside the image's own, such as a mask.
 
     Raises:
         ValueError: `shape` or `classes` is not made of positive whole numbers.
@@ -112,6 +113,7 @@ class UNet(nn.Module):
         shape: Sequence[int],
         options: UNetOptions = UNetOptions(),
         classes: int | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.shape = _whole_numbers("shape", shape)
@@ -121,7 +123,9 @@ class UNet(nn.Module):
             _positive("classes", classes)
         self.options = options
         self.classes = classes
-        self.net = _unet(self.shape[0] * options.patch**2, options, classes)
+        self.context = context
+        channels = [c * options.patch**2 for c in (self.shape[0] + context, self.shape[0])]
+        self.net = _unet(channels[0], channels[1], options, classes)
         size = [math.ceil(side / options.patch) for side in self.shape[1:]]
         # The last block enlarges nothing; the one before it enlarges to the finest level's size.
         for block in list(self.net.up_blocks)[-2::-1]:
@@ -130,7 +134,13 @@ class UNet(nn.Module):
         for parameter in self.net.conv_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, label: Tensor, classes: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         r"""F(x, label).
 
         Args:
@@ -138,6 +148,7 @@ class UNet(nn.Module):
             label: one number per image, (B,), roughly in [-1, 1].
             classes: classes from 0, (B,) integers; the number of classes itself stands for "none",
                 as None does for the whole batch.
+            context: (B, channels, H, W), where the network was built for some.
 
         Returns:
             a tensor like x.
@@ -155,6 +166,10 @@ class UNet(nn.Module):
                 f"label must be {x.shape[0]} floating-point numbers, one per image; "
                 f"got {label.dtype} of shape {tuple(label.shape)}."
             )
+        if (0 if context is None else context.shape[1]) != self.context:
+            raise ValueError(f"this network was built for a context of {self.context} channels.")
+        if context is not None:
+            x = torch.cat([x, context.to(x)], 1)
         patch, (height, width) = self.options.patch, self.shape[1:]
         top, left = (-height % patch) // 2, (-width % patch) // 2
         if height % patch or width % patch:
@@ -202,13 +217,15 @@ class Enlarge(nn.Module):
         return F.interpolate(x, size=self.size, mode="nearest")
 
 
-def _unet(channels: int, options: UNetOptions, classes: int | None) -> UNet2DModel:
+def _unet(
+    channels: int, channels_out: int, options: UNetOptions, classes: int | None
+) -> UNet2DModel:
     levels = range(len(options.multipliers))
     kinds = ["Attn" if level in options.attention else "" for level in levels]
     groups = _groups(options.width)
     return UNet2DModel(
         in_channels=channels,
-        out_channels=channels,
+        out_channels=channels_out,
         down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         block_out_channels=tuple(options.width * m for m in options.multipliers),

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.algebra.combine import apply
+from sfumato.algebra.operators import Operator
 from sfumato.corruption.prior import RandnLike
 from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators
 from sfumato.sampling.kernels import Kernel, Pulls, Table, moved, pulled
@@ -47,6 +49,8 @@ RK4 = Tableau(
 TABLEAUX = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 
 Stage = tuple[Precondition, Pulls]
+Clocked = tuple[Denoiser, Table, list[float]]
+"""A denoiser, its operators and the time that each step spans."""
 
 
 def flow(tableau: Tableau) -> Kernel:
@@ -56,32 +60,85 @@ def flow(tableau: Tableau) -> Kernel:
     ends with x_0^) or above it.
     """
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table, list[float]]:
-        process = denoiser.process
-
-        def make(t: Tensor, s: Tensor) -> tuple[Stage, ...]:
-            stages = []
-            for node in tableau.c:
-                at = t + node * (s - t)
-                pre = denoiser.precondition(at)
-                drift, grow = flow_operators(process, at)
-                stages.append((pre, pulled(denoiser, pre, grow, drift)))
-            return tuple(stages)
-
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
         spans = torch.diff(grid.to(torch.float64)).tolist()
-        return denoiser, Table(make, x, grid), spans
+        return denoiser, Table(lambda t, s: _stages(denoiser, tableau, t, s), x, grid), spans
 
-    def step(
-        state: tuple[Denoiser, Table, list[float]], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, tuple[Denoiser, Table, list[float]]]:
+    def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
         denoiser, table, spans = state
-        slopes: list[Tensor] = []
-        for (pre, pulls), weights in zip(table[i], tableau.a, strict=True):
-            y = _advance(x, spans[i], weights, slopes)
-            slopes.append(moved(denoiser, pre, pulls, y))
-        return _advance(x, spans[i], tableau.b, slopes), state
+        return _taken(denoiser, tableau, table[i], x, spans[i]), state
 
-    return Kernel(init, step)
+    return Kernel(init, step, _name(tableau))
+
+
+def churn(tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0) -> Kernel:
+    r"""EDM's stochastic sampler: noise up to t^ = t (1 + gamma), then the flow from there.
+
+    gamma = min(amount / N, sqrt(2) - 1) on N times between `low` and `high`, else 0; noise is added
+    by the Markov process itself, so that x keeps its law. Where sigma_t is proportional to t, as in
+    EDM, this is its Algorithm 2 with S_noise = 1; t^ stays within [0, 1].
+
+    Args:
+        tableau: of the flow.
+        amount: S_churn, >= 0; at 0 this is `flow(tableau)`.
+        low: S_min / sigma_max.
+        high: S_max / sigma_max.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        Algorithm 2, https://arxiv.org/abs/2206.00364
+    """
+    if not amount >= 0 or not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"churn needs an amount >= 0 and 0 <= low <= high <= 1; got {amount:g}, {low:g}, "
+            f"{high:g}."
+        )
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
+        grid = grid.to(torch.float64)
+        gamma = min(amount / len(grid), 2**0.5 - 1)
+
+        def raised(t: Tensor) -> Tensor:
+            inside = (t >= low) & (t <= high)
+            return torch.where(inside, (t * (1 + gamma)).clamp(max=1.0), t)
+
+        def make(t: Tensor, s: Tensor) -> tuple[Operator, Operator, tuple[Stage, ...]]:
+            forward, cov = denoiser.process.transition(t, raised(t))
+            return forward, cov.sqrt(), _stages(denoiser, tableau, raised(t), s)
+
+        return denoiser, Table(make, x, grid), (grid[1:] - raised(grid[:-1])).tolist()
+
+    def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
+        denoiser, table, spans = state
+        forward, fresh, stages = table[i]
+        x = apply((forward, x), (fresh, randn_like(x)))
+        return _taken(denoiser, tableau, stages, x, spans[i]), state
+
+    return Kernel(init, step, f"{_name(tableau)} with churn")
+
+
+def _name(tableau: Tableau) -> str:
+    return next((name for name, known in TABLEAUX.items() if known == tableau), "a tableau")
+
+
+def _stages(denoiser: Denoiser, tableau: Tableau, t: Tensor, s: Tensor) -> tuple[Stage, ...]:
+    stages = []
+    for node in tableau.c:
+        at = t + node * (s - t)
+        pre = denoiser.precondition(at)
+        drift, grow = flow_operators(denoiser.process, at)
+        stages.append((pre, pulled(denoiser, pre, grow, drift)))
+    return tuple(stages)
+
+
+def _taken(
+    denoiser: Denoiser, tableau: Tableau, stages: tuple[Stage, ...], x: Tensor, span: float
+) -> Tensor:
+    """One step of the method over `span` of time."""
+    slopes: list[Tensor] = []
+    for (pre, pulls), weights in zip(stages, tableau.a, strict=True):
+        slopes.append(moved(denoiser, pre, pulls, _advance(x, span, weights, slopes)))
+    return _advance(x, span, tableau.b, slopes)
 
 
 def _advance(x: Tensor, span: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.combine import Spectra, apply
-from sfumato.algebra.operators import Diagonal, Operator, scaled
+from sfumato.algebra.operators import Diagonal, Operator, identity, scaled
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.prior import RandnLike
+from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Precondition
+from sfumato.names import called
 
 # Steps whose operators are held in memory at once: bounds what a long grid of large images needs.
 BLOCK = 64
@@ -54,6 +56,7 @@ class Kernel(NamedTuple):
 
     init: Callable[[Denoiser, Tensor, Tensor], Any]
     step: Callable[[Any, Tensor, int, RandnLike], tuple[Tensor, Any]]
+    name: str = "a kernel"
 
 
 class Table:
@@ -96,6 +99,14 @@ class Table:
         return values.ndim < self._x.ndim or len(values) == 1
 
 
+class Move(NamedTuple):
+    """x_s = carry x_t + pull x_0^ + fresh eps."""
+
+    carry: Operator
+    pull: Operator
+    fresh: Operator
+
+
 def reverse(coupling: Coupling) -> Kernel:
     r"""x_s = C_s x_0^ + K (x_t - C_t x_0^) + L eps for a coupling (K, L).
 
@@ -103,13 +114,40 @@ def reverse(coupling: Coupling) -> Kernel:
     Soft Diffusion's samplers, Cold Diffusion, consistent annealed sampling.
     """
 
+    def rule(process: Process, t: Tensor, s: Tensor) -> Move:
+        carry, fresh = coupling(process, t, s)
+        return Move(carry, process.signal.at(s) - carry @ process.signal.at(t), fresh)
+
+    return moves(rule, called(coupling))
+
+
+def reverse_diffusion(process: Process, t: Tensor, s: Tensor) -> Move:
+    r"""Score SDE's reverse-diffusion predictor, for any Markov process.
+
+    The forward step x_t = A x_s + N(0, Q) taken back as it stands, x_s = (2 I - A) x_t + Q score +
+    Q^1/2 eps. First order in the step; on VE it is `momentum`.
+
+    Raises:
+        ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
+        2020), Algorithms 2 and 3, https://arxiv.org/abs/2011.13456
+    """
+    forward, cov = process.transition(s, t)
+    toward = cov @ process.cov(t).inv()
+    carry = scaled(2.0) - forward - toward
+    return Move(carry, toward @ process.signal.at(t), cov.sqrt())
+
+
+def moves(rule: Callable[[Process, Tensor, Tensor], Move], name: str) -> Kernel:
+    """The kernel of a rule (process, t, s) -> `Move`, made once for every step of the grid."""
+
     def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
         process = denoiser.process
 
         def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
-            pre = denoiser.precondition(t)
-            carry, fresh = coupling(process, t, s)
-            pull = process.signal.at(s) - carry @ process.signal.at(t)
+            pre, (carry, pull, fresh) = denoiser.precondition(t), rule(process, t, s)
             return pre, pulled(denoiser, pre, carry, pull), fresh
 
         return denoiser, Table(make, x, grid)
@@ -122,7 +160,7 @@ def reverse(coupling: Coupling) -> Kernel:
         drawn = [] if fresh.vanishes else [(fresh, randn_like(x))]
         return moved(denoiser, pre, pulls, x, *drawn), state
 
-    return Kernel(init, step)
+    return Kernel(init, step, name)
 
 
 def langevin(delta: float, steps: int = 1) -> Kernel:
@@ -161,7 +199,46 @@ def langevin(delta: float, steps: int = 1) -> Kernel:
             x = moved(denoiser, pre, pulls, x, (fresh, randn_like(x)))
         return x, state
 
-    return Kernel(init, step)
+    return Kernel(init, step, "langevin")
+
+
+def corrector(snr: float) -> Kernel:
+    r"""Score SDE's Langevin corrector: one step at the time arrived at, sized by a ratio of norms.
+
+    x <- x - delta r + sqrt(2 delta) S_s eps with r = x - C_s x_0^ and delta = 2 (snr ||eps|| /
+    ||S_s^-1 r||)^2 for each sample, never its batch's mean; for white noise the published step
+    2 (snr ||z|| / ||score||)^2 score, without the factor 1 - beta that VP has there. No larger than
+    1, where a step forgets x: a network that sees no noise would ask for an infinite one.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
+        2020), Algorithms 4 and 5, https://arxiv.org/abs/2011.13456
+    """
+    if not snr > 0:
+        raise ValueError(f"corrector needs a positive ratio; got {snr:g}.")
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+        process = denoiser.process
+
+        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator, Operator]:
+            pre, pull = denoiser.precondition(s), scaled(-1.0) @ process.signal.at(s)
+            level = process.noise.at(s)
+            return pre, pulled(denoiser, pre, identity(), pull), level, level.inv()
+
+        return denoiser, Table(make, x, grid)
+
+    def step(
+        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
+    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
+        denoiser, table = state
+        pre, pulls, level, back = table[i]
+        away, eps = moved(denoiser, pre, pulls, x), randn_like(x)
+        shape = (-1, *(1,) * (x.ndim - 1))
+        white, drawn = (y.flatten(1).square().sum(1).reshape(shape) for y in (back(away), eps))
+        delta = (2 * snr**2 * drawn / white).clamp(max=1.0)
+        return x - delta * away + (2 * delta).sqrt() * level(eps), state
+
+    return Kernel(init, step, "corrector")
 
 
 def chain(*kernels: Kernel) -> Kernel:
@@ -184,7 +261,7 @@ def chain(*kernels: Kernel) -> Kernel:
             after.append(state)
         return x, after
 
-    return Kernel(init, step)
+    return Kernel(init, step, " + ".join(kernel.name for kernel in kernels))
 
 
 def _leaves(tree: Any) -> Sequence[Any]:  # noqa: ANN401

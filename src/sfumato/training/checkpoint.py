@@ -20,7 +20,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files
-from sfumato.model import DIGITS, Model, load_weights, read_tensors
+from sfumato.files import load_weights, read_tensors
+from sfumato.model import DIGITS, Model
 
 
 class State:

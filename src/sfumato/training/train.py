@@ -172,7 +172,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * _pace(step, options)
     torch.manual_seed(_number(options.seed, "module", step, accelerator.process_index))
-    rows, t, eps = draw(step, data, options, model)
+    rows, t, eps, drawn = draw(step, data, options, model)
     share = options.batch // accelerator.num_processes
     part = share // options.accumulate
     total = torch.zeros((), device=accelerator.device)
@@ -184,6 +184,8 @@ def _step(
         labels = data.classes(rows[chosen]) if model.config.conditional else None
         if labels is not None:
             bound = denoiser.given(classes=labels.to(accelerator.device))
+        if model.recipe.context is not None and drawn is not None:
+            bound = model.recipe.context.bind(bound, drawn[chosen].to(accelerator.device))
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
             noise = eps[chosen].to(accelerator.device)
@@ -198,8 +200,11 @@ def _step(
 
 def draw(
     step: int, data: Data, options: TrainOptions, model: Model
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of the data, times (B, 1, ..., 1) and noise of the global batch, from (seed, step)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Rows of the data, times (B, 1, ..., 1), noise and context of the global batch.
+
+    All from (seed, step).
+    """
     positions = torch.arange(step * options.batch, (step + 1) * options.batch)
     epochs, places = positions // len(data), positions % len(data)
     rows = torch.empty_like(places)
@@ -211,7 +216,10 @@ def draw(
     u = stratified(torch.rand(options.batch, generator=generator, dtype=torch.float64))
     t = model.recipe.times(u).reshape(-1, *(1,) * len(model.shape))
     eps = torch.randn(options.batch, *model.shape, generator=generator)
-    return rows, t, eps
+    context = model.recipe.context
+    if context is None:
+        return rows, t, eps, None
+    return rows, t, eps, context.draw(eps, lambda x: torch.randn(x.shape, generator=generator))
 
 
 def _pace(step: int, options: TrainOptions) -> float:

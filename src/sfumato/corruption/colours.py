@@ -1,0 +1,108 @@
+r"""A colour is the symmetric root S of a noise covariance S S^T of unit mean power.
+
+    x -> S eps,    trace(S S^T) = n
+
+White is the identity; others are diagonal in a basis of frequencies, or the user's own matrix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.algebra.basis import hartley
+from sfumato.algebra.operators import Dense, Diagonal, Operator, identity
+from sfumato.corruption.facts import Facts, space
+
+FLOOR = 1e-3
+"""Least share of the mean power that `measured` leaves a coefficient."""
+
+
+def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) -> Diagonal:
+    r"""Gains |k|^-exponent on the frequencies of the image, periodic, diagonal in `hartley`.
+
+    exponent 1 on two axes is the Gaussian free field of non-isotropic DDPM; pixels have unit
+    variance.
+
+    Args:
+        shape: of one signal, (C, *space) or (n,).
+        exponent: of the gain (the power falls as |k|^-2 exponent).
+        dc: gain at frequency 0, where |k|^-exponent has none, in units of that at the lowest other
+            frequency. It must not be 0: a constant would never be corrupted.
+
+    Raises:
+        ValueError: `dc` is not positive.
+
+    References:
+        Score-based Denoising Diffusion with Non-Isotropic Gaussian Noise Models (V. Voleti, C. Pal,
+        A. Oberman, 2022), https://arxiv.org/abs/2210.12254
+    """
+    if not dc > 0:
+        raise ValueError(f"the noise needs a gain above 0 at frequency 0; got dc={dc:g}.")
+    basis = hartley(*space(shape))
+    squared = basis.laplacian
+    steady = squared == 0
+    lowest = squared[~steady].min() if squared.numel() > 1 else torch.ones(()).double()
+    log_gain = -exponent / 2 * torch.where(steady, lowest, squared).log()
+    log_gain = torch.where(steady, log_gain + torch.tensor(dc).double().log(), log_gain)
+    return Diagonal(_unit(log_gain), None, basis)
+
+
+def measured(facts: Facts) -> Diagonal:
+    """The spectrum of the data, averaged over channels, as the noise's; diagonal in the DCT basis.
+
+    Coefficients of less than FLOOR of the mean power get that much, so that all are reached.
+    """
+    power = facts.spectrum.mean(0) if facts.spectrum.ndim > 1 else facts.spectrum
+    return Diagonal(
+        _unit(power.clamp(min=FLOOR * float(power.mean())).log() / 2), None, facts.basis
+    )
+
+
+def covariance(path: str | Path, shape: tuple[int, ...]) -> Dense:
+    """The root of a covariance in a `.npy` file, (n, n), scaled to unit mean power.
+
+    n is the number of pixels of a channel, or of the whole signal.
+
+    Raises:
+        ValueError: the file is none, or holds no covariance of this size.
+    """
+    try:
+        values = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no covariance: {error}.") from error
+    sizes = {torch.Size(axes).numel(): axes for axes in (shape, space(shape))}
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or len(values) not in sizes:
+        wanted = " or ".join(f"({n}, {n})" for n in sorted(sizes))
+        raise ValueError(f"{path} must be {wanted}; got {tuple(values.shape)}.")
+    return Dense(values / values.diagonal().mean(), sizes[len(values)]).sqrt()
+
+
+def colour(
+    name: str, shape: tuple[int, ...], facts: Facts, exponent: float = 1.0, dc: float = 1.0
+) -> Operator:
+    """The colour that the command line calls `name`.
+
+    Args:
+        name: white, power (see `power_law`), data (see `measured`), or the path of a covariance.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name == "white":
+        return identity()
+    if name == "power":
+        return power_law(shape, exponent, dc)
+    if name == "data":
+        return measured(facts)
+    if name.endswith(".npy"):
+        return covariance(name, shape)
+    raise ValueError(f"no noise '{name}'; choose white, power, data, or a covariance's .npy file.")
+
+
+def _unit(log_gain: Tensor) -> Tensor:
+    """The same gains, with a mean square of 1."""
+    return log_gain - log_gain.mul(2).exp().mean().log() / 2

@@ -1,0 +1,88 @@
+r"""EDM: growing white noise, preconditioned network, Heun's method on a warped grid.
+
+q(x_t | x_0) = N(x_0, sigma_t^2 I) with sigma_t = sigma_max t; the network's input and target have
+unit variance for data of deviation 1/2; log sigma is drawn normal in training.
+
+References:
+    Elucidating the Design Space of Diffusion-Based Generative Models (Tero Karras, Miika Aittala,
+    Timo Aila, Samuli Laine, 2022), https://arxiv.org/abs/2206.00364
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal, scaled
+from sfumato.corruption.facts import Facts
+from sfumato.corruption.families import Scale
+from sfumato.corruption.prior import standard
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Constant, Linear
+from sfumato.estimation.denoise import Precondition, wiener
+from sfumato.estimation.loss import unit
+from sfumato.methods.recipe import Recipe
+from sfumato.sampling.flow import HEUN, churn, flow
+
+FILTER = wiener(scaled(0.25))
+
+
+def preconditioned(process: Process, t: Tensor) -> Precondition:
+    """c_skip, c_out and c_in of EDM, with c_noise = log(sigma) / 4."""
+    level = process.noise.at(t)
+    label = level.log_gain / 4 if isinstance(level, Diagonal) else t
+    return FILTER(process, t)._replace(label=label)
+
+
+def edm(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    sigma: tuple[float, float] = (0.002, 80.0),
+    rho: float = 7.0,
+    center: float = -1.2,
+    spread: float = 1.2,
+    stir: float = 0.0,
+    steps: int = 18,
+) -> Recipe:
+    """EDM: growing white noise, preconditioned network, Heun's method on a warped grid.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used.
+        sigma: smallest and largest noise.
+        rho: warp of the sampler's grid; larger puts more steps at small noise.
+        center: mean of log sigma in training.
+        spread: deviation of log sigma in training.
+        stir: noise added back in sampling, the paper's S_churn; 0 for none.
+        steps: steps of the sampler, of two network calls each but the last.
+    """
+    low, high = sigma
+    if not 0 < low < high:
+        raise ValueError(f"sigma goes from a small to a large level; got {low:g}, {high:g}.")
+    process = Process(signal=Scale(Constant(1.0)), noise=Scale(Linear(0.0, high)))
+
+    def times(u: Tensor) -> Tensor:
+        # Half a step of float32 off both ends, where a normal number would be infinite.
+        level = center + spread * torch.special.ndtri(u.double().clamp(2**-25, 1 - 2**-25))
+        return (level.exp() / high).clamp(max=1.0)
+
+    def grid(count: int) -> Tensor:
+        """sigma_i = (sigma_max^1/rho + i / (N - 1) (sigma_min^1/rho - sigma_max^1/rho))^rho, 0."""
+        if count < 1:
+            raise ValueError(f"sampling needs one step or more; got {count}.")
+        ends = high ** (1 / rho), low ** (1 / rho)
+        inner = torch.linspace(*ends, count, dtype=torch.float64) ** rho / high
+        return torch.cat([inner.clamp(max=1.0), torch.zeros(1).double()])
+
+    return Recipe(
+        process,
+        preconditioned,
+        unit(preconditioned),
+        churn(HEUN, stir) if stir else flow(HEUN),
+        standard(process, shape),
+        __doc__ or "",
+        times=times,
+        steps=steps,
+        grid=grid,
+    )

@@ -1,0 +1,92 @@
+r"""IHDM: heat blur with a trace of noise, estimates of the next less blurred image.
+
+q(x_k | x_0) = N(F_k x_0, sigma^2 I), F_k = exp(-Laplacian b_k^2 / 2) in the DCT basis, k = 1 .. K;
+the network predicts F_{k-1} x_0 - x_k, loss || F_{k-1} x_0 - (x_k + f) ||^2; the sampler sets
+x_{k-1} = x_k + f + delta z, and returns its last mean. It knows no levels but its own.
+
+References:
+    Generative Modelling with Inverse Heat Dissipation (Severi Rissanen, Markus Heinonen, Arno
+    Solin, 2022), https://arxiv.org/abs/2206.13397
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.basis import dct
+from sfumato.algebra.operators import Operator
+from sfumato.corruption.coupling import redrawn
+from sfumato.corruption.facts import Facts, space, typical
+from sfumato.corruption.families import Heat, Scale
+from sfumato.corruption.prior import CorruptedData
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Constant, Table
+from sfumato.estimation.denoise import previous
+from sfumato.estimation.loss import levels as times
+from sfumato.methods.recipe import Recipe
+from sfumato.sampling.kernels import reverse
+from sfumato.sampling.sample import even
+
+
+def ihdm(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    levels: int = 200,
+    blur: tuple[float, float] = (0.5, 0.75),
+    sigma: float = 0.01,
+    delta: float = 0.0125,
+    memory: int = 2048,
+) -> Recipe:
+    """IHDM: heat blur with a trace of noise, estimates of the next less blurred image.
+
+    Args:
+        shape: of one signal, (C, *space) or (n,).
+        facts: what is known of the data; a 1/f^2 spectrum where nothing is.
+        levels: K, levels of blur and steps of the sampler, which no other number of steps can
+            replace.
+        blur: width of the first level in pixels, and of the last as a fraction of the longest side
+            (the paper's 24 px of 32 is 0.75); geometric between, and none at level 0.
+        sigma: noise in training for data in [0, 1], the paper's units.
+        delta: noise in sampling, likewise.
+        memory: training images whose low frequencies start the sampler, 1 or more.
+    """
+    first, last = blur[0], blur[1] * max(space(shape))
+    if levels < 2 or not 0 < first < last:
+        raise ValueError(
+            f"ihdm needs two levels or more, from a small to a large blur; got {levels} levels, "
+            f"{first:g} to {last:g} pixels."
+        )
+    if memory < 1:
+        raise ValueError(f"memory must be 1 or more; got {memory}.")
+    facts = facts or typical(shape)
+    widths = torch.logspace(0, 1, levels, base=last / first, dtype=torch.float64) * first
+    path = Table(torch.linspace(0, 1, levels + 1), torch.cat([torch.zeros(1), widths]))
+    noise, fresh = 2 * sigma, 2 * delta  # data span [-1, 1] here, [0, 1] in the paper
+    process = Process(signal=Heat(path, dct(*space(shape))), noise=Scale(Constant(noise)))
+    estimated = previous(levels)
+
+    def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
+        """W = F_{k-1}: the error of the next image itself."""
+        return estimated(process, t).of
+
+    def grid(steps: int) -> Tensor:
+        if steps != levels:
+            raise ValueError(
+                f"this model was trained on {levels} levels and takes no other number of steps; "
+                f"got {steps}. Use --steps {levels}."
+            )
+        return even(levels)
+
+    return Recipe(
+        process,
+        estimated,
+        weighting,
+        reverse(redrawn(fresh)),
+        CorruptedData(facts._replace(low=facts.low[:memory]), process),
+        __doc__ or "",
+        times=times(levels),
+        steps=levels,
+        grid=grid,
+    )

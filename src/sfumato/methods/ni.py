@@ -1,0 +1,161 @@
+r"""Non-isotropic DDPM and SMLD: the white noise of DDPM or NCSN replaced by coloured noise.
+
+q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) Sigma), or N(x_0, sigma_k^2 Sigma), with Sigma the
+covariance of a Gaussian free field, of any power law, of the data's own spectrum, or the user's;
+its root is symmetric. The network predicts the whitened noise, loss || eps^ - eps ||^2; the sampler
+is DDPM's, or annealed Langevin dynamics preconditioned by Sigma. In continuous time the NIVP and
+NIVE SDEs. The expected denoised sample is (x_t + V_t score) / sqrt(abar_t), where the paper's Eq. 9
+lacks the root.
+
+References:
+    Score-based Denoising Diffusion with Non-Isotropic Gaussian Noise Models (Vikram Voleti,
+    Christopher Pal, Adam Oberman, 2022), https://arxiv.org/abs/2210.12254
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from sfumato.algebra.operators import Operator
+from sfumato.corruption.colours import colour
+from sfumato.corruption.coupling import ancestral, ancestral_large
+from sfumato.corruption.facts import Facts, typical
+from sfumato.corruption.families import Fixed, Scale
+from sfumato.corruption.prior import standard
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import (
+    Amplitude,
+    Complement,
+    Geometric,
+    LinearBeta,
+    Schedule,
+    cosine_betas,
+    linear_betas,
+)
+from sfumato.estimation.denoise import Parametrization, clean, coloured, gradient
+from sfumato.estimation.denoise import noise as whitened
+from sfumato.estimation.loss import levels, simple, uniform
+from sfumato.methods.ncsn import annealed
+from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
+from sfumato.sampling.kernels import reverse
+
+CHAINS = ("linear", "cosine", "sde")
+VARIANCES = {"small": ancestral, "large": ancestral_large}
+
+
+def predictions(level: Schedule) -> dict[str, Parametrization]:
+    """What the network may estimate, by name, where S_t = level_t L."""
+    return {"noise": whitened, "coloured": coloured(level), "score": gradient, "clean": clean}
+
+
+def ni_ddpm(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    covariance: Operator | None = None,
+    *,
+    noise: str = "power",
+    exponent: float = 1.0,
+    dc: float = 1.0,
+    chain: Literal["linear", "cosine", "sde"] = "linear",
+    variance: Literal["small", "large"] = "small",
+    prediction: Literal["noise", "coloured", "score", "clean"] = "noise",
+    length: int = 1000,
+    steps: int = 1000,
+) -> Recipe:
+    """Non-isotropic DDPM: fading signal in coloured noise, noise prediction, ancestral sampler.
+
+    Args:
+        shape: of one signal, (C, *space) or (n,).
+        facts: what is known of the data, for its spectrum.
+        covariance: Sigma as an operator with a root, in place of `noise`.
+        noise: power (the Gaussian free field by default), data (its spectrum), white, or a
+            covariance's .npy file.
+        exponent: of the power law: gains |k|^-exponent, 1 for the free field.
+        dc: gain at frequency 0, in units of that at the lowest other one.
+        chain: variances of the chain: linear, cosine, or the NIVP SDE in continuous time.
+        variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
+        prediction: of the network: the whitened noise, the coloured noise, the score or x_0, all
+            with the same loss.
+        length: number of steps of the chain, and of training times, but for the SDE.
+        steps: steps of the sampler.
+    """
+    if chain not in CHAINS:
+        raise ValueError(nearest("chain", chain, CHAINS))
+    if variance not in VARIANCES:
+        raise ValueError(nearest("variance", variance, VARIANCES))
+    power: Schedule = LinearBeta()
+    if chain != "sde":
+        power = (linear_betas if chain == "linear" else cosine_betas)(steps=length)
+    level = Complement(power)
+    known = predictions(level)
+    if prediction not in known:
+        raise ValueError(nearest("prediction", prediction, known))
+    root = _root(noise, shape, facts, exponent, dc, covariance)
+    process = Process(signal=Scale(Amplitude(power)), noise=Scale(level) @ Fixed(root))
+    return Recipe(
+        process,
+        known[prediction],
+        simple,
+        reverse(VARIANCES[variance]),
+        standard(process, shape),
+        __doc__ or "",
+        times=uniform if chain == "sde" else levels(length),
+        steps=steps,
+    )
+
+
+def ni_smld(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    covariance: Operator | None = None,
+    *,
+    noise: str = "power",
+    exponent: float = 1.0,
+    dc: float = 1.0,
+    sigma: tuple[float, float] = (0.01, 1.0),
+    count: int = 10,
+    delta: float = 0.1,
+    inner: int = 100,
+    sde: bool = False,
+    prediction: Literal["noise", "coloured", "score", "clean"] = "noise",
+) -> Recipe:
+    """Non-isotropic SMLD: coloured noise of geometric levels, preconditioned Langevin dynamics.
+
+    Args:
+        shape: of one signal, (C, *space) or (n,).
+        facts: what is known of the data.
+        covariance: Sigma as an operator with a root, in place of `noise`.
+        noise: power (the Gaussian free field by default), data (its spectrum), white, or a
+            covariance's .npy file.
+        exponent: of the power law: gains |k|^-exponent, 1 for the free field.
+        dc: gain at frequency 0, in units of that at the lowest other one.
+        sigma: smallest and largest noise for data in [0, 1], as in ncsn.
+        count: number of levels, and steps of the sampler.
+        delta: step of Langevin dynamics over the variance of the level.
+        inner: Langevin steps at each level.
+        sde: train on all times between the levels too: the NIVE SDE.
+        prediction: of the network, as in ni-ddpm.
+    """
+    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in NCSN's units
+    root = _root(noise, shape, facts, exponent, dc, covariance)
+    recipe = annealed(shape, facts, (low, high), count, delta, inner, root)
+    known = predictions(Geometric(low * (high / low) ** (-1 / (count - 1)), high))
+    if prediction not in known:
+        raise ValueError(nearest("prediction", prediction, known))
+    times = uniform if sde else recipe.times
+    return replace(recipe, parametrization=known[prediction], times=times, reference=__doc__ or "")
+
+
+def _root(
+    noise: str,
+    shape: tuple[int, ...],
+    facts: Facts | None,
+    exponent: float,
+    dc: float,
+    covariance: Operator | None,
+) -> Operator:
+    if covariance is not None:
+        return covariance.sqrt()
+    return colour(noise, shape, facts or typical(shape), exponent, dc)

@@ -1,0 +1,153 @@
+r"""Score SDE: noise prediction in continuous time, predictor-corrector sampler.
+
+VE: q(x_t | x_0) = N(x_0, sigma_t^2 I), sigma_t geometric. VP: N(sqrt(abar_t) x_0, (1 - abar_t) I)
+with beta linear in time. Sub-VP: N(sqrt(abar_t) x_0, (1 - abar_t)^2 I). The loss is sigma_t^2 ||
+error of the score ||^2 = || eps^ - eps ||^2, or weighted by g_t^2, which bounds the likelihood.
+
+References:
+    Score-Based Generative Modeling through Stochastic Differential Equations (Yang Song, Jascha
+    Sohl-Dickstein, Diederik P. Kingma, Abhishek Kumar, Stefano Ermon, Ben Poole, 2020),
+    https://arxiv.org/abs/2011.13456
+    Maximum Likelihood Training of Score-Based Diffusion Models (Yang Song, Conor Durkan, Iain
+    Murray, Stefano Ermon, 2021), https://arxiv.org/abs/2101.09258 (the weight g^2)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sfumato.corruption.coupling import ancestral, ancestral_large
+from sfumato.corruption.facts import Facts
+from sfumato.corruption.families import Scale
+from sfumato.corruption.prior import standard
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Amplitude, Complement, Constant, Geometric, LinearBeta
+from sfumato.estimation.denoise import noise
+from sfumato.estimation.loss import rate, simple
+from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
+from sfumato.sampling.kernels import (
+    Kernel,
+    chain,
+    corrector,
+    moves,
+    reverse,
+    reverse_diffusion,
+)
+
+WEIGHTS = {"simple": simple, "likelihood": rate}
+REVERSE = moves(reverse_diffusion, "reverse diffusion")
+
+
+def ve(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    sigma: tuple[float, float] = (0.01, 50.0),
+    weight: Literal["simple", "likelihood"] = "simple",
+    predictor: Literal["reverse", "ancestral"] = "reverse",
+    snr: float = 0.16,
+    steps: int = 1000,
+) -> Recipe:
+    """Variance-exploding SDE: growing white noise, predictor-corrector sampler.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used.
+        sigma: smallest and largest noise for data in [0, 1], the paper's units; geometric between.
+        weight: of the loss: sigma^2, or g^2 for likelihood.
+        predictor: reverse diffusion or ancestral sampling.
+        snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
+        steps: times of the sampler, each of two network calls with a corrector.
+    """
+    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
+    process = Process(signal=Scale(Constant(1.0)), noise=Scale(Geometric(low, high)))
+    kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral)}
+    return _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-5)
+
+
+def vp(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    beta: tuple[float, float] = (0.1, 20.0),
+    weight: Literal["simple", "likelihood"] = "simple",
+    predictor: Literal["reverse", "ancestral"] = "reverse",
+    snr: float = 0.16,
+    steps: int = 1000,
+) -> Recipe:
+    """Variance-preserving SDE: fading signal in white noise, predictor-corrector sampler.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used.
+        beta: rate of the noise at both ends of time, linear between.
+        weight: of the loss: sigma^2, or g^2 for likelihood.
+        predictor: reverse diffusion or ancestral sampling (DDPM's, of large variance).
+        snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
+        steps: times of the sampler, each of two network calls with a corrector.
+    """
+    power = LinearBeta(*beta)
+    process = Process(signal=Scale(Amplitude(power)), noise=Scale(Complement(power)))
+    kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral_large)}
+    return _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-3)
+
+
+def subvp(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    beta: tuple[float, float] = (0.1, 20.0),
+    weight: Literal["simple", "likelihood"] = "simple",
+    predictor: Literal["reverse", "ancestral"] = "reverse",
+    snr: float = 0.16,
+    steps: int = 1000,
+) -> Recipe:
+    """Sub-VP SDE: as VP with less noise, predictor-corrector sampler.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used.
+        beta: rate of the noise at both ends of time, linear between.
+        weight: of the loss: sigma^2, or g^2 for likelihood.
+        predictor: reverse diffusion or ancestral sampling.
+        snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
+        steps: times of the sampler, each of two network calls with a corrector.
+    """
+    power = LinearBeta(*beta)
+    level = Scale(Complement(power))
+    process = Process(signal=Scale(Amplitude(power)), noise=level @ level)
+    kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral)}
+    return _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-3)
+
+
+def _corrected(kernels: dict[str, Kernel], predictor: str, snr: float) -> Kernel:
+    if predictor not in kernels:
+        raise ValueError(nearest("predictor", predictor, kernels))
+    return chain(kernels[predictor], corrector(snr)) if snr else kernels[predictor]
+
+
+def _recipe(
+    process: Process, shape: tuple[int, ...], weight: str, kernel: Kernel, steps: int, end: float
+) -> Recipe:
+    if weight not in WEIGHTS:
+        raise ValueError(nearest("weight", weight, WEIGHTS))
+
+    def times(u: Tensor) -> Tensor:
+        return 1e-5 + (1 - 1e-5) * u
+
+    def grid(count: int) -> Tensor:
+        """Down to `end`, and there the estimate of x_0."""
+        if count < 1:
+            raise ValueError(f"sampling needs one step or more; got {count}.")
+        inner = torch.linspace(1, end, count, dtype=torch.float64)
+        return torch.cat([inner, torch.zeros(1).double()])
+
+    prior = standard(process, shape)
+    weighting = WEIGHTS[weight]
+    return Recipe(
+        process, noise, weighting, kernel, prior, __doc__ or "", times=times, steps=steps, grid=grid
+    )
