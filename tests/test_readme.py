@@ -6,6 +6,7 @@ with `--dry-run`.
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ def test_readme_links_lead_somewhere():
 def test_readme_runs(tmp_path, monkeypatch, capsys):
     found = blocks(README.read_text(encoding="utf-8"))
     assert {"python", "bash"} <= {block.language for block in found}
+    shutil.copytree(README.parent / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
     for block in found:
