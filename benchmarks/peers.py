@@ -9,7 +9,7 @@ noise, averaged weights. `ddp` is denoising-diffusion-pytorch: its U-Net at half
 (velocity, sigmoid schedule), its average. Both have the learning rate of ours, since theirs are for
 runs of days. Minutes are of one core's work, since each of our models had one core of two. After
 training, each candidate sampler of a peer draws 500 images, which are compared with held-out
-training images; the best one draws the images that are scored:
+training images; the best one, or the one named by `--sampler`, draws the images that are scored:
 
     sfumato evaluate runs/peers/diffusers.npz --data fashion-mnist --n 2000 --out FILE.json
 
@@ -161,12 +161,28 @@ def drawn(sampler: Sampler, count: int, seed: int) -> tuple[Tensor, float]:
     return torch.cat(parts).clamp(-1, 1), (time.monotonic() - began) / count
 
 
+def tried(samplers: dict[str, Sampler]) -> dict[str, float]:
+    """FID of each sampler's first images against held-out training images."""
+    extractor = shipped("fashion-mnist")
+    held = load("fashion-mnist", f"train[{HELD}:]")
+    pixels = torch.from_numpy(pictures.to_uint8(held.batch(range(len(held)))))
+    real = extractor.features(pixels.permute(0, 3, 1, 2))
+    found = {}
+    for name, sampler in samplers.items():
+        some, _ = drawn(sampler, TRIED, seed=1)
+        bytes_ = torch.from_numpy(pictures.to_uint8(some)).permute(0, 3, 1, 2)
+        found[name] = frechet(real, extractor.features(bytes_))
+        print(f"{name}: FID {found[name]:.3f} of {TRIED} against held-out images", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=("diffusers", "ddp"))
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--n", type=int, default=2_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of sampling")
+    parser.add_argument("--sampler", help="of the images that are scored; no other is tried")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     asked = parser.parse_args()
     target, weights, about = (
@@ -184,21 +200,17 @@ def main() -> None:
         files.write(about, json.dumps(facts, indent=2) + "\n")
     torch.set_num_threads(asked.threads)
     peer.average().load_state_dict(load_file(weights))
-    extractor = shipped("fashion-mnist")
-    held = load("fashion-mnist", f"train[{HELD}:]")
-    pixels = torch.from_numpy(pictures.to_uint8(held.batch(range(len(held)))))
-    real = extractor.features(pixels.permute(0, 3, 1, 2))
-    found = {}
-    for name, sampler in peer.samplers.items():
-        some, _ = drawn(sampler, TRIED, seed=1)
-        bytes_ = torch.from_numpy(pictures.to_uint8(some)).permute(0, 3, 1, 2)
-        found[name] = frechet(real, extractor.features(bytes_))
-        print(f"{name}: FID {found[name]:.3f} of {TRIED} against held-out images", flush=True)
-    best = min(found, key=lambda name: found[name])
+    if asked.sampler is None:
+        found = tried(peer.samplers)
+        best, found = min(found, key=lambda name: found[name]), {"samplers": found}
+    elif asked.sampler in peer.samplers:
+        best, found = asked.sampler, {}
+    else:
+        parser.error(f"--sampler of {asked.peer} is one of {', '.join(peer.samplers)}")
     made, spent = drawn(peer.samplers[best], asked.n, seed=0)
     pictures.save(made, target)
     facts = json.loads(about.read_text()) | {
-        "samplers": found,
+        **found,
         "sampler": best,
         "threads": asked.threads,
         "seconds_per_image": round(spent, 5),
