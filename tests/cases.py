@@ -34,16 +34,17 @@ from sfumato.algebra import (
 from sfumato.corruption import coupling
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.learned import Bands, Monotone, Span
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
     Complement,
     Constant,
     CosineSNR,
+    FromGamma,
     Geometric,
     Linear,
     LinearBeta,
-    Monotone,
     Schedule,
     Sigmoid,
     Sine,
@@ -116,6 +117,8 @@ SCHEDULES: dict[str, Schedule] = {
     "sigmoid": Sigmoid(0.1, 2.0),
     "table": Table([0.0, 0.2, 1.0], [0.1, 0.5, 3.0]),
     "monotone": Monotone(-8.0, 8.0),
+    "span": Span(Monotone(0.0, 1.0), -8.0, 8.0),
+    "from-gamma": FromGamma(Span(Monotone(0.0, 1.0), -8.0, 8.0)),
     "cosine-snr": CosineSNR(10.0, -10.0),
     "sine": Sine(3.0),
     "linear-beta": LinearBeta(0.1, 20.0),
@@ -148,6 +151,17 @@ FAMILIES: dict[str, Family] = {
     "damp-haar": Damp(Linear(0.0, 2.0), torch.linspace(0.1, 1, 20).reshape(4, 5), haar(4, 5), 3.0),
     "product": Heat(_BLUR, dct(4, 5)) @ Scale(Amplitude(_COSINE)),
     "fixed": Fixed(_powered(_SPECTRUM)),
+    "bands": Scale(
+        Amplitude(
+            FromGamma(
+                Bands(
+                    Span(Monotone(0.0, 1.0, count=3), -8.0, 8.0, count=3),
+                    torch.arange(20).reshape(4, 5) % 3,
+                )
+            )
+        ),
+        dct(4, 5),
+    ),
     "mapping": Mapping(lambda t: scaled(1 + t)),
 }
 
@@ -376,7 +390,7 @@ def _axis(t: Tensor) -> Tensor:
 def columns(apply: Callable[[Tensor], Tensor], shape: Sequence[int] = SHAPE) -> np.ndarray:
     """The matrix of a linear map on flattened signals: column j is what unit vector j becomes."""
     n = math.prod(shape)
-    return apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).numpy().T
+    return apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).detach().numpy().T
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch
 from cases import FAMILIES, SCHEDULES, SHAPE, columns, normal, time
 from sfumato.algebra import Basis, Diagonal, dct, haar, hartley, pixel, scaled
 from sfumato.corruption.families import Fade, Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.learned import Monotone
 from sfumato.corruption.schedules import (
     Amplitude,
     Betas,
@@ -20,7 +21,6 @@ from sfumato.corruption.schedules import (
     CosineSNR,
     Geometric,
     Linear,
-    Monotone,
     Schedule,
     Sigmoid,
     Table,
@@ -40,7 +40,7 @@ def gains(family: Family, t: float) -> np.ndarray:
     """The gains on coefficients; only for diagonal families."""
     operator = family.at(time(t))
     assert isinstance(operator, Diagonal)
-    return operator.gain.numpy()
+    return operator.gain.detach().numpy()
 
 
 # Schedules.
@@ -65,6 +65,8 @@ ENDS = {
     "sigmoid": (0.1, 2.0),
     "table": (0.1, 3.0),
     "monotone": (-8.0, 8.0),
+    "span": (-8.0, 8.0),
+    "from-gamma": (-math.log1p(math.exp(-8)), -8 - math.log1p(math.exp(-8))),
     "cosine-snr": (-math.log1p(math.exp(-10)), -10 - math.log1p(math.exp(-10))),
     "sine": (0.0, 3.0),
     "linear-beta": (0.0, -10.05),
@@ -370,7 +372,7 @@ def test_rates_are_exact_for_diagonal_families(name):
     first = [(gains(family, t + h) - gains(family, t - h)) / (2 * h) for h in steps]
     second = [(4 * fine - coarse) / 3 for coarse, fine in pairwise(first)]
     expected = (16 * second[1] - second[0]) / 15
-    found = np.broadcast_to(family.rate(time(t)).gain.numpy(), expected.shape)
+    found = np.broadcast_to(family.rate(time(t)).gain.detach().numpy(), expected.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
 
 

@@ -80,6 +80,7 @@ uninterrupted(Path(sys.argv[2]))
 
 SMALL = {
     "ihdm": {"levels": 3},
+    "vdm": {"bins": 17},
     "ncsn": {"inner": 1},
     "ncsnv2": {"inner": 1},
     "ni-smld": {"inner": 1},

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sfumato.algebra.operators import scaled as scaled
     from sfumato.algebra.operators import zero as zero
     from sfumato.config import Config as Config
+    from sfumato.corruption.colours import colour as colour
+    from sfumato.corruption.colours import measured as measured
+    from sfumato.corruption.colours import power_law as power_law
     from sfumato.corruption.coupling import Coupling as Coupling
     from sfumato.corruption.coupling import Step as Step
     from sfumato.corruption.coupling import ancestral as ancestral
@@ -37,16 +40,22 @@ if TYPE_CHECKING:
     from sfumato.corruption.coupling import momentum as momentum
     from sfumato.corruption.coupling import naive as naive
     from sfumato.corruption.coupling import pf_momentum as pf_momentum
+    from sfumato.corruption.coupling import redrawn as redrawn
     from sfumato.corruption.facts import Facts as Facts
     from sfumato.corruption.facts import measure as measure
     from sfumato.corruption.facts import typical as typical
+    from sfumato.corruption.families import Damp as Damp
     from sfumato.corruption.families import Fade as Fade
     from sfumato.corruption.families import Family as Family
     from sfumato.corruption.families import Fixed as Fixed
     from sfumato.corruption.families import Heat as Heat
     from sfumato.corruption.families import Mapping as Mapping
     from sfumato.corruption.families import Scale as Scale
+    from sfumato.corruption.learned import Bands as Bands
+    from sfumato.corruption.learned import Monotone as Monotone
+    from sfumato.corruption.learned import Span as Span
     from sfumato.corruption.prior import CorruptedData as CorruptedData
+    from sfumato.corruption.prior import CorruptedGaussian as CorruptedGaussian
     from sfumato.corruption.prior import GaussianPrior as GaussianPrior
     from sfumato.corruption.prior import Prior as Prior
     from sfumato.corruption.prior import fitted as fitted
@@ -57,11 +66,13 @@ if TYPE_CHECKING:
     from sfumato.corruption.schedules import Complement as Complement
     from sfumato.corruption.schedules import Constant as Constant
     from sfumato.corruption.schedules import CosineSNR as CosineSNR
+    from sfumato.corruption.schedules import FromGamma as FromGamma
     from sfumato.corruption.schedules import Geometric as Geometric
     from sfumato.corruption.schedules import Linear as Linear
-    from sfumato.corruption.schedules import Monotone as Monotone
+    from sfumato.corruption.schedules import LinearBeta as LinearBeta
     from sfumato.corruption.schedules import Schedule as Schedule
     from sfumato.corruption.schedules import Sigmoid as Sigmoid
+    from sfumato.corruption.schedules import Sine as Sine
     from sfumato.corruption.schedules import Table as Table
     from sfumato.corruption.schedules import cosine_betas as cosine_betas
     from sfumato.corruption.schedules import linear_betas as linear_betas
@@ -70,6 +81,8 @@ if TYPE_CHECKING:
     from sfumato.estimation.denoise import Precondition as Precondition
     from sfumato.estimation.denoise import angular as angular
     from sfumato.estimation.denoise import clean as clean
+    from sfumato.estimation.denoise import coloured as coloured
+    from sfumato.estimation.denoise import gradient as gradient
     from sfumato.estimation.denoise import noise as noise
     from sfumato.estimation.denoise import residual as residual
     from sfumato.estimation.denoise import wiener as wiener
@@ -77,12 +90,14 @@ if TYPE_CHECKING:
     from sfumato.estimation.loss import flat as flat
     from sfumato.estimation.loss import levels as levels
     from sfumato.estimation.loss import loss as loss
+    from sfumato.estimation.loss import rate as rate
     from sfumato.estimation.loss import score as score
     from sfumato.estimation.loss import simple as simple
     from sfumato.estimation.loss import uniform as uniform
     from sfumato.estimation.loss import unit as unit
     from sfumato.methods import KERNELS as KERNELS
     from sfumato.methods import METHODS as METHODS
+    from sfumato.methods.recipe import Context as Context
     from sfumato.methods.recipe import Recipe as Recipe
     from sfumato.model import Model as Model
     from sfumato.model import from_pretrained as from_pretrained
@@ -93,11 +108,15 @@ if TYPE_CHECKING:
     from sfumato.sampling.flow import HEUN as HEUN
     from sfumato.sampling.flow import RK4 as RK4
     from sfumato.sampling.flow import Tableau as Tableau
+    from sfumato.sampling.flow import churn as churn
     from sfumato.sampling.flow import flow as flow
     from sfumato.sampling.kernels import Kernel as Kernel
     from sfumato.sampling.kernels import chain as chain
+    from sfumato.sampling.kernels import corrector as corrector
     from sfumato.sampling.kernels import langevin as langevin
+    from sfumato.sampling.kernels import moves as moves
     from sfumato.sampling.kernels import reverse as reverse
+    from sfumato.sampling.kernels import reverse_diffusion as reverse_diffusion
     from sfumato.sampling.sample import Seeds as Seeds
     from sfumato.sampling.sample import even as even
     from sfumato.sampling.sample import sample as sample
@@ -114,28 +133,32 @@ _HOMES = {
     "algebra.basis": "Basis dct dense haar hartley pixel",
     "algebra.linear": "MatrixFree Operator",
     "algebra.operators": "Dense Diagonal identity scaled zero",
+    "corruption.colours": "colour measured power_law",
     "corruption.coupling": (
-        "Coupling Step ancestral ancestral_large annealed bridge cold ddim given momentum "
-        "naive pf_momentum"
+        "Coupling Step ancestral ancestral_large annealed bridge cold ddim given momentum naive "
+        "pf_momentum redrawn"
     ),
     "corruption.facts": "Facts measure typical",
-    "corruption.families": "Fade Family Fixed Heat Mapping Scale",
-    "corruption.prior": "CorruptedData GaussianPrior Prior fitted standard",
+    "corruption.families": "Damp Fade Family Fixed Heat Mapping Scale",
+    "corruption.learned": "Bands Monotone Span",
+    "corruption.prior": "CorruptedData CorruptedGaussian GaussianPrior Prior fitted standard",
     "corruption.process": "Process",
     "corruption.schedules": (
-        "Amplitude Betas Complement Constant CosineSNR Geometric Linear Monotone Schedule "
-        "Sigmoid Table cosine_betas linear_betas"
+        "Amplitude Betas Complement Constant CosineSNR FromGamma Geometric Linear LinearBeta "
+        "Schedule Sigmoid Sine Table cosine_betas linear_betas"
     ),
-    "estimation.denoise": "Denoiser Estimate Precondition angular clean noise residual wiener",
-    "estimation.loss": "bound flat levels loss score simple uniform unit",
+    "estimation.denoise": (
+        "Denoiser Estimate Precondition angular clean coloured gradient noise residual wiener"
+    ),
+    "estimation.loss": "bound flat levels loss rate score simple uniform unit",
     "methods": "KERNELS METHODS",
-    "methods.recipe": "Recipe",
+    "methods.recipe": "Context Recipe",
     "config": "Config",
     "model": "Model from_pretrained",
     "networks.backbones": "UNet UNetOptions",
     "record": "Record",
-    "sampling.flow": "EULER HEUN RK4 Tableau flow",
-    "sampling.kernels": "Kernel chain langevin reverse",
+    "sampling.flow": "EULER HEUN RK4 Tableau churn flow",
+    "sampling.kernels": "Kernel chain corrector langevin moves reverse reverse_diffusion",
     "sampling.sample": "Seeds even sample",
     "training.data": "Data load",
     "training.options": "TrainOptions",

@@ -63,10 +63,16 @@ class Model:
                 )
             classes = len(config.record.classes or ()) if config.conditional else None
             context = self.recipe.context.channels if self.recipe.context else 0
-            backbone = UNet(self.shape, config.network, classes, context)
+            backbone = UNet(self.shape, config.network, classes, context, self.recipe.fourier)
         # Faster for convolutions on nearly every device; other modules do not notice.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         self.denoiser = Denoiser(self.recipe.process, self.recipe.parametrization, backbone)
+
+    @property
+    def learned(self) -> nn.Module:
+        """All that training changes: the backbone, and with it the process where it learns too."""
+        fixed = next(iter(self.recipe.process.parameters()), None) is None
+        return self.denoiser.backbone if fixed else self.denoiser
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -222,7 +228,7 @@ class Model:
         if Path(path).exists():
             raise ValueError(f"{path} exists; a model is written to a new folder.")
         with files.folder(path) as part:
-            self.write(part, self.denoiser.backbone.state_dict(), raw)
+            self.write(part, self.learned.state_dict(), raw)
 
     def write(
         self, part: Path, weights: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None = None
@@ -272,7 +278,7 @@ def from_pretrained(
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
-    files.load_weights(model.denoiser.backbone, folder / name)
+    files.load_weights(model.learned, folder / name)
     model.denoiser.eval()
     return model
 

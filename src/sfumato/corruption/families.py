@@ -52,14 +52,19 @@ class Family(nn.Module, ABC):
 
 
 class Scale(Family):
-    """A schedule's level times the identity (final)."""
+    """A schedule's level times the identity, or a level for each coefficient of a basis (final).
 
-    def __init__(self, level: Schedule) -> None:
+    Args:
+        level: t -> level; with `basis`, of the shape of its coefficients.
+        basis: the coefficients' basis, where they differ.
+    """
+
+    def __init__(self, level: Schedule, basis: Basis | None = None) -> None:
         super().__init__()
-        self.level = level
+        self.level, self.basis = level, basis
 
     def at(self, t: Tensor) -> Diagonal:
-        return Diagonal(log_of(self.level(t.to(torch.float64))))
+        return Diagonal(log_of(self.level(t.to(torch.float64))), None, self.basis)
 
 
 class Heat(Family):

@@ -150,39 +150,6 @@ class Table(Schedule):
         return f"{len(self.times)} levels, {self.levels[0]:.3g} to {self.levels[-1]:.3g}"
 
 
-class Monotone(Schedule):
-    r"""A learned level, monotone from `start` to `end` (final).
-
-    f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both
-    ends: VDM's monotone network of one hidden layer.
-
-    References:
-        Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
-        https://arxiv.org/abs/2107.00630
-    """
-
-    def __init__(self, start: float, end: float, hidden: int = 64) -> None:
-        super().__init__()
-        self.start, self.end = float(start), float(end)
-        centres = torch.linspace(-4, 4, hidden, dtype=torch.float64)
-        self.linear = nn.Parameter(torch.zeros((), dtype=torch.float64))
-        self.heights = nn.Parameter(torch.full((hidden,), -math.log(hidden) - 4.0).double())
-        self.slopes = nn.Parameter(torch.full((hidden,), math.log(8.0)).double())
-        self.shifts = nn.Parameter(-centres)
-
-    def forward(self, t: Tensor) -> Tensor:
-        ends = torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device)
-        low, high = self._raw(ends)
-        return self.start + (self.end - self.start) * (self._raw(t) - low) / (high - low)
-
-    def _raw(self, t: Tensor) -> Tensor:
-        steps = torch.sigmoid(self.slopes.exp() * (t.unsqueeze(-1) - 0.5) + self.shifts)
-        return self.linear.exp() * t + (self.heights.exp() * steps).sum(-1)
-
-    def extra_repr(self) -> str:
-        return f"{self.start:g}, {self.end:g}"
-
-
 class CosineSNR(Schedule):
     r"""log abar_t for the log-SNR -2 log tan(A t + B), a cosine in amplitude (final).
 
@@ -209,6 +176,17 @@ class CosineSNR(Schedule):
 
     def extra_repr(self) -> str:
         return f"{self.largest:g}, {self.smallest:g}"
+
+
+class FromGamma(Schedule):
+    """log abar_t = log sigmoid(-gamma_t) from gamma, VDM's minus the log-SNR (final)."""
+
+    def __init__(self, gamma: Schedule) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, t: Tensor) -> Tensor:
+        return nn.functional.logsigmoid(-self.gamma(t))
 
 
 class LinearBeta(Schedule):

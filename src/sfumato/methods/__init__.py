@@ -21,6 +21,7 @@ from sfumato.methods.score_sde import subvp, ve, vp
 from sfumato.methods.soft import soft
 from sfumato.methods.soft_down import soft_down
 from sfumato.methods.soft_mask import soft_mask
+from sfumato.methods.vdm import vdm
 from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
 from sfumato.sampling.kernels import (
     Kernel,
@@ -35,6 +36,7 @@ from sfumato.sampling.kernels import (
 METHODS: dict[str, Callable[..., Recipe]] = {
     "ddpm": ddpm,
     "ddim": ddim,
+    "vdm": vdm,
     "ncsn": ncsn,
     "ncsnv2": ncsnv2,
     "ve": ve,

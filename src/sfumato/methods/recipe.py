@@ -14,6 +14,9 @@ from sfumato.estimation.loss import Times, Weighting, uniform
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import even
 
+Ends = Callable[[Process, Tensor, Tensor], Tensor]
+"""(process, x0, eps) -> (B,): terms of the bound at the ends of time, added to the loss."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -50,6 +53,8 @@ class Recipe:
         steps: steps of the sampler where nobody says otherwise.
         grid: number of steps -> falling times.
         context: what is drawn of the corruption for each image; `process` is then a typical one.
+        ends: terms of the bound that train the ends of a learned process.
+        fourier: powers n of the features sin, cos(2^n pi x) that the network is told beside x.
     """
 
     process: Process
@@ -62,6 +67,8 @@ class Recipe:
     steps: int = 100
     grid: Callable[[int], Tensor] = even
     context: Context | None = None
+    ends: Ends | None = None
+    fourier: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1:

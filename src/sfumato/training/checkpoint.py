@@ -27,23 +27,21 @@ from sfumato.model import DIGITS, Model
 class State:
     """All that changes while training: weights, their average, the optimizer's moments (final)."""
 
-    def __init__(
-        self, backbone: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
-    ) -> None:
-        self.backbone, self.optimizer, self.ema = backbone, optimizer, ema
+    def __init__(self, learned: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
+        self.learned, self.optimizer, self.ema = learned, optimizer, ema
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
         averages = {
             id(parameter): shadow
             for parameter, shadow in zip(
-                self.backbone.parameters(), self.ema.shadow_params, strict=True
+                self.learned.parameters(), self.ema.shadow_params, strict=True
             )
         }
         # Tied weights have several names and one average.
-        named = self.backbone.named_parameters(remove_duplicate=False)
+        named = self.learned.named_parameters(remove_duplicate=False)
         return {
-            **self.backbone.state_dict(),
+            **self.learned.state_dict(),
             **{name: averages[id(parameter)] for name, parameter in named},
         }
 
@@ -54,14 +52,14 @@ class State:
 
     def restore(self, folder: Path, step: int) -> None:
         """Put back what `Checkpoints.save` wrote at `step`; ValueError where it does not fit."""
-        load_weights(self.backbone, folder / "model.safetensors")
+        load_weights(self.learned, folder / "model.safetensors")
         for parameter, shadow in zip(
-            self.backbone.parameters(), self.ema.shadow_params, strict=True
+            self.learned.parameters(), self.ema.shadow_params, strict=True
         ):
             shadow.copy_(parameter.detach())
-        load_weights(self.backbone, folder / "raw.safetensors")
+        load_weights(self.learned, folder / "raw.safetensors")
         self.ema.optimization_step = step
-        parameters = list(self.backbone.parameters())
+        parameters = list(self.learned.parameters())
         rows: dict[int, dict[str, Tensor]] = {}
         path = folder / "optimizer.safetensors"
         for key, value in read_tensors(path).items():
@@ -70,24 +68,28 @@ class State:
             if of is None or value.shape not in (of.shape, torch.Size()):
                 raise ValueError(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
             # A moment lies in memory as its parameter does, whatever the file's order is.
-            moment = torch.empty_like(of).copy_(value) if value.shape == of.shape else value
+            moment = (
+                torch.empty_like(of, dtype=value.dtype).copy_(value)
+                if value.shape == of.shape
+                else value
+            )
             rows.setdefault(int(position), {})[name] = moment
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": rows, "param_groups": groups})
 
     def use_average(self) -> None:
-        """Put the averaged weights into the backbone."""
-        self.ema.copy_to(self.backbone.parameters())
+        """Put the averaged weights into the model."""
+        self.ema.copy_to(self.learned.parameters())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the backbone has the averaged weights."""
-        self.ema.store(self.backbone.parameters())
+        """Within, the model has the averaged weights."""
+        self.ema.store(self.learned.parameters())
         try:
             self.use_average()
             yield
         finally:
-            self.ema.restore(self.backbone.parameters())
+            self.ema.restore(self.learned.parameters())
 
 
 class Checkpoints:
@@ -137,7 +139,7 @@ class Checkpoints:
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
             with files.folder(path) as part:
-                self.model.write(part, state.weights(), self.model.denoiser.backbone.state_dict())
+                self.model.write(part, state.weights(), self.model.learned.state_dict())
                 files.write_tensors(state.moments(), part / "optimizer.safetensors")
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)

@@ -12,7 +12,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.corruption.learned import interior
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Model
@@ -76,11 +77,6 @@ def train(
         raise ValueError(
             f"there is no device {device} here; training would run on the {accelerator.device}."
         )
-    if any(True for _ in model.recipe.process.parameters()):
-        raise NotImplementedError(
-            "this process has learned parameters, which training does not carry yet. Use a fixed "
-            "schedule, such as Linear or Geometric."
-        )
     if data.record != model.config.record:
         raise ValueError(
             f"this model was built for {model.config.record.name}, other data than "
@@ -95,18 +91,23 @@ def train(
         )
     watch = watch or Watch()
     backbone = model.denoiser.backbone.to(accelerator.device)
+    learned = model.learned
     optimizer = torch.optim.AdamW(
-        backbone.parameters(),
+        learned.parameters(),
         lr=options.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=options.weight_decay,
     )
-    ema = EMAModel(backbone.parameters(), decay=options.ema, foreach=True)
-    state = State(backbone, optimizer, ema)
+    ema = EMAModel(learned.parameters(), decay=options.ema, foreach=True)
+    state = State(learned, optimizer, ema)
     checkpoints = Checkpoints(Path(out), model, _identity(model, options), options.keep)
     with accelerator.main_process_first():
         step = checkpoints.open(state, write=accelerator.is_main_process)
-    ema.to(accelerator.device)
+    # A learned process stays where the algebra is, on the CPU.
+    ema.shadow_params = [
+        shadow.to(parameter.device)
+        for shadow, parameter in zip(ema.shadow_params, learned.parameters(), strict=True)
+    ]
 
     prepared = accelerator.prepare(_compiled(backbone, options))
     denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
@@ -118,7 +119,7 @@ def train(
         with stop.asked() as stopping:
             while step < options.steps:
                 value = _step(step, accelerator, denoiser, model, data, options, optimizer)
-                ema.step(backbone.parameters())
+                ema.step(learned.parameters())
                 step += 1
                 if main:
                     watch.step(step, value)
@@ -176,6 +177,7 @@ def _step(
     share = options.batch // accelerator.num_processes
     part = share // options.accumulate
     total = torch.zeros((), device=accelerator.device)
+    inner, slopes = interior(denoiser.process), []
     for i in range(options.accumulate):
         at = accelerator.process_index * share + i * part
         chosen = slice(at, at + part)
@@ -189,9 +191,20 @@ def _step(
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
             noise = eps[chosen].to(accelerator.device)
-            value = loss(bound, model.recipe.weighting, x0, t[chosen], noise).mean()
+            each = loss(bound, model.recipe.weighting, x0, t[chosen], noise)
+            if inner:
+                # The gradient of the mean square: the bound's mean does not depend on these.
+                spread = (2 * each.detach() * each).mean() / options.accumulate
+                slopes.append(torch.autograd.grad(spread, inner, retain_graph=True))
+            if model.recipe.ends is not None:
+                each = each + model.recipe.ends(bound.process, x0, noise)
+            value = each.mean()
             accelerator.backward(value / options.accumulate)
         total += value.detach() / options.accumulate
+    for parameter, found in zip(inner, zip(*slopes, strict=True), strict=False):
+        parameter.grad = torch.stack(found).sum(0)
+    for parameter in filter(lambda p: p.grad is not None, denoiser.process.parameters()):
+        parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))
     accelerator.clip_grad_norm_(denoiser.backbone.parameters(), options.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,105 @@
+"""Learned schedules: paths whose shape and ends are trained with the network.
+
+`interior` are the parameters that move a path between its ends. The bound of continuous time does
+not depend on them (methods.md 6.3), so that training lets them lower the loss's variance instead.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.corruption.schedules import Schedule
+
+
+class Monotone(Schedule):
+    r"""A learned level, monotone from `start` to `end` (final).
+
+    f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both
+    ends: VDM's monotone network of one hidden layer.
+
+    Args:
+        start: level at t = 0.
+        end: level at t = 1.
+        hidden: number of sigmoids.
+        count: number of paths side by side, (*t.shape, count) in all; by default one, as t is.
+
+    References:
+        Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
+        https://arxiv.org/abs/2107.00630
+    """
+
+    def __init__(
+        self, start: float, end: float, hidden: int = 64, count: int | None = None
+    ) -> None:
+        super().__init__()
+        self.start, self.end = float(start), float(end)
+        shape = () if count is None else (count,)
+        centres = torch.linspace(-4, 4, hidden, dtype=torch.float64)
+        self.linear = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+        self.heights = nn.Parameter(torch.full((*shape, hidden), -math.log(hidden) - 4.0).double())
+        self.slopes = nn.Parameter(torch.full((*shape, hidden), math.log(8.0)).double())
+        self.shifts = nn.Parameter(-centres.repeat(*shape, 1) if shape else -centres)
+
+    def forward(self, t: Tensor) -> Tensor:
+        ends = torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device)
+        low, high = self._raw(ends)
+        return self.start + (self.end - self.start) * (self._raw(t) - low) / (high - low)
+
+    def _raw(self, t: Tensor) -> Tensor:
+        t = t.reshape(t.shape + (1,) * self.linear.ndim)
+        steps = torch.sigmoid(self.slopes.exp() * (t.unsqueeze(-1) - 0.5) + self.shifts)
+        return self.linear.exp() * t + (self.heights.exp() * steps).sum(-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.start:g}, {self.end:g}"
+
+
+class Span(Schedule):
+    """start + (end - start) path(t) with both ends learned (final).
+
+    Args:
+        path: from 0 at t = 0 to 1 at t = 1, perhaps learned.
+        start: first level at t = 0.
+        end: first level at t = 1.
+        count: number of paths that `path` has side by side, each with ends of its own.
+    """
+
+    def __init__(self, path: Schedule, start: float, end: float, count: int | None = None) -> None:
+        super().__init__()
+        self.path = path
+        ends = torch.tensor([start, end], dtype=torch.float64)
+        self.ends = nn.Parameter(ends if count is None else ends.unsqueeze(1).repeat(1, count))
+
+    def forward(self, t: Tensor) -> Tensor:
+        start, end = self.ends
+        return start + (end - start) * self.path(t)
+
+
+class Bands(Schedule):
+    """One of several paths for each coefficient (final).
+
+    Args:
+        paths: t -> (*t.shape, count).
+        which: path of each coefficient, integers of the coefficients' shape; times have that many
+            trailing axes of length 1, or none at all.
+    """
+
+    def __init__(self, paths: Schedule, which: Tensor) -> None:
+        super().__init__()
+        self.paths, self.which = paths, which
+
+    def forward(self, t: Tensor) -> Tensor:
+        level = self.paths(t)[..., self.which.to(t.device)]
+        return level.reshape(t.shape[: max(0, t.ndim - self.which.ndim)] + self.which.shape)
+
+
+def interior(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that move a learned path between its ends and leave the ends where they are.
+
+    The bound of continuous time does not depend on them; they are trained to lower its variance.
+    """
+    paths = [part for part in module.modules() if isinstance(part, Monotone)]
+    return [parameter for path in paths for parameter in path.parameters()]

@@ -1,0 +1,105 @@
+r"""Variational Diffusion Models: a learned log-SNR, the likelihood bound as the loss.
+
+q(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I), alpha_t^2 = sigmoid(-gamma_t), sigma_t^2 =
+sigmoid(gamma_t), with gamma_t a monotone network of t. The loss is twice the negative bound in nats
+per coordinate: -dSNR/dt || x_0^ - x_0 ||^2 and the terms at both ends. The network and the ends of
+gamma lower its mean, the interior of gamma its variance. With `bands` a gamma for each band of
+frequencies, or for each coefficient: signal and noise in the DCT basis.
+
+References:
+    Variational Diffusion Models (Diederik P. Kingma, Tim Salimans, Ben Poole, Jonathan Ho, 2021),
+    https://arxiv.org/abs/2107.00630
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.basis import dct
+from sfumato.algebra.operators import identity
+from sfumato.corruption.coupling import ancestral
+from sfumato.corruption.facts import Facts, space
+from sfumato.corruption.families import Scale
+from sfumato.corruption.learned import Bands, Monotone, Span
+from sfumato.corruption.prior import GaussianPrior
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Amplitude, Complement, FromGamma
+from sfumato.estimation.denoise import Parametrization, Precondition
+from sfumato.estimation.denoise import noise as predicted
+from sfumato.estimation.ends import prior_term, reconstruction
+from sfumato.estimation.loss import rate
+from sfumato.methods.recipe import Recipe
+from sfumato.sampling.kernels import reverse
+
+
+def vdm(
+    shape: tuple[int, ...],
+    facts: Facts | None = None,
+    *,
+    gamma: tuple[float, float] = (-13.3, 5.0),
+    hidden: int = 64,
+    bands: int = 0,
+    bins: int = 256,
+    fourier: tuple[int, ...] = (7, 8),
+    steps: int = 250,
+) -> Recipe:
+    """Variational Diffusion Models: a learned log-SNR, the likelihood bound as the loss.
+
+    Args:
+        shape: of one signal, any.
+        facts: not used.
+        gamma: minus the log-SNR at t = 0 and 1 before training.
+        hidden: sigmoids of the monotone network.
+        bands: bands of frequencies with a schedule each; 0 for one schedule of all, the number of
+            coefficients for one of each.
+        bins: values that a pixel can have: 256 for images of 8 bits, 17 for the digits.
+        fourier: powers n of the features sin, cos(2^n pi x) that the network is told beside x.
+        steps: steps of the sampler.
+    """
+    low, high = gamma
+    if not low < high:
+        raise ValueError(f"gamma rises from t = 0 to t = 1; got {low:g}, {high:g}.")
+    count, basis = bands or None, dct(*space(shape)) if bands else None
+    path = Monotone(0.0, 1.0, hidden, count)
+    span = Span(path, low, high, count)
+    if basis is None:
+        power = FromGamma(span)
+    else:
+        if not 0 < bands <= basis.laplacian.numel():
+            raise ValueError(
+                f"bands are from 1 to the {basis.laplacian.numel()} coefficients; got {bands}."
+            )
+        # Bands of equal numbers of coefficients, low frequencies first.
+        rank = basis.laplacian.flatten().argsort(stable=True).argsort()
+        which = (rank * bands // rank.numel()).reshape(basis.shape)
+        power = FromGamma(Bands(span, which))
+    process = Process(signal=Scale(Amplitude(power), basis), noise=Scale(Complement(power), basis))
+
+    def ends(process: Process, x0: Tensor, eps: Tensor) -> Tensor:
+        nats = prior_term(process, x0) + reconstruction(process, x0, eps, bins)
+        return 2 * nats / x0[0].numel()
+
+    return Recipe(
+        process,
+        told(path),
+        rate,
+        reverse(ancestral),
+        GaussianPrior(torch.zeros(shape, dtype=torch.float64), identity()),
+        __doc__ or "",
+        steps=steps,
+        ends=ends,
+        fourier=fourier,
+    )
+
+
+def told(path: Monotone) -> Parametrization:
+    """eps^ = x_t + F, and the network told where gamma_t is between its ends (of all bands)."""
+
+    def parametrization(process: Process, t: Tensor) -> Precondition:
+        plain = predicted(process, t)
+        place = path(t.to(torch.float64))
+        label = place if path.linear.ndim == 0 else place.mean(-1)
+        return plain._replace(skip=identity() - process.noise.at(t), label=label)
+
+    return parametrization

@@ -1,0 +1,198 @@
+"""Laws of learned schedules and of the bound that trains them (methods.md 1.8, 6.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import torch
+from torch import Tensor
+
+from cases import Toy, normal, time
+from sfumato.corruption.learned import interior
+from sfumato.corruption.schedules import Schedule
+from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.ends import prior_term, reconstruction
+from sfumato.estimation.loss import loss
+from sfumato.methods.vdm import vdm
+from sfumato.training.train import _step, draw
+from test_training import OPTIONS, tiny
+
+IMAGE = (1, 3, 4)
+BINS = 5
+each_kind = pytest.mark.parametrize("bands", [0, 3, 12])
+
+
+def gridded(*shape: int) -> Tensor:
+    """Images whose values lie on the grid of BINS values."""
+    return (normal(*shape).mul(2).round().clamp(-2, 2)) / 2
+
+
+def bent(recipe):
+    """The same method with the paths between its ends bent, each its own way."""
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(recipe.process.signal.named_parameters()):
+            if not name.endswith("ends"):
+                rise = 6.0 if name.endswith("heights") else 0.0
+                parameter += rise + 0.7 * normal(*parameter.shape, seed=i)
+    return recipe
+
+
+def gamma(recipe, t: float) -> np.ndarray:
+    """Minus the log-SNR of each coefficient."""
+    found = recipe.process.log_snr(time(t))
+    return -np.broadcast_to(found.detach().numpy(), IMAGE[1:])
+
+
+@each_kind
+def test_the_ends_are_where_they_are_put(bands):
+    recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands))
+    np.testing.assert_allclose(gamma(recipe, 0.0), -6.0, rtol=1e-9)
+    np.testing.assert_allclose(gamma(recipe, 1.0), 3.0, rtol=1e-9)
+    middle = gamma(recipe, 0.4)
+    assert len(np.unique(middle.round(9))) == max(1, bands)
+    assert not np.allclose(middle, -6 + 0.4 * 9, atol=0.1)
+
+
+@each_kind
+def test_the_loss_is_the_published_one(bands):
+    """gamma' || eps - eps^ ||^2 / n with eps^ = z + F, the derivative by differences."""
+    recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands, fourier=()))
+    x0, eps, t = normal(2, *IMAGE), normal(2, *IMAGE, seed=1), 0.4
+    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    at = torch.full((2, 1, 1, 1), t, dtype=torch.float64)
+    found = loss(denoiser, recipe.weighting, x0, at, eps)
+    slope = (gamma(recipe, t + 1e-5) - gamma(recipe, t - 1e-5)) / 2e-5
+    basis = recipe.process.signal.at(time(t)).basis
+    analyze = (lambda y: y) if basis is None else basis.analyze
+    z = recipe.process.corrupt(x0, at, eps)
+    label = recipe.parametrization(recipe.process, time(t)).label
+    wrong = analyze(eps - z - Toy()(z, label.expand(2))).detach().numpy()
+    expected = (slope * wrong**2).mean((1, 2, 3))
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-6)
+
+
+@each_kind
+def test_the_bound_depends_on_the_ends_alone(bands):
+    """On N(0, s^2) data with the exact denoiser the diffusion term is (log(1 + s^2 SNR_0) -
+    log(1 + s^2 SNR_1)) / 2 a coefficient, however the path between is bent."""
+    recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands))
+    variance = 0.3
+
+    def term(t: float) -> float:
+        # W^T W times the posterior variance of x_0, the error of the exact denoiser.
+        weight = recipe.weighting(recipe.process, time(t), time(t))
+        squared = (2 * weight.log_gain).exp().detach().numpy()
+        return float((squared / (1 / variance + np.exp(-gamma(recipe, t)))).mean())
+
+    found = scipy.integrate.quad(term, 0, 1, limit=200, epsabs=1e-9)[0] / 2
+    expected = (math.log1p(variance * math.exp(6)) - math.log1p(variance * math.exp(-3))) / 2
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@each_kind
+def test_prior_term_is_a_divergence(bands):
+    """The KL divergence of two Gaussians, by its general formula on matrices."""
+    recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands))
+    x0 = normal(2, *IMAGE)
+    alpha, var = 1 / (1 + math.exp(3.0)), 1 / (1 + math.exp(-3.0))
+    square = x0.flatten(1).square().sum(1)
+    expected = 0.5 * (alpha * square + 12 * var - 12 - 12 * math.log(var))
+    torch.testing.assert_close(prior_term(recipe.process, x0).detach(), expected)
+
+
+@each_kind
+def test_reconstruction_is_a_softmax_over_the_values(bands):
+    """-log p(x | z) = -log softmax_v(-(z / alpha - v)^2 e^-gamma_0 / 2) for each pixel."""
+    recipe = bent(vdm(IMAGE, gamma=(-2.0, 3.0), bands=bands))
+    x0, eps = gridded(2, *IMAGE), normal(2, *IMAGE, seed=1)
+    found = reconstruction(recipe.process, x0, eps, BINS).detach()
+    values = np.linspace(-1, 1, BINS)
+    alpha, sigma = (1 / (1 + math.exp(-2.0))) ** 0.5, (1 / (1 + math.exp(2.0))) ** 0.5
+    expected = []
+    for image, drawn in zip(x0.numpy(), eps.numpy(), strict=True):
+        total = 0.0
+        for value, e in zip(image.ravel(), drawn.ravel(), strict=True):
+            scores = -(((alpha * value + sigma * e) / alpha - values) ** 2) / 2 * math.exp(2.0)
+            total -= scores[np.abs(values - value).argmin()] - scipy.special.logsumexp(scores)
+        expected.append(total)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_the_bound_of_other_values_is_refused():
+    recipe, x0 = vdm(IMAGE), normal(2, *IMAGE)
+    with pytest.raises(ValueError, match=r"needs data of 17 evenly spaced values .* --bins 17"):
+        reconstruction(recipe.process, x0, x0, 17)
+
+
+@pytest.mark.parametrize("bands", [0, 64])
+def test_interior_lowers_the_variance_and_ends_the_mean(bands):
+    """After a step of training the gradients are those of mean(loss^2) and mean(loss + ends)."""
+    options = replace(OPTIONS, batch=8, accumulate=2)
+    model, data = tiny("vdm", options, parameters={"bins": 17, "bands": bands, "hidden": 4})
+    recipe, process = model.recipe, model.recipe.process
+    kept: dict[str, Tensor] = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self) -> None:
+            kept.update({n: p.grad.clone() for n, p in process.named_parameters()})
+
+    from accelerate import Accelerator
+
+    model.denoiser.backbone.train()
+    optimizer = Keep(model.learned.parameters(), lr=0.0)
+    denoiser = model.denoiser
+    _step(3, Accelerator(cpu=True), denoiser, model, data, options, optimizer)
+    rows, t, eps, _ = draw(3, data, options, model)
+    x0 = data.batch(rows)
+    each = loss(denoiser, recipe.weighting, x0, t, eps)
+    inner = interior(process)
+    mean = (each + recipe.ends(process, x0, eps)).mean()
+    others = [p for p in process.parameters() if all(p is not q for q in inner)]
+    for value, parameters in (((each**2).mean(), inner), (mean, others)):
+        expected = torch.autograd.grad(value, parameters, retain_graph=True)
+        for parameter, gradient in zip(parameters, expected, strict=True):
+            (name,) = [n for n, p in process.named_parameters() if p is parameter]
+            torch.testing.assert_close(kept[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_training_the_interior_lowers_the_variance():
+    """On Gaussian data with the exact denoiser, descent makes the terms of the bound equal."""
+    recipe = vdm(IMAGE, gamma=(-6.0, 3.0), hidden=8)
+    paths = interior(recipe.process)
+    optimizer = torch.optim.Adam(paths, lr=0.05)
+    t = torch.linspace(0.005, 0.995, 100, dtype=torch.float64).reshape(-1, 1, 1, 1)
+
+    def terms() -> Tensor:
+        weight = recipe.weighting(recipe.process, t, t)
+        snr = recipe.process.log_snr(t).exp()
+        return (2 * weight.log_gain).exp() / (1 / 0.3 + snr)
+
+    before = terms().detach()
+    for _ in range(150):
+        optimizer.zero_grad()
+        (terms() ** 2).mean().backward()
+        optimizer.step()
+    after = terms().detach()
+    assert float(after.var()) < 0.1 * float(before.var())
+    assert float(after.mean()) == pytest.approx(float(before.mean()), rel=2e-3)
+
+
+def test_bands_and_gamma_are_checked():
+    with pytest.raises(ValueError, match="bands are from 1 to the 12 coefficients; got 13"):
+        vdm(IMAGE, bands=13)
+    with pytest.raises(ValueError, match="gamma rises"):
+        vdm(IMAGE, gamma=(3.0, -3.0))
+
+
+def test_a_learned_path_is_shared():
+    """Signal and noise have one schedule: the same parameters."""
+    process = vdm(IMAGE).process
+    names = {id(p): n for n, p in process.named_parameters(remove_duplicate=False)}
+    signal = {id(p) for p in process.signal.parameters()}
+    assert signal == {id(p) for p in process.noise.parameters()} == set(names)
+    assert isinstance(process.signal.level, Schedule)
