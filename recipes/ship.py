@@ -16,7 +16,8 @@ from pathlib import Path
 
 from sfumato import files, pretrained
 from sfumato.evaluation.protocol import read
-from sfumato.model import Model, from_pretrained
+from sfumato.model import Model
+from sfumato.store import from_pretrained
 
 SCORES = ("fid", "kid", "precision", "recall")
 LIMIT = 8 * 2**20

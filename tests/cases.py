@@ -34,14 +34,13 @@ from sfumato.algebra import (
 from sfumato.corruption import coupling
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Scale
-from sfumato.corruption.learned import Bands, Monotone, Span
+from sfumato.corruption.learned import Bands, FromGamma, Monotone, Span
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
     Complement,
     Constant,
     CosineSNR,
-    FromGamma,
     Geometric,
     Linear,
     LinearBeta,
@@ -390,7 +389,9 @@ def _axis(t: Tensor) -> Tensor:
 def columns(apply: Callable[[Tensor], Tensor], shape: Sequence[int] = SHAPE) -> np.ndarray:
     """The matrix of a linear map on flattened signals: column j is what unit vector j becomes."""
     n = math.prod(shape)
-    return apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).detach().numpy().T
+    return (
+        apply(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, n).detach().numpy().T
+    )
 
 
 @functools.cache

@@ -137,28 +137,30 @@ ORDER = (
     ("sampling",),
     ("methods",),
     ("model",),
+    ("store",),
     ("trajectory",),
     ("training", "evaluation"),
     ("cli", "demo"),
 )
 # Rooms that import nothing of the package but each other, and who may import them.
 LEAVES = {
-    "networks": {"config", "model", "training", "evaluation", "cli", "demo"},
-    "config": {"model", "training", "evaluation", "cli", "demo"},
-    "pretrained": {"model", "evaluation", "cli", "demo"},
+    "networks": {"config", "model", "store", "training", "evaluation", "cli", "demo"},
+    "config": {"model", "store", "training", "evaluation", "cli", "demo"},
+    "pretrained": {"store", "evaluation", "cli", "demo"},
     "names": {
         "estimation",
         "sampling",
         "methods",
         "model",
+        "store",
         "training",
         "evaluation",
         "cli",
         "demo",
     },
-    "record": {"config", "model", "training", "evaluation", "cli", "demo"},
-    "files": {"pictures", "model", "training", "evaluation", "cli", "demo"},
-    "pictures": {"model", "training", "evaluation", "cli", "demo"},
+    "record": {"config", "model", "store", "training", "evaluation", "cli", "demo"},
+    "files": {"pictures", "model", "store", "training", "evaluation", "cli", "demo"},
+    "pictures": {"model", "store", "training", "evaluation", "cli", "demo"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.
 EXCEPTIONS = {

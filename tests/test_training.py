@@ -25,8 +25,8 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.loss import loss
 from sfumato.methods import KERNELS, METHODS
-from sfumato.model import from_pretrained
 from sfumato.networks.backbones import UNetOptions
+from sfumato.store import from_pretrained
 from sfumato.training.data import load
 from sfumato.training.train import TrainOptions, _pace, build, draw, train
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from sfumato.corruption.families import Mapping as Mapping
     from sfumato.corruption.families import Scale as Scale
     from sfumato.corruption.learned import Bands as Bands
+    from sfumato.corruption.learned import FromGamma as FromGamma
     from sfumato.corruption.learned import Monotone as Monotone
     from sfumato.corruption.learned import Span as Span
     from sfumato.corruption.prior import CorruptedData as CorruptedData
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
     from sfumato.corruption.schedules import Complement as Complement
     from sfumato.corruption.schedules import Constant as Constant
     from sfumato.corruption.schedules import CosineSNR as CosineSNR
-    from sfumato.corruption.schedules import FromGamma as FromGamma
     from sfumato.corruption.schedules import Geometric as Geometric
     from sfumato.corruption.schedules import Linear as Linear
     from sfumato.corruption.schedules import LinearBeta as LinearBeta
@@ -100,7 +100,6 @@ if TYPE_CHECKING:
     from sfumato.methods.recipe import Context as Context
     from sfumato.methods.recipe import Recipe as Recipe
     from sfumato.model import Model as Model
-    from sfumato.model import from_pretrained as from_pretrained
     from sfumato.networks.backbones import UNet as UNet
     from sfumato.networks.backbones import UNetOptions as UNetOptions
     from sfumato.record import Record as Record
@@ -120,6 +119,7 @@ if TYPE_CHECKING:
     from sfumato.sampling.sample import Seeds as Seeds
     from sfumato.sampling.sample import even as even
     from sfumato.sampling.sample import sample as sample
+    from sfumato.store import from_pretrained as from_pretrained
     from sfumato.training.data import Data as Data
     from sfumato.training.data import load as load
     from sfumato.training.options import TrainOptions as TrainOptions
@@ -140,11 +140,11 @@ _HOMES = {
     ),
     "corruption.facts": "Facts measure typical",
     "corruption.families": "Damp Fade Family Fixed Heat Mapping Scale",
-    "corruption.learned": "Bands Monotone Span",
+    "corruption.learned": "Bands FromGamma Monotone Span",
     "corruption.prior": "CorruptedData CorruptedGaussian GaussianPrior Prior fitted standard",
     "corruption.process": "Process",
     "corruption.schedules": (
-        "Amplitude Betas Complement Constant CosineSNR FromGamma Geometric Linear LinearBeta "
+        "Amplitude Betas Complement Constant CosineSNR Geometric Linear LinearBeta "
         "Schedule Sigmoid Sine Table cosine_betas linear_betas"
     ),
     "estimation.denoise": (
@@ -154,12 +154,13 @@ _HOMES = {
     "methods": "KERNELS METHODS",
     "methods.recipe": "Context Recipe",
     "config": "Config",
-    "model": "Model from_pretrained",
+    "model": "Model",
     "networks.backbones": "UNet UNetOptions",
     "record": "Record",
     "sampling.flow": "EULER HEUN RK4 Tableau churn flow",
     "sampling.kernels": "Kernel chain corrector langevin moves reverse reverse_diffusion",
     "sampling.sample": "Seeds even sample",
+    "store": "from_pretrained",
     "training.data": "Data load",
     "training.options": "TrainOptions",
     "training.train": "build train",

@@ -10,20 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from sfumato import files, pretrained
+from sfumato import files
 from sfumato.config import Config as Config
 from sfumato.corruption.facts import Facts, typical
 from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
-from sfumato.names import nearest
 from sfumato.networks.backbones import UNet
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds, prepare, sample
-
-DIGITS = "[0-9]" * 8
-"""Names of checkpoints: the step, in eight digits."""
 
 
 class Model:
@@ -107,6 +103,8 @@ class Model:
         classes: Sequence[int] | None = None,
         batch: int = 64,
         callback: Callable[[int, Tensor], None] | None = None,
+        *,
+        start: int | None = None,
     ) -> Tensor:
         """Draw one signal for each seed; seed i gives signal i at any `batch`.
 
@@ -118,6 +116,8 @@ class Model:
             classes: one class for each seed, for a conditional model.
             batch: signals in memory at once.
             callback: (steps done in this batch, x) after each step.
+            start: a seed whose x_1 all signals start from: they share what x_1 tells, such as the
+                blurred image, and differ in what is drawn later. That seed's own stays as it is.
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
@@ -136,17 +136,17 @@ class Model:
         labels = self._labels(classes, len(seeds))
         device = self._place().device
         done, run, ready = [], None, 0
-        for start in range(0, len(seeds), batch):
-            chosen = seeds[start : start + batch]
+        for first in range(0, len(seeds), batch):
+            chosen = seeds[first : first + batch]
             randn_like = Seeds(chosen)
-            x = self._start(len(chosen), randn_like)
+            x, context = self._begin(randn_like, len(chosen))
+            if start is not None:
+                x, context = self._begin(Seeds([start] * len(chosen)), len(chosen))
             denoiser = self.denoiser.eval()
             if labels is not None:
-                denoiser = denoiser.given(classes=labels[start : start + batch].to(device))
-            if self.recipe.context is not None:
-                denoiser = self.recipe.context.bind(
-                    denoiser, self.recipe.context.draw(x, randn_like)
-                )
+                denoiser = denoiser.given(classes=labels[first : first + batch].to(device))
+            if self.recipe.context is not None and context is not None:
+                denoiser = self.recipe.context.bind(denoiser, context)
             if run is None or ready != len(chosen) or denoiser.cond:
                 run, ready = prepare(kernel, denoiser, x, grid), len(chosen)
             done.append(run(x, randn_like, callback).float().cpu())
@@ -206,6 +206,11 @@ class Model:
         like = self._place().new_empty(count, *self.shape)
         return self.recipe.prior.sample(like, randn_like).detach()
 
+    def _begin(self, randn_like: Seeds, count: int) -> tuple[Tensor, Tensor | None]:
+        """x_1, and how each signal was corrupted where the method draws that."""
+        x, drawn = self._start(count, randn_like), self.recipe.context
+        return x, None if drawn is None else drawn.draw(x, randn_like)
+
     def _labels(self, classes: Sequence[int] | None, count: int) -> Tensor | None:
         if classes is None:
             if self.config.conditional:
@@ -251,69 +256,3 @@ class _Count(nn.Module):
     def forward(self, x: Tensor, label: Tensor, **cond: object) -> Tensor:
         self.calls += 1
         return torch.zeros_like(x)
-
-
-def from_pretrained(
-    path: str | Path,
-    *,
-    weights: str = "ema",
-    backbone: nn.Module | None = None,
-    build: Method | None = None,
-) -> Model:
-    """The model in a folder that `save_pretrained` or training wrote.
-
-    Args:
-        path: the name of a model that comes along, such as "fashion-soft", or a model's folder, or
-            a run's: then its latest checkpoint.
-        weights: "ema" (averaged) or "raw".
-        backbone: the module, where it is the user's own.
-        build: the method, where it is the user's own.
-
-    Raises:
-        ValueError: no model there; a file is missing, truncated, of another format or of wrong
-            shapes.
-    """
-    folder = locate(path)
-    model = Model(read_config(folder), read_facts(folder), backbone, build)
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
-    name = "model.safetensors" if weights == "ema" else "raw.safetensors"
-    files.load_weights(model.learned, folder / name)
-    model.denoiser.eval()
-    return model
-
-
-def locate(path: str | Path) -> Path:
-    """A shipped model's folder by its name, that at `path`, or the last checkpoint of a run there.
-
-    A name goes before a path, so that `./fashion-soft` is a folder of one's own.
-    """
-    if str(path) in pretrained.models():
-        return pretrained.path(str(path))
-    path = Path(path)
-    if (path / "config.json").is_file():
-        return path
-    checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
-    if checkpoints:
-        return checkpoints[-1]
-    raise ValueError(
-        f"no model at {path}: no config.json there, and no checkpoints/ of a run. "
-        + nearest("model", str(path), pretrained.models(), "name a run's folder.")
-    )
-
-
-def read_config(folder: Path) -> Config:
-    """The config in a model's folder; ValueError where it cannot be read."""
-    try:
-        return Config.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}.") from error
-
-
-def read_facts(folder: Path) -> Facts:
-    """The facts in a model's folder; ValueError where they cannot be read."""
-    path = folder / "facts.safetensors"
-    try:
-        return Facts(**files.read_tensors(path))
-    except TypeError as error:
-        raise ValueError(f"{path} does not hold the facts of a data set: {error}.") from error

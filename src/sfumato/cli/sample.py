@@ -43,7 +43,13 @@ def run(argv: Sequence[str]) -> None:
     clock = time.perf_counter()
     with bar("steps", -(-len(seeds) // values.batch) * steps, values.quiet) as advance:
         images = model.sample(
-            seeds, steps, kernel, classes, values.batch, callback=lambda *_: advance(1)
+            seeds,
+            steps,
+            kernel,
+            classes,
+            values.batch,
+            callback=lambda *_: advance(1),
+            start=seeds[0] if values.fix_start else None,
         )
     spent = time.perf_counter() - clock
     folder = Path(values.out).is_dir() or not Path(values.out).suffix
@@ -86,7 +92,7 @@ def load(run: str, values: Namespace) -> Model:
     import torch
 
     from sfumato.methods import lookup
-    from sfumato.model import from_pretrained, locate, read_config
+    from sfumato.store import from_pretrained, locate, read_config
 
     place = torch.device(device(values.device) or best())
     build = None
@@ -179,6 +185,8 @@ def _parser() -> Parser:
     out = "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C); else a folder of .png"
     parser.option("out", kinds.PATH, "samples.png", out)
     model_options(parser, "0-63")
+    fix = "start all images where that of the first seed starts: branches of one x_1"
+    parser.option("fix_start", kinds.YES, False, fix)
     parser.option("batch", kinds.POSITIVE, 64, "images in memory at once")
     parser.about_the_call()
     return parser

@@ -104,7 +104,7 @@ def kernels() -> list[tuple[str, str, str]]:
                 said[node.name], taken[node.name] = _line(_doc(node)), ast.unparse(node.args)
             elif isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
                 said[ast.unparse(node.targets[0])] = _line(ast.literal_eval(after.value))
-    for wrapper in ("reverse", "flow", "chain"):
+    for wrapper in ("reverse", "flow", "chain", "moves"):
         del said[wrapper]
     own = {node.name: node for node in known.body if isinstance(node, ast.FunctionDef)}
     rows = []

@@ -50,6 +50,11 @@ class Family(nn.Module, ABC):
     def __matmul__(self, other: Family) -> Product:
         return Product(self, other)
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The operator as a table may print it, factor by factor; none for the identity."""
+        return (f"{type(self).__name__.lower()}_t",)
+
 
 class Scale(Family):
     """A schedule's level times the identity, or a level for each coefficient of a basis (final).
@@ -65,6 +70,10 @@ class Scale(Family):
 
     def at(self, t: Tensor) -> Diagonal:
         return Diagonal(log_of(self.level(t.to(torch.float64))), None, self.basis)
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return () if self.level.formula == "1" else (self.level.formula,)
 
 
 class Heat(Family):
@@ -100,6 +109,10 @@ class Heat(Family):
             log_gain = torch.logaddexp(math.log1p(-self.floor) + log_gain, log_floor)
         return Diagonal(log_gain, None, self.basis)
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return ("((1 - d) exp(-Lambda b_t^2 / 2) + d)" if self.floor else "exp(-Lambda b_t^2 / 2)",)
+
     def extra_repr(self) -> str:
         return f"{self.basis}, floor={self.floor:g}"
 
@@ -131,6 +144,10 @@ class Damp(Family):
     def at(self, t: Tensor) -> Diagonal:
         level = self.level(t.to(torch.float64))
         return Diagonal(-((self.rates.to(level.device) * level) ** self.power), None, self.basis)
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return ("exp(-r b_t)" if self.power == 1 else f"exp(-(r b_t)^{self.power:g})",)
 
     def extra_repr(self) -> str:
         return f"{self.basis}, power={self.power:g}"
@@ -166,6 +183,10 @@ class Fade(Family):
         left = ((self.onset.to(level.device) + self.width - level) / self.width).clamp(0.0, 1.0)
         return Diagonal(log_of(torch.sin(math.pi / 2 * left) ** 2), None, self.basis)
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return ("ramp(onset - b_t)",)
+
 
 class Fixed(Family):
     """The same operator at all times (final): a noise colour, a camera, a user's own matrix."""
@@ -176,6 +197,10 @@ class Fixed(Family):
 
     def at(self, t: Tensor) -> Operator:
         return self.operator
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return ("L",)
 
     def extra_repr(self) -> str:
         return repr(self.operator)
@@ -205,6 +230,10 @@ class Product(Family):
 
     def at(self, t: Tensor) -> Operator:
         return self.left.at(t) @ self.right.at(t)
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return self.left.factors + self.right.factors
 
 
 def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:

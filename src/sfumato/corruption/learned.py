@@ -96,6 +96,17 @@ class Bands(Schedule):
         return level.reshape(t.shape[: max(0, t.ndim - self.which.ndim)] + self.which.shape)
 
 
+class FromGamma(Schedule):
+    """log abar_t = log sigmoid(-gamma_t) from gamma, VDM's minus the log-SNR (final)."""
+
+    def __init__(self, gamma: Schedule) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, t: Tensor) -> Tensor:
+        return nn.functional.logsigmoid(-self.gamma(t))
+
+
 def interior(module: nn.Module) -> list[nn.Parameter]:
     """Parameters that move a learned path between its ends and leave the ends where they are.
 

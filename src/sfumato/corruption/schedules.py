@@ -24,6 +24,11 @@ class Schedule(nn.Module, ABC):
     def forward(self, t: Tensor) -> Tensor:
         """The level at times `t` in [0, 1], any shape; float64 of the same shape."""
 
+    @property
+    def formula(self) -> str:
+        """The level as a table may print it."""
+        return f"{type(self).__name__.lower()}_t"
+
 
 class Constant(Schedule):
     """The same level at all times (final)."""
@@ -34,6 +39,10 @@ class Constant(Schedule):
 
     def forward(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.level)
+
+    @property
+    def formula(self) -> str:
+        return f"{self.level:g}"
 
     def extra_repr(self) -> str:
         return f"{self.level:g}"
@@ -48,6 +57,12 @@ class Linear(Schedule):
 
     def forward(self, t: Tensor) -> Tensor:
         return self.start + t * (self.end - self.start)
+
+    @property
+    def formula(self) -> str:
+        return (
+            f"({self.start:g} + {self.end - self.start:g} t)" if self.start else f"{self.end:g} t"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.start:g}, {self.end:g}"
@@ -86,6 +101,10 @@ class Geometric(Schedule):
         if self.zero_at_start:
             return self.end * torch.expm1(growth) / (self.end / self.start - 1)
         return self.start * torch.exp(growth)
+
+    @property
+    def formula(self) -> str:
+        return f"{self.start:.3g} {self.end / self.start:.3g}^t"
 
     def extra_repr(self) -> str:
         return f"{self.start:g}, {self.end:g}, until={self.until:g}"
@@ -178,17 +197,6 @@ class CosineSNR(Schedule):
         return f"{self.largest:g}, {self.smallest:g}"
 
 
-class FromGamma(Schedule):
-    """log abar_t = log sigmoid(-gamma_t) from gamma, VDM's minus the log-SNR (final)."""
-
-    def __init__(self, gamma: Schedule) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(self, t: Tensor) -> Tensor:
-        return nn.functional.logsigmoid(-self.gamma(t))
-
-
 class LinearBeta(Schedule):
     r"""log abar_t = -(beta_1 - beta_0) t^2 / 2 - beta_0 t (final): that of the VP SDE.
 
@@ -247,6 +255,10 @@ class Amplitude(Schedule):
     def forward(self, t: Tensor) -> Tensor:
         return torch.exp(self.log_power(t) / 2)
 
+    @property
+    def formula(self) -> str:
+        return "sqrt(abar_t)"
+
 
 class Complement(Schedule):
     """sqrt(1 - abar_t) from a schedule of log abar_t (final), by expm1: never 1 - c^2 in floats."""
@@ -257,6 +269,10 @@ class Complement(Schedule):
 
     def forward(self, t: Tensor) -> Tensor:
         return torch.exp(log_of(-torch.expm1(self.log_power(t))) / 2)
+
+    @property
+    def formula(self) -> str:
+        return "sqrt(1 - abar_t)"
 
 
 def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Betas:

@@ -21,10 +21,10 @@ from sfumato.algebra.operators import identity
 from sfumato.corruption.coupling import ancestral
 from sfumato.corruption.facts import Facts, space
 from sfumato.corruption.families import Scale
-from sfumato.corruption.learned import Bands, Monotone, Span
+from sfumato.corruption.learned import Bands, FromGamma, Monotone, Span
 from sfumato.corruption.prior import GaussianPrior
 from sfumato.corruption.process import Process
-from sfumato.corruption.schedules import Amplitude, Complement, FromGamma
+from sfumato.corruption.schedules import Amplitude, Complement
 from sfumato.estimation.denoise import Parametrization, Precondition
 from sfumato.estimation.denoise import noise as predicted
 from sfumato.estimation.ends import prior_term, reconstruction
@@ -82,7 +82,7 @@ def vdm(
 
     return Recipe(
         process,
-        told(path),
+        shifted_noise(path),
         rate,
         reverse(ancestral),
         GaussianPrior(torch.zeros(shape, dtype=torch.float64), identity()),
@@ -93,8 +93,11 @@ def vdm(
     )
 
 
-def told(path: Monotone) -> Parametrization:
-    """eps^ = x_t + F, and the network told where gamma_t is between its ends (of all bands)."""
+def shifted_noise(path: Monotone) -> Parametrization:
+    """F estimates eps - x_t, and the network is told where gamma_t is between its ends.
+
+    With bands, where it is on average.
+    """
 
     def parametrization(process: Process, t: Tensor) -> Precondition:
         plain = predicted(process, t)

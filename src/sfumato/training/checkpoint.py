@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sfumato import files
 from sfumato.files import load_weights, read_tensors
-from sfumato.model import DIGITS, Model
+from sfumato.model import Model
+from sfumato.store import DIGITS
 
 
 class State:
