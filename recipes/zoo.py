@@ -1,0 +1,264 @@
+"""Every method for a minute on the digits: the table, the strips and the page of the zoo.
+
+    python recipes/zoo.py                      # all of METHODS; goes on where it was cut
+    python recipes/zoo.py ddpm soft            # these alone
+    python recipes/zoo.py --pages              # the page again, of what there is in --out
+
+Each method trains the same network for the same seconds and draws the images of seeds 0 to n - 1
+with its own sampler, at most 100 network calls each; `Judge` scores them in the features of the
+digits' classifier against the test split. Beside them stand as many draws of a Gaussian with the
+mean and the full covariance of the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato import files, pictures, trajectory
+from sfumato.config import Config
+from sfumato.evaluation.extractor import choose
+from sfumato.evaluation.protocol import Judge
+from sfumato.evaluation.samples import Images
+from sfumato.methods import METHODS, lookup
+from sfumato.methods.table import HEADINGS, row
+from sfumato.model import Model
+from sfumato.networks.backbones import UNetOptions
+from sfumato.training.data import load
+from sfumato.training.train import TrainOptions, build, train
+
+CALLS = 100
+NETWORK = UNetOptions(width=32, multipliers=(1, 2), patch=1)
+OPTIONS = TrainOptions(batch=64, learning_rate=2e-3, preview_every=0, checkpoint_every=10**9)
+SHOWN = 14
+GAUSSIAN = "gaussian"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a method is run here where its defaults need more than `CALLS` network calls."""
+
+    steps: int | None = None
+    kernel: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+PLANS = {
+    "ddpm": Plan(100),
+    "ddim": Plan(50),
+    "vdm": Plan(100, None, {"bins": 17}),
+    "ncsn": Plan(None, None, {"inner": 10}),
+    "ncsnv2": Plan(None, None, {"count": 33, "inner": 3}),
+    "ve": Plan(50),
+    "vp": Plan(50),
+    "subvp": Plan(50),
+    "ihdm": Plan(None, None, {"levels": 100}),
+    "blurring": Plan(100),
+    "ni-ddpm": Plan(100),
+    "ni-smld": Plan(None, None, {"inner": 10}),
+}
+
+
+def model_of(name: str, images: int) -> tuple[Model, TrainOptions]:
+    """A method before training, and how it is trained on so many images."""
+    data, options = load("digits"), replace(OPTIONS, images=images)
+    plan = PLANS.get(name, Plan())
+    config = Config(name, data.record, plan.parameters, NETWORK, steps=plan.steps)
+    return build(config, data, options), options
+
+
+def run(name: str, out: Path, seconds: float, n: int) -> None:
+    """Train, sample and score one method into `out`/name; nothing where that is done."""
+    folder = out / name
+    if (folder / "result.json").is_file():
+        return
+    data, plan = load("digits"), PLANS.get(name, Plan())
+    trial, options = model_of(name, 64 * OPTIONS.batch)
+    began = time.perf_counter()
+    train(trial, data, options, out / f".trial-{name}-{time.time_ns()}", device="cpu")
+    rate = options.images / (time.perf_counter() - began)
+    model, options = model_of(name, round(rate * seconds))
+    began = time.perf_counter()
+    train(model, data, options, folder / "run", device="cpu")
+    spent = time.perf_counter() - began
+    kernel = lookup.kernel(plan.kernel) if plan.kernel else model.kernel
+    calls = model.network_calls(model.steps, kernel)
+    if calls > CALLS:
+        raise SystemExit(f"{name} asks its network {calls} times; the zoo allows {CALLS}.")
+    began = time.perf_counter()
+    images = model.sample(range(n), model.steps, kernel, batch=250)
+    about = {
+        "seconds_training": round(spent, 1),
+        "images_seen": options.images,
+        "threads": torch.get_num_threads(),
+        "steps": model.steps,
+        "calls": calls,
+        "kernel": kernel.name,
+        "parameters": plan.parameters,
+        "seconds_per_image": round((time.perf_counter() - began) / n, 5),
+    }
+    keep(name, folder, images, about, n)
+
+
+def gaussian(out: Path, n: int) -> None:
+    """Draws of N(mean, covariance) of the training images, as one more row."""
+    data, generator = load("digits"), torch.Generator().manual_seed(0)
+    x = data.batch(range(len(data))).flatten(1).double()
+    values, vectors = torch.linalg.eigh(torch.cov(x.T))
+    eps = torch.randn(n, x.shape[1], generator=generator, dtype=torch.float64)
+    drawn = x.mean(0) + eps * values.clamp(min=0).sqrt() @ vectors.T
+    images = drawn.float().reshape(n, *data.record.shape)
+    keep(GAUSSIAN, out / GAUSSIAN, images, {"steps": 0, "calls": 0}, n)
+
+
+def keep(name: str, folder: Path, images: Tensor, about: dict[str, Any], n: int) -> None:
+    """Score images and write them down with their score, whole or not at all."""
+    judge = Judge(load("digits", "test"), load("digits"), _auto, n)
+    pixels = torch.from_numpy(pictures.to_uint8(images)).permute(0, 3, 1, 2).contiguous()
+    result = judge.result(Images(pixels, about)) | {"n": n, "floor": judge.floor}
+    pictures.save(images, folder / "samples.npz")
+    files.write(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    print(f"{name}: FID {result['fid']:.3f}, {about}", flush=True)
+
+
+def _auto(*found: Any) -> Any:  # noqa: ANN401 - a record and images, an extractor
+    return choose("auto", *found)
+
+
+def page(out: Path, docs: Path) -> None:
+    """docs/zoo.md, its record and its pictures, of the results in `out`."""
+    names = [name for name in METHODS if (out / name / "result.json").is_file()]
+    found = {
+        name: json.loads((out / name / "result.json").read_text()) for name in [GAUSSIAN, *names]
+    }
+    (docs / "zoo").mkdir(parents=True, exist_ok=True)
+    real = load("digits", "test")
+    rows = {"real": real.batch(range(SHOWN))}
+    for name in [*names, GAUSSIAN]:
+        with np.load(out / name / "samples.npz") as file:
+            first = torch.from_numpy(file["images"][:SHOWN]).permute(0, 3, 1, 2)
+        rows[name] = first.float() / 127.5 - 1
+    pictures.save(pictures.strip([*rows.values()], [*rows], scale=4), docs / "zoo" / "all.png")
+    for name in names:
+        strips(name, out, docs / "zoo", found[name]["images_seen"])
+    about = {"seconds": found[names[0]]["seconds_training"], **found}
+    files.write(docs / "records" / "zoo-digits.json", json.dumps(about, indent=2) + "\n")
+    files.write(docs / "zoo.md", text(names, found))
+
+
+def strips(name: str, out: Path, docs: Path, images: int) -> None:
+    """Three images on their way to noise, and three on their way back."""
+    model, _ = model_of(name, images)
+    x0 = load("digits", "test").batch([0, 1, 2])
+    there = trajectory.forward(model.recipe.process, x0)
+    pictures.save(pictures.strip(list(there.detach()), scale=4), docs / f"{name}-forward.png")
+    from sfumato.store import from_pretrained
+
+    back = trajectory.reverse(from_pretrained(out / name / "run"), range(3))
+    pictures.save(pictures.strip(list(back), scale=4), docs / f"{name}-reverse.png")
+
+
+def text(names: list[str], found: dict[str, Any]) -> str:
+    """The page, in Markdown."""
+    some = found[names[0]]
+    said = [
+        "# The zoo",
+        "",
+        "<!-- Written by recipes/zoo.py. -->",
+        "",
+        "Every published method that comes along, as the library itself tells it; `sfumato "
+        "methods` prints the same table, `sfumato cite METHOD` the references. Scalars are "
+        "multiples of the identity, `Lambda` the basis's squared frequencies, `b_t` a blur or a "
+        "decay, `abar_t` the chain's power, `Sigma` a colour of noise.",
+        "",
+        f"| {' | '.join(HEADINGS)} |",
+        f"|{'---|' * len(HEADINGS)}",
+    ]
+    for name in names:
+        cells = row(name)
+        linked = f"[{cells.reference}]({cells.url})"
+        said.append(f"| [`{name}`](#{name}) | " + " | ".join([*cells[1:-2], linked]) + " |")
+    floor = some["floor"]
+    said += [
+        "",
+        "## A minute of training each",
+        "",
+        f"Every method trained the same network for about {some['seconds_training']:.0f} s on "
+        f"{some['threads']} threads on the digits' training split, and drew {some['n']:,} images "
+        "(seeds from 0, averaged weights) with its own sampler in at most "
+        f"{CALLS} network calls. FID and the others are in the features of the digits' classifier "
+        "that comes along, against the 360 images of the test split, so not comparable with other "
+        "extractors. `gaussian` is a Gaussian with the mean and full covariance of the training "
+        "images. A minute ranks how soon a method learns, not how good it becomes.",
+        "",
+        "| method | FID | KID | precision | recall | calls | images seen |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    ranked = sorted([*names, GAUSSIAN], key=lambda name: found[name]["fid"])
+    for name in ranked:
+        one = found[name]
+        scores = [f"{one[score]:.3g}" for score in ("fid", "kid", "precision", "recall")]
+        seen = f"{one['images_seen']:,}" if "images_seen" in one else ""
+        said.append(f"| `{name}` | {' | '.join(scores)} | {one['calls']} | {seen} |")
+    real = [f"{floor[score]:.3g}" for score in ("fid", "kid", "precision", "recall")]
+    said += [
+        f"| real, {floor['split']}, n = {floor['n']:,} | {' | '.join(real)} | | |",
+        "",
+        "Made by `python recipes/zoo.py`; the record is "
+        "[zoo-digits.json](records/zoo-digits.json).",
+        "",
+        "![Rows of images, one for each method](zoo/all.png)",
+        "",
+    ]
+    for name in names:
+        one = found[name]
+        chosen = "".join(f" {key}={value}" for key, value in one["parameters"].items())
+        said += [
+            f"## {name}",
+            "",
+            f"{first_line(name)} Here:{chosen or ' defaults'}, {one['steps']} steps of "
+            f"{one['kernel']}.",
+            "",
+            f"![{name}, from image to noise](zoo/{name}-forward.png)",
+            "",
+            f"![{name}, from noise to image](zoo/{name}-reverse.png)",
+            "",
+        ]
+    return "\n".join(said)
+
+
+def first_line(name: str) -> str:
+    """What a method's docstring says first."""
+    return (METHODS[name].__doc__ or "").partition("\n")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="all by default")
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--n", type=int, default=1_000)
+    parser.add_argument("--pages", action="store_true", help="only write the page")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.methods if name not in METHODS]:
+        parser.error(f"no method '{unknown[0]}'; there are {', '.join(METHODS)}")
+    if not asked.pages:
+        if not (asked.out / GAUSSIAN / "result.json").is_file():
+            gaussian(asked.out, asked.n)
+        for name in asked.methods or METHODS:
+            run(name, asked.out, asked.seconds, asked.n)
+    if not asked.methods:
+        page(asked.out, asked.docs)
+
+
+if __name__ == "__main__":
+    main()
