@@ -23,7 +23,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Geometric
 from sfumato.estimation.denoise import clean
 from sfumato.estimation.loss import flat
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
@@ -54,8 +54,7 @@ def cold(
         raise ValueError(nearest("algorithm", algorithm, ALGORITHMS))
     if memory < 1:
         raise ValueError(f"memory must be 1 or more; got {memory}.")
-    if not 0 < blur[0] < blur[1]:
-        raise ValueError(f"blur goes from a small to a large level; got {blur[0]:g}, {blur[1]:g}.")
+    rising("blur", blur)
     facts, longest = facts or typical(shape), max(space(shape))
     width = Geometric(blur[0] * longest, blur[1] * longest, zero_at_start=True)
     process = Process(signal=Heat(width, dct(*space(shape))), noise=Scale(Constant(0.0)))

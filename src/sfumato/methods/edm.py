@@ -21,7 +21,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Linear
 from sfumato.estimation.denoise import Precondition, wiener
 from sfumato.estimation.loss import unit
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.sampling.flow import HEUN, churn, flow
 
 FILTER = wiener(scaled(0.25))
@@ -57,9 +57,7 @@ def edm(
         stir: noise added back in sampling, the paper's S_churn; 0 for none.
         steps: steps of the sampler, of two network calls each but the last.
     """
-    low, high = sigma
-    if not 0 < low < high:
-        raise ValueError(f"sigma goes from a small to a large level; got {low:g}, {high:g}.")
+    low, high = rising("sigma", sigma)
     process = Process(signal=Scale(Constant(1.0)), noise=Scale(Linear(0.0, high)))
 
     def times(u: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Geometric
 from sfumato.estimation.denoise import noise
 from sfumato.estimation.loss import levels, simple
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.sampling.kernels import langevin
 
 
@@ -52,7 +52,7 @@ def ncsn(
             0.01^2.
         inner: Langevin steps at each level but the first, which the sampler starts from.
     """
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     return annealed(shape, facts, (low, high), count, delta, inner)
 
 
@@ -77,9 +77,7 @@ def ncsnv2(
     """
     facts = facts or typical(shape)
     # Data span [-1, 1] here, [0, 1] in the paper.
-    low, high = 2 * smallest, 2 * largest if largest else facts.distance
-    if not 0 < low < high:
-        raise ValueError(f"noise goes from a small to a large level; got {low:g}, {high:g}.")
+    low, high = rising("noise", (2 * smallest, 2 * largest if largest else facts.distance))
     count = count or 1 + math.ceil(math.log(high / low) / math.log(ratio(math.prod(shape))))
     gamma = (high / low) ** (1 / max(1, count - 1))
     return annealed(shape, facts, (low, high), count, step_size(gamma, inner), inner)
@@ -95,11 +93,9 @@ def annealed(
     colour: Operator | None = None,
 ) -> Recipe:
     """`count` geometric levels, from sigma[1] at t = 1 to sigma[0] at t = 1 / count."""
-    low, high = sigma
+    low, high = rising("sigma", sigma)
     if count < 2:
         raise ValueError(f"annealing needs two levels or more; got {count}.")
-    if not 0 < low < high:
-        raise ValueError(f"sigma goes from a small to a large level; got {low:g}, {high:g}.")
     start = low * (high / low) ** (-1 / (count - 1))
     level = Scale(Geometric(start, high))
     noise_ = level if colour is None else level @ Fixed(colour)

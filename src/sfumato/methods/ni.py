@@ -37,7 +37,7 @@ from sfumato.estimation.denoise import Parametrization, clean, coloured, gradien
 from sfumato.estimation.denoise import noise as whitened
 from sfumato.estimation.loss import levels, simple, uniform
 from sfumato.methods.ncsn import annealed
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
@@ -138,7 +138,7 @@ def ni_smld(
         sde: train on all times between the levels too: the NIVE SDE.
         prediction: of the network, as in ni-ddpm.
     """
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in NCSN's units
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in NCSN's units
     root = _root(noise, shape, facts, exponent, dc, covariance)
     recipe = annealed(shape, facts, (low, high), count, delta, inner, root)
     known = predictions(Geometric(low * (high / low) ** (-1 / (count - 1)), high))

@@ -73,3 +73,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a sampler needs one step or more; got {self.steps}.")
+
+
+def rising(name: str, levels: tuple[float, float], unit: float = 1.0) -> tuple[float, float]:
+    """Two levels in units of `unit`, the small one first; ValueError where they are not that."""
+    low, high = levels
+    if not 0 < low < high:
+        raise ValueError(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
+    return unit * low, unit * high

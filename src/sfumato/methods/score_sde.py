@@ -27,7 +27,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, Constant, Geometric, LinearBeta
 from sfumato.estimation.denoise import noise
 from sfumato.estimation.loss import rate, simple
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import (
     Kernel,
@@ -63,7 +63,7 @@ def ve(
         snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
         steps: times of the sampler, each of two network calls with a corrector.
     """
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     process = Process(signal=Scale(Constant(1.0)), noise=Scale(Geometric(low, high)))
     kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral)}
     return _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-5)

@@ -25,7 +25,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.denoise import residual, wiener
 from sfumato.estimation.loss import simple, unit
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
@@ -65,12 +65,10 @@ def soft(
         raise ValueError(nearest("prediction", prediction, PREDICTIONS))
     if memory < 0:
         raise ValueError(f"memory must be 0 or more; got {memory}.")
-    for name, (low, high) in (("blur", blur), ("sigma", sigma)):
-        if not 0 < low < high:
-            raise ValueError(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
+    rising("blur", blur)
     facts = facts or typical(shape)
     longest = max(space(shape))
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     width = Geometric(blur[0] * longest, blur[1] * longest, zero_at_start=True)
     grow = Scale(Geometric(low, high, until=knee))
     grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))

@@ -23,7 +23,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.denoise import residual
 from sfumato.estimation.loss import simple
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
@@ -58,13 +58,11 @@ def soft_down(
     """
     if bands not in BANDS:
         raise ValueError(nearest("bands", bands, BANDS))
-    for name, (low, high) in (("width", width), ("sigma", sigma)):
-        if not 0 < low < high:
-            raise ValueError(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
+    rising("width", width)
     facts, longest = facts or typical(shape), max(space(shape))
     basis = BANDS[bands](*space(shape))
     path = Geometric(width[0] * longest, width[1] * longest, zero_at_start=True)
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     signal = Damp(path, basis.laplacian.sqrt(), basis, sharpness)
     grow = Scale(Geometric(low, high, until=knee))
     grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))

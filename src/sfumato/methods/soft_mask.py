@@ -26,7 +26,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.denoise import residual
 from sfumato.estimation.loss import simple
-from sfumato.methods.recipe import Context, Recipe
+from sfumato.methods.recipe import Context, Recipe, rising
 from sfumato.sampling.kernels import reverse
 
 DEPTH = 7.0
@@ -62,9 +62,7 @@ def soft_mask(
         raise ValueError(
             f"the mask needs a positive radius and an edge in (0, 1); got {radius:g}, {edge:g}."
         )
-    low, high = (2 * level for level in sigma)  # data span [-1, 1] here, [0, 1] in the paper
-    if not 0 < low < high:
-        raise ValueError(f"sigma goes from a small to a large level; got {low:g}, {high:g}.")
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     facts, sides = facts or typical(shape), space(shape)
     basis = pixel(*sides)
     depth = DEPTH / edge
