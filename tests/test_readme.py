@@ -5,6 +5,7 @@ with `--dry-run`.
 """
 
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -58,6 +59,12 @@ def test_readme_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert local and not [link for link in local if not (README.parent / link).exists()]
+
+
+def test_readme_tells_what_the_records_say():
+    """The table of scores is that of `recipes/scores.py`, line by line."""
+    table = runpy.run_path(str(README.parent / "recipes" / "scores.py"))["table"]()
+    assert "\n".join(table) in README.read_text(encoding="utf-8")
 
 
 def test_readme_runs(tmp_path, monkeypatch, capsys):

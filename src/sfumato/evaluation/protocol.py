@@ -34,7 +34,8 @@ PACKAGES = ("sfumato", "torch", "torchmetrics", "diffusers", "numpy")
 class RealImages(Protocol):
     """What `sfumato.load` returns."""
 
-    record: Record
+    @property
+    def record(self) -> Record: ...
 
     def __len__(self) -> int: ...
 
