@@ -77,6 +77,9 @@ PUBLIC: tuple[str, ...] = (
     "bridge",
     "build",
     "chain",
+    "check_coupling",
+    "check_method",
+    "check_operator",
     "churn",
     "clean",
     "cold",
@@ -137,7 +140,7 @@ ORDER = (
     ("sampling",),
     ("methods",),
     ("model",),
-    ("store",),
+    ("store", "checks"),
     ("trajectory",),
     ("training", "evaluation"),
     ("cli", "demo"),
@@ -145,7 +148,7 @@ ORDER = (
 # Rooms that import nothing of the package but each other, and who may import them.
 LEAVES = {
     "networks": {"config", "model", "store", "training", "evaluation", "cli", "demo"},
-    "config": {"model", "store", "training", "evaluation", "cli", "demo"},
+    "config": {"checks", "model", "store", "training", "evaluation", "cli", "demo"},
     "pretrained": {"store", "evaluation", "cli", "demo"},
     "names": {
         "estimation",
@@ -158,7 +161,7 @@ LEAVES = {
         "cli",
         "demo",
     },
-    "record": {"config", "model", "store", "training", "evaluation", "cli", "demo"},
+    "record": {"checks", "config", "model", "store", "training", "evaluation", "cli", "demo"},
     "files": {"pictures", "model", "store", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "store", "training", "evaluation", "cli", "demo"},
 }

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sfumato.algebra.operators import identity as identity
     from sfumato.algebra.operators import scaled as scaled
     from sfumato.algebra.operators import zero as zero
+    from sfumato.checks import check_coupling as check_coupling
+    from sfumato.checks import check_method as check_method
+    from sfumato.checks import check_operator as check_operator
     from sfumato.config import Config as Config
     from sfumato.corruption.colours import colour as colour
     from sfumato.corruption.colours import measured as measured
@@ -133,6 +136,7 @@ _HOMES = {
     "algebra.basis": "Basis dct dense haar hartley pixel",
     "algebra.linear": "MatrixFree Operator",
     "algebra.operators": "Dense Diagonal identity scaled zero",
+    "checks": "check_coupling check_method check_operator",
     "corruption.colours": "colour measured power_law",
     "corruption.coupling": (
         "Coupling Step ancestral ancestral_large annealed bridge cold ddim given momentum naive "

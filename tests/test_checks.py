@@ -1,0 +1,189 @@
+"""The public checks: members of the package pass, and what breaks one law is told which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cases import COUPLINGS, FAMILIES, OPERATORS, PROCESSES, SHAPE, normal, time
+from sfumato.algebra import Dense, MatrixFree, Operator, identity, scaled
+from sfumato.checks import check_coupling, check_method, check_operator
+from sfumato.corruption.coupling import Step
+from sfumato.corruption.families import Family, Fixed, Mapping, Scale
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Linear
+from sfumato.estimation.denoise import Precondition, noise
+from sfumato.estimation.loss import flat
+from sfumato.methods import METHODS
+from test_coupling import impossible
+from test_training import SMALL
+
+IMAGE = (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_pass(name):
+    check_operator(*OPERATORS[name])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_pass(name):
+    for t in (0.0, 0.4, 1.0):
+        check_operator(FAMILIES[name].at(time(t)), SHAPE)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_couplings_pass(name, process):
+    case = COUPLINGS[name]
+    if not impossible(name, process, 0.9, 0.4):
+        check_coupling(case.coupling, PROCESSES[process], SHAPE, case.consistency)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_pass(name):
+    check_method(METHODS[name], IMAGE, **SMALL.get(name, {}))
+
+
+def test_learned_methods_pass():
+    check_method(METHODS["vdm"], IMAGE, bands=64, bins=17, hidden=4)
+    check_method(METHODS["soft-mask"], IMAGE, wander=True)
+
+
+class Broken(Operator):
+    """x -> 2 x that lies about one thing."""
+
+    def __init__(self, **lies) -> None:
+        self.lies = lies
+
+    def __call__(self, x):
+        return self.lies.get("call", lambda x: 2 * x)(x)
+
+    @property
+    def T(self):
+        return self.lies.get("T", self)
+
+    def inv(self):
+        return self.lies.get("inv", scaled(0.5))
+
+    def sqrt(self):
+        return self.lies.get("sqrt", scaled(2**0.5))
+
+    def logdet(self, shape):
+        return torch.tensor(self.lies.get("logdet", 6 * 0.6931471805599453)).double()
+
+    def _times(self, other):
+        return self.lies.get("times")
+
+    def _plus(self, other):
+        return self.lies.get("plus")
+
+
+LIES = {
+    "keeps shape and dtype": {"call": lambda x: x[..., :3]},
+    "float64 of float32": {"call": lambda x: x * torch.ones((), dtype=torch.float64).reshape(1)},
+    r"A \(2x - 3y\)": {"call": lambda x: 2 * x + 1},
+    "each sample alone": {"call": lambda x: x - x.mean(0, keepdim=True)},
+    "<A x, y>": {"T": scaled(3.0)},
+    r"\(A A\) x": {"times": scaled(3.0)},
+    r"\(A \+ A\) x": {"plus": scaled(3.0)},
+    "A A\\^-1 A": {"inv": scaled(0.4)},
+    "sqrt": {"sqrt": scaled(1.5)},
+    "logdet": {"logdet": 1.0},
+}
+
+
+def test_an_operator_that_tells_the_truth_passes():
+    check_operator(Broken(), (6,))
+    check_operator(MatrixFree(lambda x: x.roll(1, -1)), (2, 6))
+
+
+@pytest.mark.parametrize("law", LIES)
+def test_broken_operators_are_told(law):
+    with pytest.raises(ValueError, match=law):
+        check_operator(Broken(**LIES[law]), (6,))
+
+
+def drawn(process: Process, t, s) -> Step:
+    """Too little is drawn afresh."""
+    return Step(scaled(0.5), scaled(0.5) @ process.noise.at(s))
+
+
+def swapped(process: Process, t, s) -> Step:
+    """Consistent for single times; with one time each sample gets the first's."""
+    return Step(scaled(0.0), process.noise.at(s if s.ndim == 0 else s[:1].expand(s.shape)))
+
+
+def test_broken_couplings_are_told():
+    process = PROCESSES["vp"]
+    with pytest.raises(ValueError, match=r"V_s = K V_t K\^T \+ L L\^T fails by 0.19 .*`given`"):
+        check_coupling(drawn, process, SHAPE)
+    with pytest.raises(ValueError, match="where first order leaves a quarter"):
+        check_coupling(drawn, process, SHAPE, "first")
+    check_coupling(drawn, process, SHAPE, "none")
+    with pytest.raises(ValueError, match="a time for each sample"):
+        check_coupling(swapped, process, SHAPE)
+    with pytest.raises(ValueError, match="not finite"):
+        check_coupling(lambda p, t, s: Step(scaled(float("nan")), identity()), process, SHAPE)
+    with pytest.raises(ValueError, match="at most 256 values"):
+        check_coupling(drawn, process, (1, 28, 28))
+
+
+def like(**changes):
+    """A method like ddim with something changed."""
+
+    def method(shape, facts=None):
+        recipe = METHODS["ddim"](shape, facts)
+        return replace(recipe, **{name: make(recipe) for name, make in changes.items()})
+
+    return method
+
+
+def _noise(family: Family):
+    return lambda recipe: Process(recipe.process.signal, family)
+
+
+def _off(process: Process, t) -> Precondition:
+    """What is estimated is half of what it says."""
+    return noise(process, t)._replace(skip=scaled(0.0), out=scaled(0.0))
+
+
+BROKEN = {
+    "names its source": {"reference": lambda _: " "},
+    "grid must fall": {"grid": lambda _: lambda n: torch.linspace(0, 1, n + 1)},
+    "training times lie in": {"times": lambda _: lambda u: 2 * u},
+    "label must tell times apart": {
+        "parametrization": lambda r: (
+            lambda p, t: r.parametrization(p, t)._replace(label=torch.zeros_like(t))
+        )
+    },
+    "S_t is symmetric": {
+        "process": _noise(Fixed(Dense(normal(64, 64) + 9 * torch.eye(64).double(), IMAGE))),
+        "weighting": lambda _: flat,
+    },
+    r"A \(2x - 3y\)": {"process": _noise(Mapping(lambda t: MatrixFree(lambda x: x + 1)))},
+    "does not depend on the network": {"parametrization": lambda _: _off},
+    "is not finite": {"weighting": lambda _: lambda p, t, s: scaled(float("inf"))},
+}
+
+
+@pytest.mark.parametrize("law", BROKEN)
+def test_broken_methods_are_told(law):
+    with pytest.raises(ValueError, match=law):
+        check_method(like(**BROKEN[law]), IMAGE)
+
+
+def test_a_method_of_one_s_own_passes():
+    """A matrix-free corruption in white noise, from its two families alone."""
+    roll = Mapping(lambda t: MatrixFree(lambda x: (1 - t / 2) * x + t / 2 * x.roll(1, -1)))
+    process = Process(roll, Scale(Linear(0.1, 0.5)))
+    residual = METHODS["soft"](IMAGE)
+
+    def method(shape, facts=None):
+        return replace(
+            residual, process=process, weighting=flat, kernel=METHODS["cold"](shape).kernel
+        )
+
+    check_method(method, IMAGE)
