@@ -207,6 +207,7 @@ COUPLINGS: dict[str, CouplingCase] = {
     "naive": CouplingCase(coupling.naive, "exact"),
     "annealed": CouplingCase(coupling.annealed(0.9), "exact"),
     "cold": CouplingCase(coupling.cold, "none"),
+    "redrawn": CouplingCase(coupling.redrawn(0.3), "none"),
 }
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {
@@ -214,6 +215,7 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "residual": denoise.residual,
     "noise": denoise.noise,
     "gradient": denoise.gradient,
+    "coloured": denoise.coloured(Linear(0.1, 0.9)),
     "angular": denoise.angular,
     "wiener": denoise.wiener(scaled(0.25)),
 }

@@ -102,6 +102,7 @@ def test_what_the_network_is_asked(name, process):
         "residual": x0 - x,
         "noise": eps,
         "gradient": process.score(x, x0, t),
+        "coloured": level(eps) / (0.1 + 0.4 * 0.8),
         "angular": signal(eps) - level(x0),
         "wiener": ((x0.flatten(1) - guess) @ white.T).reshape(x.shape),
     }[name]

@@ -69,8 +69,8 @@ from sfumato.estimation.denoise import (
 )
 from sfumato.estimation.oracle import Mixture, gaussian
 from sfumato.sampling import kernels
-from sfumato.sampling.flow import EULER, HEUN, RK4, flow
-from sfumato.sampling.kernels import Kernel, chain, langevin, reverse
+from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
+from sfumato.sampling.kernels import Kernel, chain, corrector, langevin, reverse
 from sfumato.sampling.sample import Seeds, even, sample
 
 N = math.prod(SHAPE)
@@ -178,6 +178,10 @@ def dense_cold(m: Matrices) -> tuple[Tensor, Tensor]:
     return torch.eye(len(m.cov_s)).double(), 0 * m.cov_s
 
 
+def dense_redrawn(m: Matrices) -> tuple[Tensor, Tensor]:
+    return 0 * m.cov_s, 0.09 * torch.eye(len(m.cov_s)).double()
+
+
 DENSE = {
     "ancestral": dense_ancestral,
     "ancestral-large": dense_large,
@@ -190,6 +194,7 @@ DENSE = {
     "naive": dense_naive,
     "annealed": dense_annealed,
     "cold": dense_cold,
+    "redrawn": dense_redrawn,
 }
 """(K, L L^T) of every coupling (1.6, 1.11)."""
 
@@ -435,6 +440,42 @@ def test_langevin(process):
     )
     expected = decay ** (2 * count) * (start - limit) + limit
     torch.testing.assert_close(into.T @ found @ into, torch.diag(expected.flatten()))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_corrector(process):
+    """A Langevin step sized by norms leaves the law of x_t where it is, to the order of the step.
+
+    The stationary variance of steps delta is M / (1 - delta V / 2 M), and one step leaves M alone
+    but for that.
+    """
+    process, cov = PROCESSES[process], diagonal_cov(basis_of(PROCESSES[process]))
+    at = 0.6
+    expected = marginal(process, cov, at)
+    count, basis = 4000, basis_of(process)
+    u = expected.sqrt() * normal(count, *SHAPE)
+    x = basis.synthesize(u)
+    grid = torch.tensor([0.65, at], dtype=torch.float64)
+    kernel = corrector(0.1)
+    denoiser = centred(process, cov)
+    found, _ = kernel.step(kernel.init(denoiser, x, grid), x, 0, lambda y: normal(*y.shape, seed=9))
+    moved = basis.analyze(found)
+    ratio = moved.square().mean(0) / u.square().mean(0)
+    assert float((moved - u).square().mean()) > 1e-3 * float(u.square().mean())
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.12)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_churn_keeps_the_law(process):
+    """Noise added back and Heun's step further: the law of x_s, to the second order of the step."""
+    process, cov = PROCESSES[process], diagonal_cov(basis_of(PROCESSES[process]))
+    wrong = []
+    for count in (40, 160):
+        grid = torch.linspace(0.8, 0.3, count + 1, dtype=torch.float64)
+        steps = modal(churn(HEUN, 5.0), centred(process, cov), grid, basis_of(process))
+        end = variance(steps, marginal(process, cov, 0.8))
+        wrong.append(float((end / marginal(process, cov, 0.3) - 1).abs().max()))
+    assert wrong[0] / wrong[1] == pytest.approx(16, rel=0.25)
 
 
 def test_langevin_with_matrices_that_are_not_symmetric():

@@ -38,6 +38,7 @@ from sfumato.corruption.schedules import (
     linear_betas,
 )
 from sfumato.estimation.denoise import Denoiser, clean, noise, residual
+from sfumato.methods import METHODS
 from sfumato.sampling.flow import EULER, HEUN, flow
 from sfumato.sampling.kernels import Kernel, langevin, reverse
 from sfumato.sampling.sample import Seeds, even, sample
@@ -391,3 +392,27 @@ def test_diffusers_ddim(betas, eta):
     scheduler = diffusers.DDIMScheduler(beta_schedule=betas, clip_sample=False)
     expected = scheduled(scheduler, 20, eta=eta)
     same(ours(reverse(coupling.ddim(eta)), betas, scheduler), expected, 1e-5)
+
+
+@pytest.mark.parametrize("steps", [5, 18])
+def test_diffusers_edm_euler(steps):
+    """Karras's grid, preconditioning and Euler steps: sigma (x - x_0^) / sigma d sigma to 0."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.EDMEulerScheduler()
+    scheduler.set_timesteps(steps)
+    x, expected = 80.0 * normal(len(SEEDS), *SHAPE), []
+    recipe = METHODS["edm"](SHAPE)
+    start = x.clone()
+    for label in scheduler.timesteps:
+        inner = scheduler.scale_model_input(x, label)
+        out = Toy()(inner, label.double().expand(len(x)))
+        x = scheduler.step(out, label, x, s_churn=0.0).prev_sample
+        expected.append(x)
+    found = []
+    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    sample(flow(EULER), denoiser, start, recipe.grid(steps), callback=lambda _, y: found.append(y))
+    # Its sigmas are float32.
+    for ours_, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(
+            ours_, theirs.double(), rtol=1e-5, atol=1e-5 * float(theirs.abs().max())
+        )
