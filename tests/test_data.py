@@ -266,7 +266,7 @@ HOLE = np.full((2, 4, 4), np.nan)
         ({"images": GRAY.astype("U3")}, "must hold numbers; got <U3"),
         ({"images": GRAY.astype(complex)}, "must hold numbers; got complex128"),
         ({"images": GRAY.astype(object)}, "Object arrays cannot be loaded"),
-        ({"x": GRAY, "y": GRAY}, "no array by the name images; it holds x, y"),
+        ({"x": GRAY, "y": GRAY}, "no array by the name images or signals; it holds x, y"),
         ({"images": GRAY, "labels": [0, 1]}, "labels must be 3 whole numbers, one per image"),
         ({"images": GRAY, "labels": [0.0, 1, 2]}, "got float64 of shape (3,)"),
         ({"images": GRAY, "labels": [0, 1, 3]}, "class numbers 0 to at most 2; got 0 to 3"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -53,6 +54,16 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file(plain, path)
     except SafetensorError as error:  # no OSError, although a full disk is behind it
         raise ValueError(f"cannot write {path}: {error}.") from error
+
+
+def write_array(name: str, array: np.ndarray, path: Path) -> None:
+    """Write one array as a .npz under `name`, whole or not at all."""
+
+    def fill(part: Path) -> None:
+        with part.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{name: array})
+
+    write(path, fill)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
-from sfumato.networks.backbones import UNet
+from sfumato.networks.ranks import network
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import Seeds, prepare, sample
 
@@ -59,7 +59,7 @@ class Model:
                 )
             classes = len(config.record.classes or ()) if config.conditional else None
             context = self.recipe.context.channels if self.recipe.context else 0
-            backbone = UNet(self.shape, config.network, classes, context, self.recipe.fourier)
+            backbone = network(self.shape, config.network, classes, context, self.recipe.fourier)
         # Faster for convolutions on nearly every device; other modules do not notice.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         self.denoiser = Denoiser(self.recipe.process, self.recipe.parametrization, backbone)

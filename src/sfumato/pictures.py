@@ -131,8 +131,7 @@ def save(
     elif kind == ".png":
         _write_png(path, grid(images))
     elif kind == ".npz":
-        array = to_uint8(images)
-        files.write(path, lambda part: _write_npz(part, array))
+        files.write_array("images", to_uint8(images), path)
     else:
         array = to_uint8(images)
         if (channels := array.shape[-1]) not in (1, 3):
@@ -229,11 +228,6 @@ def _names(names: Sequence[str] | None, count: int) -> list[str]:
 
 def _write_png(path: Path, picture: Image.Image) -> None:
     files.write(path, lambda part: picture.save(part, format="PNG"))
-
-
-def _write_npz(path: Path, array: np.ndarray) -> None:
-    with path.open("wb") as file:
-        np.savez(file, images=array)
 
 
 def _picture(array: np.ndarray) -> Image.Image:

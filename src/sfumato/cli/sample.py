@@ -16,6 +16,8 @@ from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sfumato.model import Model
 
 ABOUT = "Draw images from a trained model, one for each seed: the same one in any batch."
@@ -38,6 +40,7 @@ def run(argv: Sequence[str]) -> None:
         return
     pictures.check_writable(values.out)
     model = load(values.run, values)
+    check_out(model, values.out)
     classes = labels(model, values.classes, seeds)
     steps = values.steps or model.steps
     clock = time.perf_counter()
@@ -52,17 +55,35 @@ def run(argv: Sequence[str]) -> None:
             start=seeds[0] if values.fix_start else None,
         )
     spent = time.perf_counter() - clock
-    folder = Path(values.out).is_dir() or not Path(values.out).suffix
-    names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
-    pictures.save(images, values.out, names)
+    keep(images, values.out, seeds)
     if not values.quiet:
         sampler = f"kernel {values.kernel}" if kernel else model.kernel_name
-        noun = "image" if len(seeds) == 1 else "images"
+        noun = "image" if len(model.shape) == 3 else "signal"
+        plural = "" if len(seeds) == 1 else "s"
         weights = "EMA" if values.weights == "ema" else "raw"
         print(
-            f"{values.out}: {len(seeds)} {noun}, {steps} steps of {sampler}, {weights} weights, "
-            f"{spent:.1f} s"
+            f"{values.out}: {len(seeds)} {noun}{plural}, {steps} steps of {sampler}, {weights} "
+            f"weights, {spent:.1f} s"
         )
+
+
+def check_out(model: Model, out: str) -> None:
+    """Raise ValueError if `out` is no place for what the model makes: before it is made."""
+    if len(model.shape) != 3 and not out.endswith(".npz"):
+        raise ValueError(
+            f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
+        )
+
+
+def keep(images: Tensor, out: str, seeds: Sequence[int]) -> None:
+    """Write images as the path tells; other signals as the array `signals` of float32."""
+    from sfumato import files, pictures
+
+    if images.ndim != 4:
+        return files.write_array("signals", images.numpy(), Path(out))
+    folder = Path(out).is_dir() or not Path(out).suffix
+    names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
+    pictures.save(images, out, names)
 
 
 def model_options(parser: Parser, seeds: str) -> None:

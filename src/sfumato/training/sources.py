@@ -149,8 +149,17 @@ def folder(root: Path) -> Raw:
 
 
 def array(path: Path) -> Raw:
-    """Whole numbers 0 to 255, or numbers in [0, 1], or in [-1, 1] if any of them is negative."""
-    images, labels = _read_arrays(path)
+    """Whole numbers 0 to 255, or numbers in [0, 1], or in [-1, 1] if any of them is negative.
+
+    Images come channels last, or without channels; the rows of a .npy (n, values) are vectors; and
+    the array `signals` of a .npz, (n, *shape) of any rank, stays as it is: waves (n, C, L), volumes
+    (n, C, D, H, W).
+    """
+    name, images, labels = _read_arrays(path)
+    if name == "signals" or (name == "array" and images.ndim == 2):
+        if images.ndim < 2 or not images.size:
+            raise ValueError(f"{path} must hold signals (n, *shape); got shape {images.shape}.")
+        return _raw(path, images, labels)
     if images.ndim not in (3, 4) or not images.size:
         raise ValueError(
             f"{path} must hold images (n, height, width) or (n, height, width, channels), at least "
@@ -162,6 +171,10 @@ def array(path: Path) -> Raw:
             "images.transpose(0, 2, 3, 1)."
         )
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return _raw(path, images, labels)
+
+
+def _raw(path: Path, images: np.ndarray, labels: np.ndarray | None) -> Raw:
     images, low, high = _range(path, images)
     if labels is None:
         return Raw(images, low, high)
@@ -170,19 +183,20 @@ def array(path: Path) -> Raw:
     return Raw(images, low, high, labels.astype(np.int64), classes)
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels as the file has them, whatever its suffix says it is."""
+def _read_arrays(path: Path) -> tuple[str, np.ndarray, np.ndarray | None]:
+    """The name, the images and the labels that the file has, whatever its suffix says it is."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded, None
+            return "array", loaded, None
         with loaded:
-            if "images" in loaded:
-                return loaded["images"], loaded["labels"] if "labels" in loaded else None
+            for name in ("images", "signals"):
+                if name in loaded:
+                    return name, loaded[name], loaded["labels"] if "labels" in loaded else None
             names = ", ".join(loaded.files) or "nothing"
     except BROKEN as error:
         raise ValueError(f"{path} cannot be read as arrays: {error}.") from error
-    raise ValueError(f"{path} has no array by the name images; it holds {names}.")
+    raise ValueError(f"{path} has no array by the name images or signals; it holds {names}.")
 
 
 def _range(path: Path, images: np.ndarray) -> tuple[np.ndarray, float, float]:

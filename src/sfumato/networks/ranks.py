@@ -1,0 +1,270 @@
+r"""Backbones for signals of any rank: `network` picks one by the shape.
+
+    (n,)             MLP       residual blocks of two linear layers
+    (C, L)           UNet1D    diffusers' 1-D U-Net: waves
+    (C, H, W)        UNet      images, see `backbones`
+    (C, D, H, W)     UNet3D    diffusers' 3-D U-Net: volumes, videos
+
+All are F(x, label, classes, context) -> like x, with the sizes of `UNetOptions` as far as they
+apply (`patch` and `attention` are for images), and zero before training. Waves and volumes are told
+classes as channels.
+
+References:
+    Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
+    https://arxiv.org/abs/2006.11239
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.unets.unet_1d import UNet1DModel
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
+from torch import Tensor, nn
+
+from sfumato.networks.backbones import LABEL_SCALE, UNet, UNetOptions
+
+TOLD = 8
+"""Channels, or values, that tell a class."""
+
+HEAD = 32
+"""Channels of a head of attention in diffusers' 1-D blocks."""
+
+SIZE = UNetOptions()
+
+
+def network(
+    shape: Sequence[int],
+    options: UNetOptions = SIZE,
+    classes: int | None = None,
+    context: int = 0,
+    fourier: Sequence[int] = (),
+) -> nn.Module:
+    """The backbone for signals of `shape`; see `UNet` for the others.
+
+    Raises:
+        ValueError: a rank above 4, or features that only images have.
+    """
+    if len(shape) == 3:
+        return UNet(shape, options, classes, context, fourier)
+    kinds = {1: MLP, 2: UNet1D, 4: UNet3D}
+    if len(shape) not in kinds:
+        raise ValueError(
+            f"there is a backbone for vectors (n,), waves (C, L), images and volumes; got {shape}. "
+            "Pass one of your own as `backbone`."
+        )
+    return kinds[len(shape)](tuple(shape), options, classes, context, tuple(fourier))
+
+
+class Told(nn.Module):
+    """x with what is told beside it: features of x, classes and context, as channels (final)."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int | None,
+        context: int,
+        fourier: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.shape, self.classes, self.context = shape, classes, context
+        self.fourier = fourier
+        self.names = None if classes is None else nn.Embedding(classes + 1, TOLD)
+
+    @property
+    def channels(self) -> int:
+        """Channels after `forward`; of a vector, its values."""
+        extra = 0 if self.names is None else TOLD
+        return self.shape[0] * (1 + 2 * len(self.fourier)) + extra + self.context
+
+    def forward(
+        self, x: Tensor, label: Tensor, classes: Tensor | None, context: Tensor | None
+    ) -> Tensor:
+        """(B, *shape) -> (B, channels, *space)."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"this network works on signals of shape {self.shape}, (B, *shape) in all; "
+                f"got {tuple(x.shape)}."
+            )
+        if label.shape != x.shape[:1] or not label.is_floating_point():
+            raise ValueError(
+                f"label must be {len(x)} floating-point numbers, one per signal; "
+                f"got {label.dtype} of shape {tuple(label.shape)}."
+            )
+        if (0 if context is None else context.shape[1]) != self.context:
+            raise ValueError(f"this network was built for a context of {self.context} channels.")
+        angles = [2**power * torch.pi * x for power in self.fourier]
+        parts = [x, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))]
+        if self.names is None and classes is not None:
+            raise ValueError("this network was built without classes; call it without classes.")
+        if self.names is not None and self.classes is not None:
+            none = torch.full((len(x),), self.classes, device=x.device)
+            named = self.names(none if classes is None else classes).to(x.dtype)
+            space = x.shape[2:]
+            parts.append(named.reshape(*named.shape, *(1 for _ in space)).expand(-1, -1, *space))
+        if context is not None:
+            parts.append(context.to(x))
+        return torch.cat(parts, 1)
+
+
+class MLP(nn.Module):
+    """Residual blocks of two linear layers, scaled and shifted by the label (final).
+
+    Hidden width is `options.width` times the largest multiplier; there are `options.blocks` blocks
+    for each multiplier.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        options: UNetOptions = SIZE,
+        classes: int | None = None,
+        context: int = 0,
+        fourier: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.told = Told(shape, classes, context, fourier)
+        hidden = options.width * max(options.multipliers)
+        self.width = options.width
+        self.embed = nn.Sequential(nn.Linear(self.width, hidden), nn.SiLU())
+        self.first = nn.Linear(self.told.channels, hidden)
+        count = options.blocks * len(options.multipliers)
+        self.blocks = nn.ModuleList(_Block(hidden, options.dropout) for _ in range(count))
+        self.last = nn.Linear(hidden, shape[0])
+        _silence(self.last)
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """F(x, label): (B, n) -> (B, n)."""
+        u = self.first(self.told(x, label, classes, context))
+        waves = get_timestep_embedding(label * LABEL_SCALE, self.width).to(u.dtype)
+        when = self.embed(waves)
+        for block in self.blocks:
+            u = block(u, when)
+        return self.last(F.silu(u))
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
+        self.film = nn.Linear(hidden, 2 * hidden)
+        self.inner, self.outer = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, u: Tensor, when: Tensor) -> Tensor:
+        scale, shift = self.film(when).chunk(2, 1)
+        inner = self.inner(F.silu(self.norm(u) * (1 + scale) + shift))
+        return u + self.outer(self.drop(F.silu(inner)))
+
+
+class UNet1D(nn.Module):
+    """diffusers' 1-D U-Net for waves of any length (final)."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        options: UNetOptions = SIZE,
+        classes: int | None = None,
+        context: int = 0,
+        fourier: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.told = Told(shape, classes, context, fourier)
+        levels, last = len(options.multipliers), options.width * options.multipliers[-1]
+        if last % HEAD:
+            raise ValueError(
+                f"the 1-D network's last level needs a multiple of {HEAD} channels; got {last}. "
+                f"Use --width {HEAD}."
+            )
+        self.net = UNet1DModel(
+            in_channels=self.told.channels,
+            out_channels=options.width,
+            extra_in_channels=options.width,  # the label's sinusoids, beside the signal
+            time_embedding_type="positional",
+            down_block_types=("DownBlock1DNoSkip", *("DownBlock1D",) * (levels - 1)),
+            up_block_types=(*("UpBlock1D",) * (levels - 1), "UpBlock1DNoSkip"),
+            block_out_channels=tuple(options.width * m for m in options.multipliers),
+            layers_per_block=options.blocks,
+        )
+        self.last = nn.Conv1d(options.width, shape[0], 1)
+        _silence(self.last)
+        # The middle block halves twice more, and reflects three samples at the ends.
+        self.multiple = 2 ** (levels + 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """F(x, label): (B, C, L) -> (B, C, L)."""
+        u, length = self.told(x, label, classes, context), x.shape[2]
+        longer = max(length, 4 * self.multiple)
+        u = F.pad(u, (0, longer - length + -longer % self.multiple), mode="replicate")
+        out = self.net(u, label * LABEL_SCALE, return_dict=False)[0]
+        return self.last(out)[..., :length]
+
+
+class UNet3D(nn.Module):
+    """diffusers' 3-D U-Net for volumes (C, D, H, W), with nothing for text to attend to (final).
+
+    Levels halve H and W; D is mixed by convolutions and attention along it.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        options: UNetOptions = SIZE,
+        classes: int | None = None,
+        context: int = 0,
+        fourier: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.told = Told(shape, classes, context, fourier)
+        levels, groups = len(options.multipliers), max(1, options.width // 4)
+        self.net = UNet3DConditionModel(
+            in_channels=self.told.channels,
+            out_channels=shape[0],
+            down_block_types=("DownBlock3D",) * levels,
+            up_block_types=("UpBlock3D",) * levels,
+            block_out_channels=tuple(options.width * m for m in options.multipliers),
+            layers_per_block=options.blocks,
+            norm_num_groups=min(32, groups),
+            cross_attention_dim=TOLD,
+            attention_head_dim=8,
+        )
+        _silence(self.net.conv_out)
+        for module in self.net.modules():  # its blocks drop a tenth by themselves
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout
+        self.multiple = 2 ** (levels - 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """F(x, label): (B, C, D, H, W) -> (B, C, D, H, W)."""
+        u, (height, width) = self.told(x, label, classes, context), x.shape[3:]
+        right, below = -width % self.multiple, -height % self.multiple
+        u = F.pad(u, (0, right, 0, below, 0, 0), mode="replicate")
+        nobody = u.new_zeros(len(u), 1, TOLD)
+        out = self.net(u, label * LABEL_SCALE, nobody, return_dict=False)[0]
+        return out[..., :height, :width]
+
+
+def _silence(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
