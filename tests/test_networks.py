@@ -189,7 +189,7 @@ X, T = torch.zeros(2, 1, 8, 8), torch.zeros(2)
 @pytest.mark.parametrize(
     ("classes", "arguments", "message"),
     [
-        (None, (X[:, :, :7], T), "works on images of shape (1, 8, 8)"),
+        (None, (X[:, :, :7], T), "works on signals of shape (1, 8, 8)"),
         (None, (X[0], T), "got (1, 8, 8)"),
         (None, (X, T[:1]), "label must be 2 floating-point numbers"),
         (None, (X, T[:, None]), "got torch.float32 of shape (2, 1)"),

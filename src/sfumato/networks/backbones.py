@@ -161,22 +161,10 @@ class UNet(nn.Module):
         Raises:
             ValueError: a shape or dtype is another, or a network without classes gets some.
         """
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"this network works on images of shape {self.shape}, (B, *shape) in all; "
-                f"got {tuple(x.shape)}."
-            )
-        if label.shape != x.shape[:1] or not label.is_floating_point():
-            raise ValueError(
-                f"label must be {x.shape[0]} floating-point numbers, one per image; "
-                f"got {label.dtype} of shape {tuple(label.shape)}."
-            )
+        check_inputs(x, label, self.shape)
         if (0 if context is None else context.shape[1]) != self.context:
             raise ValueError(f"this network was built for a context of {self.context} channels.")
-        told = [x]
-        for power in self.fourier:
-            angle = 2**power * math.pi * x
-            told += [angle.sin(), angle.cos()]
+        told = [x, *waves(x, self.fourier)]
         if context is not None:
             told.append(context.to(x))
         x = torch.cat(told, 1)
@@ -225,6 +213,26 @@ class Enlarge(nn.Module):
     def forward(self, x: Tensor, output_size: None = None) -> Tensor:
         """(B, C, h, w) -> (B, C, *size); diffusers' blocks pass an `output_size`, always None."""
         return F.interpolate(x, size=self.size, mode="nearest")
+
+
+def check_inputs(x: Tensor, label: Tensor, shape: tuple[int, ...]) -> None:
+    """ValueError unless x is (B, *shape) and `label` is one floating-point number for each."""
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(
+            f"this network works on signals of shape {shape}, (B, *shape) in all; "
+            f"got {tuple(x.shape)}."
+        )
+    if label.shape != x.shape[:1] or not label.is_floating_point():
+        raise ValueError(
+            f"label must be {len(x)} floating-point numbers, one per signal; "
+            f"got {label.dtype} of shape {tuple(label.shape)}."
+        )
+
+
+def waves(x: Tensor, powers: Sequence[int]) -> list[Tensor]:
+    """sin and cos of 2^n pi x for each power n."""
+    angles = [2**power * math.pi * x for power in powers]
+    return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
 
 
 def _unet(

@@ -25,7 +25,7 @@ from diffusers.models.unets.unet_1d import UNet1DModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from sfumato.networks.backbones import LABEL_SCALE, UNet, UNetOptions
+from sfumato.networks.backbones import LABEL_SCALE, UNet, UNetOptions, check_inputs, waves
 
 TOLD = 8
 """Channels, or values, that tell a class."""
@@ -46,7 +46,7 @@ def network(
     """The backbone for signals of `shape`; see `UNet` for the others.
 
     Raises:
-        ValueError: a rank above 4, or features that only images have.
+        ValueError: a rank above 4, or a size that a network cannot have.
     """
     if len(shape) == 3:
         return UNet(shape, options, classes, context, fourier)
@@ -56,22 +56,42 @@ def network(
             f"there is a backbone for vectors (n,), waves (C, L), images and volumes; got {shape}. "
             "Pass one of your own as `backbone`."
         )
-    return kinds[len(shape)](tuple(shape), options, classes, context, tuple(fourier))
+    told = Told(tuple(shape), classes, context, tuple(fourier))
+    return Network(told, kinds[len(shape)](told.channels, shape[0], options))
+
+
+class Network(nn.Module):
+    """F(x, label, classes, context) = core(what is told, label) (final).
+
+    Args:
+        told: puts beside x what is told.
+        core: (B, channels, *space) and labels (B,) -> (B, C, *space).
+    """
+
+    def __init__(self, told: Told, core: nn.Module) -> None:
+        super().__init__()
+        self.told, self.core = told, core
+
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """F(x, label): (B, *shape) -> (B, *shape)."""
+        check_inputs(x, label, self.told.shape)
+        return self.core(self.told(x, classes, context), label)
 
 
 class Told(nn.Module):
     """x with what is told beside it: features of x, classes and context, as channels (final)."""
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        classes: int | None,
-        context: int,
-        fourier: tuple[int, ...],
+        self, shape: tuple[int, ...], classes: int | None, context: int, fourier: tuple[int, ...]
     ) -> None:
         super().__init__()
-        self.shape, self.classes, self.context = shape, classes, context
-        self.fourier = fourier
+        self.shape, self.classes, self.context, self.fourier = shape, classes, context, fourier
         self.names = None if classes is None else nn.Embedding(classes + 1, TOLD)
 
     @property
@@ -80,24 +100,11 @@ class Told(nn.Module):
         extra = 0 if self.names is None else TOLD
         return self.shape[0] * (1 + 2 * len(self.fourier)) + extra + self.context
 
-    def forward(
-        self, x: Tensor, label: Tensor, classes: Tensor | None, context: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, classes: Tensor | None, context: Tensor | None) -> Tensor:
         """(B, *shape) -> (B, channels, *space)."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"this network works on signals of shape {self.shape}, (B, *shape) in all; "
-                f"got {tuple(x.shape)}."
-            )
-        if label.shape != x.shape[:1] or not label.is_floating_point():
-            raise ValueError(
-                f"label must be {len(x)} floating-point numbers, one per signal; "
-                f"got {label.dtype} of shape {tuple(label.shape)}."
-            )
         if (0 if context is None else context.shape[1]) != self.context:
             raise ValueError(f"this network was built for a context of {self.context} channels.")
-        angles = [2**power * torch.pi * x for power in self.fourier]
-        parts = [x, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))]
+        parts = [x, *waves(x, self.fourier)]
         if self.names is None and classes is not None:
             raise ValueError("this network was built without classes; call it without classes.")
         if self.names is not None and self.classes is not None:
@@ -117,36 +124,20 @@ class MLP(nn.Module):
     for each multiplier.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        options: UNetOptions = SIZE,
-        classes: int | None = None,
-        context: int = 0,
-        fourier: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, values: int, out: int, options: UNetOptions) -> None:
         super().__init__()
-        self.told = Told(shape, classes, context, fourier)
         hidden = options.width * max(options.multipliers)
         self.width = options.width
         self.embed = nn.Sequential(nn.Linear(self.width, hidden), nn.SiLU())
-        self.first = nn.Linear(self.told.channels, hidden)
+        self.first = nn.Linear(values, hidden)
         count = options.blocks * len(options.multipliers)
         self.blocks = nn.ModuleList(_Block(hidden, options.dropout) for _ in range(count))
-        self.last = nn.Linear(hidden, shape[0])
-        _silence(self.last)
+        self.last = _silent(nn.Linear(hidden, out))
 
-    def forward(
-        self,
-        x: Tensor,
-        label: Tensor,
-        classes: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """F(x, label): (B, n) -> (B, n)."""
-        u = self.first(self.told(x, label, classes, context))
-        waves = get_timestep_embedding(label * LABEL_SCALE, self.width).to(u.dtype)
-        when = self.embed(waves)
+    def forward(self, u: Tensor, label: Tensor) -> Tensor:
+        """(B, values) -> (B, out)."""
+        u = self.first(u)
+        when = self.embed(get_timestep_embedding(label * LABEL_SCALE, self.width).to(u.dtype))
         for block in self.blocks:
             u = block(u, when)
         return self.last(F.silu(u))
@@ -169,16 +160,8 @@ class _Block(nn.Module):
 class UNet1D(nn.Module):
     """diffusers' 1-D U-Net for waves of any length (final)."""
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        options: UNetOptions = SIZE,
-        classes: int | None = None,
-        context: int = 0,
-        fourier: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, channels: int, out: int, options: UNetOptions) -> None:
         super().__init__()
-        self.told = Told(shape, classes, context, fourier)
         levels, last = len(options.multipliers), options.width * options.multipliers[-1]
         if last % HEAD:
             raise ValueError(
@@ -186,7 +169,7 @@ class UNet1D(nn.Module):
                 f"Use --width {HEAD}."
             )
         self.net = UNet1DModel(
-            in_channels=self.told.channels,
+            in_channels=channels,
             out_channels=options.width,
             extra_in_channels=options.width,  # the label's sinusoids, beside the signal
             time_embedding_type="positional",
@@ -195,24 +178,16 @@ class UNet1D(nn.Module):
             block_out_channels=tuple(options.width * m for m in options.multipliers),
             layers_per_block=options.blocks,
         )
-        self.last = nn.Conv1d(options.width, shape[0], 1)
-        _silence(self.last)
+        self.last = _silent(nn.Conv1d(options.width, out, 1))
         # The middle block halves twice more, and reflects three samples at the ends.
         self.multiple = 2 ** (levels + 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        label: Tensor,
-        classes: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """F(x, label): (B, C, L) -> (B, C, L)."""
-        u, length = self.told(x, label, classes, context), x.shape[2]
+    def forward(self, u: Tensor, label: Tensor) -> Tensor:
+        """(B, channels, L) -> (B, out, L)."""
+        length = u.shape[2]
         longer = max(length, 4 * self.multiple)
         u = F.pad(u, (0, longer - length + -longer % self.multiple), mode="replicate")
-        out = self.net(u, label * LABEL_SCALE, return_dict=False)[0]
-        return self.last(out)[..., :length]
+        return self.last(self.net(u, label * LABEL_SCALE, return_dict=False)[0])[..., :length]
 
 
 class UNet3D(nn.Module):
@@ -221,20 +196,12 @@ class UNet3D(nn.Module):
     Levels halve H and W; D is mixed by convolutions and attention along it.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        options: UNetOptions = SIZE,
-        classes: int | None = None,
-        context: int = 0,
-        fourier: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, channels: int, out: int, options: UNetOptions) -> None:
         super().__init__()
-        self.told = Told(shape, classes, context, fourier)
         levels, groups = len(options.multipliers), max(1, options.width // 4)
         self.net = UNet3DConditionModel(
-            in_channels=self.told.channels,
-            out_channels=shape[0],
+            in_channels=channels,
+            out_channels=out,
             down_block_types=("DownBlock3D",) * levels,
             up_block_types=("UpBlock3D",) * levels,
             block_out_channels=tuple(options.width * m for m in options.multipliers),
@@ -243,21 +210,15 @@ class UNet3D(nn.Module):
             cross_attention_dim=TOLD,
             attention_head_dim=8,
         )
-        _silence(self.net.conv_out)
+        _silent(self.net.conv_out)
         for module in self.net.modules():  # its blocks drop a tenth by themselves
             if isinstance(module, nn.Dropout):
                 module.p = options.dropout
         self.multiple = 2 ** (levels - 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        label: Tensor,
-        classes: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """F(x, label): (B, C, D, H, W) -> (B, C, D, H, W)."""
-        u, (height, width) = self.told(x, label, classes, context), x.shape[3:]
+    def forward(self, u: Tensor, label: Tensor) -> Tensor:
+        """(B, channels, D, H, W) -> (B, out, D, H, W)."""
+        height, width = u.shape[3:]
         right, below = -width % self.multiple, -height % self.multiple
         u = F.pad(u, (0, right, 0, below, 0, 0), mode="replicate")
         nobody = u.new_zeros(len(u), 1, TOLD)
@@ -265,6 +226,8 @@ class UNet3D(nn.Module):
         return out[..., :height, :width]
 
 
-def _silence(layer: nn.Module) -> None:
+def _silent(layer: nn.Module) -> nn.Module:
+    """The layer, made to answer 0."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
+    return layer
