@@ -41,10 +41,11 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
     spent, images = minutes(run)
     config, options = model.config, json.loads((run / "run.json").read_text())["options"]
     parameters = sum(p.numel() for p in model.denoiser.backbone.parameters())
+    results = [(record["n"], row) for record in map(read, records) for row in record["results"]]
+    results.sort(key=lambda result: (-result[0], result[1]["steps"]))
     rows = [
-        f"| {row['steps']} | {record['n']} | " + " | ".join(f"{row[s]:.4g}" for s in SCORES) + " |"
-        for record in map(read, records)
-        for row in record["results"]
+        f"| {row['steps']} | {n} | " + " | ".join(f"{row[s]:.4g}" for s in SCORES) + " |"
+        for n, row in results
     ]
     table = ["| steps | n | FID | KID | precision | recall |", "|---|---|---|---|---|---|", *rows]
     settings = ", ".join(f"{key}={value}" for key, value in config.parameters.items())
