@@ -135,6 +135,7 @@ class Model:
             )
         labels = self._labels(classes, len(seeds))
         device = self._place().device
+        whole = self.denoiser.eval()
         done, run, ready = [], None, 0
         for first in range(0, len(seeds), batch):
             chosen = seeds[first : first + batch]
@@ -142,7 +143,7 @@ class Model:
             x, context = self._begin(randn_like, len(chosen))
             if start is not None:
                 x, context = self._begin(Seeds([start] * len(chosen)), len(chosen))
-            denoiser = self.denoiser.eval()
+            denoiser = whole
             if labels is not None:
                 denoiser = denoiser.given(classes=labels[first : first + batch].to(device))
             if self.recipe.context is not None and context is not None:

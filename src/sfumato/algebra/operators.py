@@ -50,6 +50,7 @@ class Diagonal(Operator):
         self.basis = basis
         self._gains: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._fused: Fused | bool | None = False  # not asked yet
+        self._vanishes: bool | None = None  # likewise
 
     @property
     def gain(self) -> Tensor:
@@ -114,7 +115,9 @@ class Diagonal(Operator):
 
     @property
     def vanishes(self) -> bool:
-        return self._is(0.0)
+        if self._vanishes is None:
+            self._vanishes = self._is(0.0)
+        return self._vanishes
 
     @property
     def T(self) -> Diagonal:

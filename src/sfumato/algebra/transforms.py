@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +34,7 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.float32) if x.dtype in _HALF else x
 
 
-def full_precision(device: str) -> AbstractContextManager[object]:
-    on = _autocasts(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else _AS_IT_IS
-
-
 _autocasts = functools.cache(torch.amp.is_autocast_available)
-_AS_IT_IS = nullcontext()
 
 
 def grid_sum(axes: Sequence[Tensor]) -> Tensor:
@@ -51,16 +44,22 @@ def grid_sum(axes: Sequence[Tensor]) -> Tensor:
 
 def along(x: Tensor, matrices: Sequence[Cast], transpose: bool = False) -> Tensor:
     """`x` with one matrix applied along each of its last axes, in the dtype of `x`."""
-    out = wide(x)
-    with full_precision(x.device.type):
-        axis = -len(matrices)
-        for of in matrices:
-            matrix = of(out).mT if transpose else of(out)
-            if axis == -1:
-                out = F.linear(out, matrix)
-            elif axis == -2:
-                out = matrix @ out
-            else:
-                out = F.linear(out.movedim(axis, -1), matrix).movedim(-1, axis)
-            axis += 1
+    device = x.device.type
+    if _autocasts(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _along(x, matrices, transpose)
+    return _along(x, matrices, transpose)
+
+
+def _along(x: Tensor, matrices: Sequence[Cast], transpose: bool) -> Tensor:
+    out, axis = wide(x), -len(matrices)
+    for of in matrices:
+        matrix = of(out).mT if transpose else of(out)
+        if axis == -1:
+            out = F.linear(out, matrix)
+        elif axis == -2:
+            out = matrix @ out
+        else:
+            out = F.linear(out.movedim(axis, -1), matrix).movedim(-1, axis)
+        axis += 1
     return out if out.dtype == x.dtype else out.to(x.dtype)
