@@ -3,6 +3,7 @@
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
 # make models   train the models and classifiers that come along again, and put them into the package
 # make pictures  draw the README's pictures again from the models that come along
+# make zoo      every method for a minute on the digits: docs/zoo.md and its pictures
 # make bench    what the library costs beside its network, and beside others
 # make venv     only the environment that the others make for themselves
 # make clean    remove what these targets wrote, except .venv
@@ -16,7 +17,7 @@ WORKERS ?= 2
 DEMO_IMAGES ?= 40000
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check demo models pictures bench clean
+.PHONY: help venv test check demo models pictures zoo bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +76,9 @@ pictures: $(VENV)/.core
 	$(BIN)/sfumato sample fashion-ddpm --seeds 0-63 --steps 50 --out docs/fashion-ddpm.png
 	$(BIN)/sfumato show soft --data fashion-mnist --rows 4 --out docs/soft-forward.png
 	$(BIN)/sfumato show fashion-soft --seeds 0-3 --steps 50 --out docs/soft-reverse.png
+
+zoo: $(VENV)/.core
+	$(BIN)/python recipes/zoo.py
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
