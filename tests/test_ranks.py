@@ -42,7 +42,7 @@ def data(shape: tuple[int, ...], count: int = 32) -> Data:
     return Data(values, None, Record("drawn", shape, -1.0, 1.0, None, count))
 
 
-@each_shape
+@pytest.mark.parametrize("rank", ["vector", "volume"])
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_keep_their_laws_at_any_rank(method, rank):
     """What `check_method` asks, with what was measured of data of this shape."""
@@ -89,8 +89,8 @@ def test_networks_refuse_what_they_were_not_built_for():
         network((1, 2, 3, 4, 5), TINY)
 
 
-@each_shape
-@pytest.mark.parametrize("method", ["soft", "ni-ddpm", "vdm"])
+@pytest.mark.parametrize("rank", ["vector", "wave", "volume"])
+@pytest.mark.parametrize("method", ["soft", "vdm"])
 def test_training_comes_back_at_any_rank(method, rank, tmp_path):
     """Two steps, a checkpoint, the same samples from it, image i of seed i at any batch size."""
     options = TrainOptions(images=32, batch=16, preview_every=16)
