@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -58,15 +59,19 @@ class Plan:
 PLANS = {
     "ddpm": Plan(100),
     "ddim": Plan(50),
-    "vdm": Plan(100, None, {"bins": 17}),
+    "vdm": Plan(50, None, {"bins": 17}),
     "ncsn": Plan(None, None, {"inner": 10}),
     "ncsnv2": Plan(None, None, {"count": 33, "inner": 3}),
     "ve": Plan(50),
     "vp": Plan(50),
     "subvp": Plan(50),
-    "ihdm": Plan(None, None, {"levels": 100}),
-    "blurring": Plan(100),
-    "ni-ddpm": Plan(100),
+    "ihdm": Plan(None, None, {"levels": 50}),
+    "blurring": Plan(50),
+    "soft": Plan(50),
+    "soft-mask": Plan(50),
+    "soft-down": Plan(50),
+    "cold": Plan(50),
+    "ni-ddpm": Plan(50),
     "ni-smld": Plan(None, None, {"inner": 10}),
 }
 
@@ -86,9 +91,10 @@ def run(name: str, out: Path, seconds: float, n: int) -> None:
         return
     data, plan = load("digits"), PLANS.get(name, Plan())
     trial, options = model_of(name, 20 * OPTIONS.batch)
-    began = time.perf_counter()
-    train(trial, data, options, out / f".trial-{name}-{time.time_ns()}", device="cpu")
-    rate = options.images / (time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as place:
+        began = time.perf_counter()
+        train(trial, data, options, Path(place) / "run", device="cpu")
+        rate = options.images / (time.perf_counter() - began)
     model, options = model_of(name, round(rate * seconds))
     began = time.perf_counter()
     train(model, data, options, folder / "run", device="cpu")
