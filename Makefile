@@ -16,6 +16,9 @@ INSTALL := $(BIN)/python -m pip install -qq --no-input --no-compile \
 WORKERS ?= 2
 DEMO_IMAGES ?= 40000
 
+# Without compiled modules every process of a test or a demo spends most of its time on importing.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help venv test check demo models pictures zoo bench clean
 

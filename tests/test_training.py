@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sfumato import files
 from sfumato.cli import main
 from sfumato.config import Config
 from sfumato.corruption import coupling
@@ -28,6 +29,7 @@ from sfumato.estimation.loss import loss
 from sfumato.methods import KERNELS, METHODS
 from sfumato.networks.backbones import UNetOptions
 from sfumato.store import from_pretrained
+from sfumato.training import watch
 from sfumato.training.data import load
 from sfumato.training.train import TrainOptions, _pace, build, draw, train
 
@@ -40,43 +42,43 @@ COMMAND = (
 ).split()
 PLAN = 640 // 16
 
-# The command line, which dies where it is told: at a step, or inside the writing of a checkpoint's
-# file; every step that is run leaves a byte.
-DRIVER = """
-import os, signal, sys
-from sfumato import files
-from sfumato.cli import main
-from sfumato.training import watch
+# Processes of a test fork from one server, which has imported what takes seconds to import.
+FORK = multiprocessing.get_context("forkserver")
+IMPORTED = ["sfumato.cli", "sfumato.training.train", "diffusers.models.unets.unet_2d"]
+FORK.set_forkserver_preload(IMPORTED)
 
-command, count, kind, where = sys.argv[1].split(), sys.argv[2], sys.argv[3], int(sys.argv[4])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-step, save = watch.Watch.step, files.save_file
 
-def counted(self, k, value):
-    with open(count, "a") as stream:
-        stream.write(".")
-    if kind == "step" and k == where:
-        die()
-    step(self, k, value)
+def mortal(command: list[str], count: Path, kind: str, where: int) -> None:
+    """The command line, which dies where it is told: at a step, or inside the writing of a
+    checkpoint's file; every step that is run leaves a byte."""
+    step, save = watch.Watch.step, files.save_file
 
-def cut(tensors, path):
-    save(tensors, path)
-    if kind == "save" and int(path.parent.name.split(".")[1]) == where:
-        path.write_bytes(path.read_bytes()[:100])
-        die()
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-watch.Watch.step, files.save_file = counted, cut
-sys.exit(main(command))
-"""
+    def counted(self, k, value):
+        with count.open("a") as stream:
+            stream.write(".")
+        if kind == "step" and k == where:
+            die()
+        step(self, k, value)
 
-# One process of several, without the command line.
-RANK = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_training import uninterrupted
-from pathlib import Path
-uninterrupted(Path(sys.argv[2]))
-"""
+    def cut(tensors, path):
+        save(tensors, path)
+        if kind == "save" and int(path.parent.name.split(".")[1]) == where:
+            path.write_bytes(path.read_bytes()[:100])
+            die()
+
+    watch.Watch.step, files.save_file = counted, cut
+    sys.exit(main(command))
+
+
+def rank(number: int, port: int, out: Path) -> None:
+    """One process of two, without the command line; the variables are those that torchrun sets."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    uninterrupted(out)
 
 
 SMALL = {
@@ -95,11 +97,15 @@ def tiny(method: str = "soft", options: TrainOptions = OPTIONS, **config):
     return build(Config(method, data.record, network=TINY, **config), data, options), data
 
 
-def spawn(*arguments: object, launcher: tuple[str, ...] = ()) -> int:
-    here = Path(__file__).parent
-    command = [sys.executable, *launcher, *map(str, arguments)]
-    path = os.pathsep.join([str(here.parent / "src"), str(here)])
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=180).returncode
+def spawn(target, *each: tuple) -> list[int | None]:
+    """How the processes end, one for each tuple of arguments."""
+    processes = [FORK.Process(target=target, args=arguments) for arguments in each]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(180)
+        process.kill()
+    return [process.exitcode for process in processes]
 
 
 def uninterrupted(out: Path) -> None:
@@ -116,15 +122,13 @@ def final(out: Path) -> dict[str, bytes]:
 def test_a_killed_run_is_the_run(tmp_path, monkeypatch):
     """SIGKILL after a checkpoint, between two, inside the writing of one: the same bits."""
     monkeypatch.chdir(tmp_path)
-    driver, count = tmp_path / "driver.py", tmp_path / "count"
-    driver.write_text(DRIVER)
-    cut, whole = Path("cut"), Path("whole")
+    cut, whole, count = Path("cut"), Path("whole"), tmp_path / "count"
     assert main([*COMMAND, "--out", "whole"]) == 0
-    command = " ".join([*COMMAND, "--out", "cut"])
+    command = [*COMMAND, "--out", "cut"]
     for kind, where in (("step", 11), ("step", 25), ("save", 30)):
-        assert spawn(driver, command, count, kind, where) == -signal.SIGKILL
+        assert spawn(mortal, (command, count, kind, where)) == [-signal.SIGKILL]
     assert list((cut / "checkpoints").glob(".*.part")), "the third kill was not inside a write"
-    assert spawn(driver, command, count, "none", 0) == 0
+    assert spawn(mortal, (command, count, "none", 0)) == [0]
     events = [json.loads(line) for line in (cut / "log.jsonl").read_text().splitlines()]
     resumed = [entry["step"] for entry in events if entry.get("event") == "resumed"]
     assert resumed == [10, 20, 20]
@@ -138,15 +142,11 @@ def test_a_killed_run_is_the_run(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_see_what_one_does(tmp_path):
     """DDP over gloo: the weights of one process to float32 rounding."""
-    rank = tmp_path / "rank.py"
-    rank.write_text(RANK)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = ("--master_addr", "127.0.0.1", "--master_port", port)
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", *where)
+        port = free.getsockname()[1]
     uninterrupted(tmp_path / "one")
-    assert spawn(rank, Path(__file__).parent, tmp_path / "two", launcher=launcher) == 0
+    assert spawn(rank, *((number, port, tmp_path / "two") for number in range(2))) == [0, 0]
     one, two = (
         load_file(sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "raw.safetensors")
         for name in ("one", "two")
@@ -374,14 +374,14 @@ def test_every_weight_is_finite_where_it_is_trained(method, parameters):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["soft", "ddpm"])
 def test_seed_i_gives_image_i_at_any_batch_size(method, tmp_path):
-    """Batch 1, 7 and 64 agree to 1e-4 after 50 float32 steps of a trained network."""
-    options = replace(OPTIONS, images=3200, learning_rate=1e-2)
+    """Batch 1, 7 and 64 agree to 1e-4 after 25 float32 steps of a trained network."""
+    options = replace(OPTIONS, images=1600, learning_rate=1e-2)
     model, data = tiny(method, options)
     train(model, data, options, tmp_path / "run", device="cpu")
     seeds = list(range(64))
-    whole = model.sample(seeds, steps=50)
-    assert (model.sample(seeds[:14], steps=50, batch=7) - whole[:14]).abs().max() < 1e-4
-    assert (model.sample([5], steps=50, batch=1) - whole[5:6]).abs().max() < 1e-4
+    whole = model.sample(seeds, steps=25)
+    assert (model.sample(seeds[:14], steps=25, batch=7) - whole[:14]).abs().max() < 1e-4
+    assert (model.sample([5], steps=25, batch=1) - whole[5:6]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("method", "parameters"), VARIANTS, ids=str)
