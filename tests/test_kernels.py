@@ -444,25 +444,25 @@ def test_langevin(process):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_corrector(process):
-    """A Langevin step sized by norms leaves the law of x_t where it is, to the order of the step.
+    """A Langevin step sized by norms multiplies the variance M of x_t by 1 + (delta V / M)^2.
 
-    The stationary variance of steps delta is M / (1 - delta V / 2 M), and one step leaves M alone
-    but for that.
+    With delta = 2 snr^2 n / sum(V / M), where norms are as on average, as those of many channels
+    are; a drift of the wrong sign would make it (1 + delta V / M)^2 + 2 delta V / M.
     """
     process, cov = PROCESSES[process], diagonal_cov(basis_of(PROCESSES[process]))
-    at = 0.6
-    expected = marginal(process, cov, at)
-    count, basis = 4000, basis_of(process)
-    u = expected.sqrt() * normal(count, *SHAPE)
-    x = basis.synthesize(u)
+    at, snr, count, basis = 0.6, 0.3, 64, basis_of(process)
+    total = marginal(process, cov, at)
+    share = process.cov(time(at)).gain.expand_as(total) / total
+    u = total.sqrt() * normal(count, 100, *SHAPE[1:])
     grid = torch.tensor([0.65, at], dtype=torch.float64)
-    kernel = corrector(0.1)
-    denoiser = centred(process, cov)
-    found, _ = kernel.step(kernel.init(denoiser, x, grid), x, 0, lambda y: normal(*y.shape, seed=9))
-    moved = basis.analyze(found)
-    ratio = moved.square().mean(0) / u.square().mean(0)
-    assert float((moved - u).square().mean()) > 1e-3 * float(u.square().mean())
-    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.12)
+    kernel = corrector(snr)
+    x = basis.synthesize(u)
+    state = kernel.init(centred(process, cov), x, grid)
+    found, _ = kernel.step(state, x, 0, lambda y: normal(*y.shape, seed=9))
+    delta = 2 * snr**2 * N / share.sum()
+    before, after = (y.square().mean((0, 1)) for y in (u, basis.analyze(found)))
+    torch.testing.assert_close((after / before)[None], 1 + (delta * share) ** 2, rtol=0, atol=0.06)
+    assert float(4 * delta * share.max()) > 0.6
 
 
 @pytest.mark.parametrize("process", PROCESSES)

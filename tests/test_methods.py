@@ -67,7 +67,7 @@ def test_reverse_diffusion_predictor(name):
 
 def test_reverse_diffusion_of_ve():
     """x + (sigma_t^2 - sigma_s^2) score + sqrt(sigma_t^2 - sigma_s^2) z."""
-    recipe = METHODS["ve"](IMAGE)
+    recipe = METHODS["ve"](IMAGE, sigma=(0.01, 50.0))
     x, t, s = normal(3, *IMAGE), 0.6, 0.55
     denoiser = Denoiser(recipe.process, noise, Toy())
     kernel = moves(reverse_diffusion, "reverse diffusion")

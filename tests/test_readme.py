@@ -4,6 +4,7 @@ A block after the comment `<!-- slow -->` is only read: its Python is compiled, 
 with `--dry-run`.
 """
 
+import json
 import re
 import runpy
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.cli import main
+from sfumato.methods import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^ *```(\w+) *\n(.*?)^ *``` *$", re.DOTALL | re.MULTILINE)
@@ -65,6 +67,15 @@ def test_readme_tells_what_the_records_say():
     """The table of scores is that of `recipes/scores.py`, line by line."""
     table = runpy.run_path(str(README.parent / "recipes" / "scores.py"))["table"]()
     assert "\n".join(table) in README.read_text(encoding="utf-8")
+
+
+def test_the_zoo_tells_what_the_registry_and_its_record_say():
+    """docs/zoo.md is what `recipes/zoo.py` writes of METHODS and of the committed record."""
+    zoo = runpy.run_path(str(README.parent / "recipes" / "zoo.py"))
+    docs = README.parent / "docs"
+    found = json.loads((docs / "records" / "zoo-digits.json").read_text(encoding="utf-8"))
+    assert {*found} == {*METHODS, zoo["GAUSSIAN"]}
+    assert zoo["text"]([*METHODS], found) == (docs / "zoo.md").read_text(encoding="utf-8")
 
 
 def test_readme_runs(tmp_path, monkeypatch, capsys):

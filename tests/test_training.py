@@ -283,6 +283,15 @@ def test_every_kernel_samples_or_says_why_not(method, kernel):
         assert bool(images.isfinite().all())
 
 
+def test_a_method_of_fixed_steps_is_trained_and_previewed(tmp_path):
+    """IHDM takes its number of levels and no other, also where a quick look would take fewer."""
+    options = replace(OPTIONS, images=16, preview_every=16)
+    model, data = tiny("ihdm", options, parameters={"levels": 60})
+    train(model, data, options, tmp_path / "run", device="cpu")
+    assert (tmp_path / "run" / "previews" / "samples-000000016.png").is_file()
+    assert model.few(4) == 60
+
+
 def test_kernels_are_kernels():
     """A coupling is not a kernel yet, and the sentence says how it becomes one."""
     model, _ = tiny()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cases import Toy, normal, time
 from sfumato.corruption.learned import interior
-from sfumato.corruption.schedules import Schedule
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.ends import prior_term, reconstruction
 from sfumato.estimation.loss import loss
@@ -195,4 +194,3 @@ def test_a_learned_path_is_shared():
     names = {id(p): n for n, p in process.named_parameters(remove_duplicate=False)}
     signal = {id(p) for p in process.signal.parameters()}
     assert signal == {id(p) for p in process.noise.parameters()} == set(names)
-    assert isinstance(process.signal.level, Schedule)

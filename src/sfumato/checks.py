@@ -133,11 +133,11 @@ def check_coupling(
         torch.tensor(column, dtype=torch.float64).reshape(-1, *(1,) * len(shape))
         for column in zip(*PAIRS, strict=True)
     )
-    together = _offered(lambda: [part(x) for part in coupling(process, times, before)])
+    together = [part(x) for part in coupling(process, times, before)]
     for i, (t, s) in enumerate(PAIRS):
         alone = [part(x[i : i + 1]) for part in coupling(process, _time(t), _time(s))]
-        for one, all_ in zip(alone, together or alone, strict=True):
-            rows = all_[i : i + 1] if together else all_
+        for one, all_ in zip(alone, together, strict=True):
+            rows = all_[i : i + 1]
             _same(one, rows, "a time for each sample is that time", "Broadcast t and s.")
 
 
@@ -220,7 +220,7 @@ def _check_loss(model: Model, times: Tensor) -> None:
 
 
 def _check_samples(model: Model) -> None:
-    steps = _offered(lambda: (model.network_calls(4), 4)[1]) or model.steps
+    steps = model.few(4)
     together = model.sample([0, 1, 2], steps, batch=3)
     if not bool(together.isfinite().all()):
         raise ValueError(

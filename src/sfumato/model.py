@@ -80,6 +80,10 @@ class Model:
         """Steps of the sampler where nobody says otherwise."""
         return self.config.steps or self.recipe.steps
 
+    def few(self, most: int) -> int:
+        """Steps for a quick look: at most `most`, but where the method takes one number only."""
+        return self.recipe.steps if self.recipe.fixed else min(self.steps, most)
+
     @property
     def kernel(self) -> Kernel:
         """The sampler where nobody says otherwise."""

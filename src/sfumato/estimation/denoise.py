@@ -11,6 +11,7 @@ a noise prediction (of = C_t) be used where C_t underflows: C_s x_0 is reached t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -141,6 +142,26 @@ def previous(levels: int) -> Parametrization:
     return parametrization
 
 
+def unit_input(parametrization: Parametrization) -> Parametrization:
+    r"""The same estimate by a network whose input is scaled: in = (C_t C_t^T + V_t)^-1/2.
+
+    Of about unit variance for data of about unit variance. A variance-exploding process needs it,
+    whose x_t grows with its noise: so scaled, x_t is that of a variance-preserving process.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,
+        T. Aila, S. Laine, 2022), section 5 (c_in), https://arxiv.org/abs/2206.00364
+    """
+
+    @functools.wraps(parametrization)
+    def scaled_(process: Process, t: Tensor) -> Precondition:
+        signal = process.signal.at(t)
+        total = signal @ signal.T + process.cov(t)
+        return parametrization(process, t)._replace(inp=total.inv().sqrt())
+
+    return scaled_
+
+
 def angular(process: Process, t: Tensor) -> Precondition:
     r"""F estimates the velocity v = C_t eps - S_t x_0: x_0^ = C_t x_t - S_t v.
 
@@ -235,6 +256,12 @@ class Denoiser(nn.Module):
         label = pre.label.to(x.dtype).to(x.device).reshape(-1).expand(len(x))
         out = self.backbone(apply((pre.inp, x), spectra=spectra), label, **self.cond)
         return (out if _gains(pre) else apply((pre.skip, x), (pre.out, out), spectra=spectra),)
+
+    def target(self, x: Tensor, pre: Precondition) -> Tensor:
+        """`pre.of` x_0^, which the parametrization estimates, from x_t (B, *shape)."""
+        spectra: Spectra = {}
+        (value,) = self.values(x, pre, spectra)
+        return apply((pre.skip, x), (pre.out, value), spectra=spectra) if _gains(pre) else value
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:
         """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1)."""

@@ -89,4 +89,5 @@ def ihdm(
         times=times(levels),
         steps=levels,
         grid=grid,
+        fixed=True,
     )

@@ -26,7 +26,7 @@ from sfumato.corruption.families import Fixed, Scale
 from sfumato.corruption.prior import fitted
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Geometric
-from sfumato.estimation.denoise import noise
+from sfumato.estimation.denoise import noise, unit_input
 from sfumato.estimation.loss import levels, simple
 from sfumato.methods.recipe import Recipe, rising
 from sfumato.sampling.kernels import langevin
@@ -102,7 +102,7 @@ def annealed(
     process = Process(signal=Scale(Constant(1.0)), noise=noise_)
     return Recipe(
         process,
-        noise,
+        unit_input(noise),
         simple,
         langevin(delta, inner),
         fitted(facts or typical(shape), process),

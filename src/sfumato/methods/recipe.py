@@ -51,6 +51,7 @@ class Recipe:
         reference: title, authors, year and URL of the source.
         times: how training times are drawn from uniform numbers.
         steps: steps of the sampler where nobody says otherwise.
+        fixed: whether the sampler takes that number of steps and no other.
         grid: number of steps -> falling times.
         context: what is drawn of the corruption for each image; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
@@ -69,6 +70,7 @@ class Recipe:
     context: Context | None = None
     ends: Ends | None = None
     fourier: tuple[int, ...] = ()
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:

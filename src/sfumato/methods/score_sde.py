@@ -14,18 +14,19 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sfumato.corruption.coupling import ancestral, ancestral_large
-from sfumato.corruption.facts import Facts
+from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.families import Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, Constant, Geometric, LinearBeta
-from sfumato.estimation.denoise import noise
+from sfumato.estimation.denoise import noise, unit_input
 from sfumato.estimation.loss import rate, simple
 from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
@@ -46,7 +47,7 @@ def ve(
     shape: tuple[int, ...],
     facts: Facts | None = None,
     *,
-    sigma: tuple[float, float] = (0.01, 50.0),
+    sigma: tuple[float, float] = (0.01, 0.0),
     weight: Literal["simple", "likelihood"] = "simple",
     predictor: Literal["reverse", "ancestral"] = "reverse",
     snr: float = 0.16,
@@ -56,17 +57,22 @@ def ve(
 
     Args:
         shape: of one signal, any.
-        facts: not used.
+        facts: what is known of the data, for the largest noise.
         sigma: smallest and largest noise for data in [0, 1], the paper's units; geometric between.
+            0 for the largest: the largest distance between two images, as the paper takes it
+            (NCSNv2's technique 1; 50 on CIFAR-10).
         weight: of the loss: sigma^2, or g^2 for likelihood.
         predictor: reverse diffusion or ancestral sampling.
         snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
         steps: times of the sampler, each of two network calls with a corrector.
     """
-    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
+    # Data span [-1, 1] here, [0, 1] in the paper.
+    largest = 2 * sigma[1] if sigma[1] else (facts or typical(shape)).distance
+    low, high = rising("sigma", (2 * sigma[0], largest))
     process = Process(signal=Scale(Constant(1.0)), noise=Scale(Geometric(low, high)))
     kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral)}
-    return _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-5)
+    recipe = _recipe(process, shape, weight, _corrected(kernels, predictor, snr), steps, 1e-5)
+    return replace(recipe, parametrization=unit_input(noise))
 
 
 def vp(

@@ -36,8 +36,8 @@ def soft_down(
     *,
     bands: Literal["haar", "dct"] = "haar",
     width: tuple[float, float] = (0.005, 0.36),
-    sharpness: float = 4.0,
-    sigma: tuple[float, float] = (0.01, 0.1),
+    sharpness: float = 2.0,
+    sigma: tuple[float, float] = (0.01, 0.3),
     knee: float = 0.25,
     noise: str = "white",
     steps: int = 100,
@@ -51,7 +51,8 @@ def soft_down(
         width: smallest and largest width as a fraction of the longest side, geometric between them
             and none at t = 0: a frequency f fades as exp(-(f width)^sharpness).
         sharpness: 1 or more; 2 is a blur, larger ones fade one band after another.
-        sigma: smallest and largest noise for data in [0, 1], the paper's units.
+        sigma: smallest and largest noise for data in [0, 1], the paper's units; more than a blur's,
+            since a whole band has to come out of it at once.
         knee: time from which the noise stays at its largest.
         noise: white, power (a free field), data, or a covariance's .npy file.
         steps: steps of the sampler.

@@ -82,7 +82,7 @@ def train(
             f"this model was built for {model.config.record.name}, other data than "
             f"{data.record.name} as given. Build it with the record of what it is trained on."
         )
-    model.network_calls(min(model.steps, SHORT))
+    model.network_calls(model.few(SHORT))
     world = accelerator.num_processes
     if options.batch % (world * options.accumulate):
         raise ValueError(

@@ -104,7 +104,7 @@ class Watch:
         """
         if len(model.shape) != 3:
             return
-        steps = min(model.steps, PREVIEW_STEPS)
+        steps = model.few(PREVIEW_STEPS)
         classes = None
         if model.config.conditional:
             classes = [i % len(model.config.record.classes or ()) for i in range(36)]
