@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sfumato.corruption.coupling import cold as cold
     from sfumato.corruption.coupling import ddim as ddim
     from sfumato.corruption.coupling import given as given
+    from sfumato.corruption.coupling import matched as matched
     from sfumato.corruption.coupling import momentum as momentum
     from sfumato.corruption.coupling import naive as naive
     from sfumato.corruption.coupling import pf_momentum as pf_momentum
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from sfumato.estimation.denoise import gradient as gradient
     from sfumato.estimation.denoise import noise as noise
     from sfumato.estimation.denoise import residual as residual
+    from sfumato.estimation.denoise import unit_input as unit_input
     from sfumato.estimation.denoise import wiener as wiener
     from sfumato.estimation.loss import bound as bound
     from sfumato.estimation.loss import flat as flat
@@ -110,18 +112,29 @@ if TYPE_CHECKING:
     from sfumato.sampling.flow import HEUN as HEUN
     from sfumato.sampling.flow import RK4 as RK4
     from sfumato.sampling.flow import Tableau as Tableau
+    from sfumato.sampling.flow import adaptive as adaptive
     from sfumato.sampling.flow import churn as churn
     from sfumato.sampling.flow import flow as flow
     from sfumato.sampling.kernels import Kernel as Kernel
     from sfumato.sampling.kernels import chain as chain
     from sfumato.sampling.kernels import corrector as corrector
+    from sfumato.sampling.kernels import exact_variance as exact_variance
     from sfumato.sampling.kernels import langevin as langevin
     from sfumato.sampling.kernels import moves as moves
     from sfumato.sampling.kernels import reverse as reverse
     from sfumato.sampling.kernels import reverse_diffusion as reverse_diffusion
+    from sfumato.sampling.likelihood import Evidence as Evidence
+    from sfumato.sampling.likelihood import bits_per_dim as bits_per_dim
+    from sfumato.sampling.likelihood import bound_terms as bound_terms
+    from sfumato.sampling.likelihood import flow_bound as flow_bound
+    from sfumato.sampling.likelihood import log_prob as log_prob
+    from sfumato.sampling.multistep import multistep as multistep
     from sfumato.sampling.sample import Seeds as Seeds
     from sfumato.sampling.sample import even as even
     from sfumato.sampling.sample import sample as sample
+    from sfumato.sampling.sde import growth as growth
+    from sfumato.sampling.sde import markov as markov
+    from sfumato.sampling.sde import sde as sde
     from sfumato.store import from_pretrained as from_pretrained
     from sfumato.training.data import Data as Data
     from sfumato.training.data import load as load
@@ -139,8 +152,8 @@ _HOMES = {
     "checks": "check_coupling check_method check_operator",
     "corruption.colours": "colour measured power_law",
     "corruption.coupling": (
-        "Coupling Step ancestral ancestral_large annealed bridge cold ddim given momentum naive "
-        "pf_momentum redrawn"
+        "Coupling Step ancestral ancestral_large annealed bridge cold ddim given matched momentum "
+        "naive pf_momentum redrawn"
     ),
     "corruption.facts": "Facts measure typical",
     "corruption.families": "Damp Fade Family Fixed Heat Mapping Scale",
@@ -152,7 +165,8 @@ _HOMES = {
         "Schedule Sigmoid Sine Table cosine_betas linear_betas"
     ),
     "estimation.denoise": (
-        "Denoiser Estimate Precondition angular clean coloured gradient noise residual wiener"
+        "Denoiser Estimate Precondition angular clean coloured gradient noise residual unit_input "
+        "wiener"
     ),
     "estimation.loss": "bound flat levels loss rate score simple uniform unit",
     "methods": "KERNELS METHODS",
@@ -161,8 +175,13 @@ _HOMES = {
     "model": "Model",
     "networks.backbones": "UNet UNetOptions",
     "record": "Record",
-    "sampling.flow": "EULER HEUN RK4 Tableau churn flow",
-    "sampling.kernels": "Kernel chain corrector langevin moves reverse reverse_diffusion",
+    "sampling.flow": "EULER HEUN RK4 Tableau adaptive churn flow",
+    "sampling.kernels": (
+        "Kernel chain corrector exact_variance langevin moves reverse reverse_diffusion"
+    ),
+    "sampling.likelihood": "Evidence bits_per_dim bound_terms flow_bound log_prob",
+    "sampling.multistep": "multistep",
+    "sampling.sde": "growth markov sde",
     "sampling.sample": "Seeds even sample",
     "store": "from_pretrained",
     "training.data": "Data load",

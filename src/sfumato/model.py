@@ -13,12 +13,14 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from sfumato import files
 from sfumato.config import Config as Config
 from sfumato.corruption.facts import Facts, typical
+from sfumato.corruption.prior import RandnLike
 from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
 from sfumato.networks.ranks import network
 from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.likelihood import Terms, bound_terms, flow_bound, log_prob
 from sfumato.sampling.sample import Seeds, prepare, sample
 
 
@@ -62,7 +64,8 @@ class Model:
             backbone = network(self.shape, config.network, classes, context, self.recipe.fourier)
         # Faster for convolutions on nearly every device; other modules do not notice.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
-        self.denoiser = Denoiser(self.recipe.process, self.recipe.parametrization, backbone)
+        recipe = self.recipe
+        self.denoiser = Denoiser(recipe.process, recipe.parametrization, backbone, facts=self.facts)
 
     @property
     def learned(self) -> nn.Module:
@@ -202,6 +205,69 @@ class Model:
     def score(self, x: Tensor, t: Tensor, classes: Sequence[int] | None = None) -> Tensor:
         """The estimated gradient of log q_t at x_t (B, *shape): V_t^-1 (C_t x_0^ - x_t)."""
         return self.recipe.process.score(x, self.denoise(x, t, classes), t)
+
+    def log_prob(
+        self,
+        x: Tensor,
+        tolerance: float = 1e-4,
+        probes: int = 1,
+        randn_like: RandnLike = torch.randn_like,
+    ) -> Tensor:
+        """log p(x) in nats, (B,), of the flow at the last time above 0 of a chain of 1,000 steps.
+
+        For x (B, *shape) in [-1, 1]; see `sfumato.log_prob`.
+        """
+        self._check_likelihood()
+        grid = self.recipe.grid(self.recipe.steps if self.recipe.fixed else 1_000)
+        ends, like = grid[grid > 0][[0, -1]], self._place()
+        x = x.to(like.dtype).to(like.device)
+        denoiser, prior = self.denoiser.eval(), self.recipe.prior
+        return log_prob(denoiser, prior, x, ends, None, probes, randn_like, tolerance)
+
+    def bound(
+        self,
+        x0: Tensor,
+        steps: int | None = None,
+        bins: int = 256,
+        draws: int | None = None,
+        randn_like: RandnLike = torch.randn_like,
+    ) -> Terms:
+        """The terms of the bound on -log p(x_0) in nats, (B,) each; see `sfumato.bound_terms`.
+
+        For x_0 (B, *shape) of values -1 + 2 k / (bins - 1), on a chain of `steps` steps, of which
+        `draws` are looked at for each signal.
+        """
+        self._check_likelihood()
+        recipe, like = self.recipe, self._place()
+        x0, grid = x0.to(like.dtype).to(like.device), recipe.grid(steps or self.steps)
+        return bound_terms(
+            *(self.denoiser.eval(), recipe.prior, x0, grid),
+            *(recipe.evidence, bins, draws, randn_like),
+        )
+
+    def flow_bound(
+        self,
+        x0: Tensor,
+        steps: int | None = None,
+        bins: int = 256,
+        tolerance: float = 1e-4,
+        probes: int = 1,
+        randn_like: RandnLike = torch.randn_like,
+    ) -> Tensor:
+        """The bound with the flow in place of the chain, in nats, (B,); `sfumato.flow_bound`."""
+        self._check_likelihood()
+        recipe, like = self.recipe, self._place()
+        x0, grid = x0.to(like.dtype).to(like.device), recipe.grid(steps or self.steps)
+        return flow_bound(
+            *(self.denoiser.eval(), recipe.prior, x0, grid, recipe.evidence, bins),
+            *(None, probes, randn_like, tolerance),
+        )
+
+    def _check_likelihood(self) -> None:
+        if self.recipe.context is not None or self.config.conditional:
+            raise ValueError(
+                "likelihoods are of models without classes or corruptions drawn for each image."
+            )
 
     def _place(self) -> Tensor:
         """A tensor with the dtype and device of the backbone."""

@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a method on images, or go on with a run",
     "sample": "draw images from a trained model",
     "evaluate": "compare a model's samples with real images, or verify such a record",
+    "likelihood": "bits per dimension of real images, by the flow and by the bound",
     "cite": "print where a method comes from",
 }
 USAGE = f"""usage: sfumato VERB ...
@@ -23,7 +24,7 @@ USAGE = f"""usage: sfumato VERB ...
 Diffusion models under any linear corruption and any Gaussian noise colour.
 
 verbs:
-{chr(10).join(f"  {verb:<9} {line}" for verb, line in VERBS.items())}
+{chr(10).join(f"  {verb:<10} {line}" for verb, line in VERBS.items())}
 
   sfumato VERB --help explains a verb; sfumato train METHOD --help also a method's own parameters.
   sfumato --version prints the version.

@@ -155,6 +155,35 @@ def annealed(eta: float = 0.5) -> Coupling:
     return coupling
 
 
+def matched(coupling: Coupling, cov: Operator) -> Coupling:
+    r"""K of `coupling`, and the fresh noise with which N(m, cov) data keep their law exactly.
+
+    With the exact denoiser of such data, whose gain is G = cov C_t^T M_t^-1, a step takes x_t to
+    B x_t + L eps, B = C_s G + K (I - C_t G); L L^T = M_s - B M_t B^T makes the law of x_s that of
+    q_s, M = C cov C^T + V. Not marginal-consistent given x_0: the excess stands for what an
+    estimate of x_0 lacks (methods.md 10.3). The optimal variance of Analytic-DPM, for each
+    coefficient and any process, from the data's spectrum.
+
+    References:
+        Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in Diffusion
+        Probabilistic Models (F. Bao, C. Li, J. Zhu, B. Zhang, 2022),
+        https://arxiv.org/abs/2201.06503
+    """
+
+    def tied(process: Process, t: Tensor, s: Tensor) -> Step:
+        carry, _ = coupling(process, t, s)
+        clean_t, clean_s = process.signal.at(t), process.signal.at(s)
+        total_t = clean_t @ cov @ clean_t.T + process.cov(t)
+        total_s = clean_s @ cov @ clean_s.T + process.cov(s)
+        gain = cov @ clean_t.T @ total_t.inv()
+        # I - C_t G = V_t M_t^-1, without a difference.
+        step = clean_s @ gain + carry @ process.cov(t) @ total_t.inv()
+        needs = "matched needs a carry K that keeps no more than the data's variance"
+        return Step(carry, _root(total_s - step @ total_t @ step.T, t, s, needs))
+
+    return tied
+
+
 def naive(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""Independent noise, Soft Diffusion's Naive Sampler (Algorithm 1): Gamma = 0, K = 0, L = S_s.
 

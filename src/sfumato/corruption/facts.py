@@ -6,6 +6,7 @@ prior or a preconditioner needs afterwards: a trained model samples without its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.basis import Basis, dct
+from sfumato.algebra.operators import Diagonal
 
 CORNER = 8
 MEMORY = 2048
@@ -38,6 +40,24 @@ class Facts(NamedTuple):
     def basis(self) -> Basis:
         """The DCT basis in which the facts stand."""
         return dct(*space(tuple(self.mean.shape)))
+
+    def cov(self, basis: Basis | None = None) -> Diagonal:
+        """The data's covariance where it is taken to be diagonal in `basis`; the DCT by default.
+
+        In another basis the variances are those that DCT coefficients without correlation have
+        there; n^2 work for n values.
+        """
+        if basis is None or basis == self.basis:
+            return Diagonal(self.spectrum.log(), None, self.basis)
+        shape, total = basis.shape, torch.zeros_like(self.spectrum)
+        n = math.prod(shape)
+        flat = self.spectrum.reshape(*self.spectrum.shape[: -len(shape)], n)
+        for some in torch.arange(n).split(1024):
+            units = torch.zeros(len(some), n, dtype=torch.float64)
+            units[torch.arange(len(some)), some] = 1
+            seen = basis.analyze(self.basis.synthesize(units.reshape(-1, *shape)))
+            total += (flat[..., some] @ seen.square().flatten(1)).reshape(total.shape)
+        return Diagonal(total.log(), None, basis)
 
     @property
     def distance(self) -> float:

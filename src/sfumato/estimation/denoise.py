@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.algebra.combine import Spectra, apply
 from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
+from sfumato.corruption.facts import Facts
 from sfumato.corruption.families import Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Schedule
@@ -217,6 +218,7 @@ class Denoiser(nn.Module):
         parametrization: how the backbone's output becomes an estimate.
         backbone: any module f(x, label, **cond) -> like x, with label (B,).
         cond: conditions handed to the backbone on every call, such as classes.
+        facts: what was measured of the data, for kernels that make use of it.
     """
 
     def __init__(
@@ -225,14 +227,20 @@ class Denoiser(nn.Module):
         parametrization: Parametrization,
         backbone: nn.Module,
         cond: dict[str, Any] | None = None,
+        facts: Facts | None = None,
     ) -> None:
         super().__init__()
         self.process, self.parametrization, self.backbone = process, parametrization, backbone
-        self.cond = cond or {}
+        self.cond, self.facts = cond or {}, facts
 
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared."""
-        return Denoiser(self.process, self.parametrization, self.backbone, {**self.cond, **cond})
+        return self.under(self.process, **cond)
+
+    def under(self, process: Process, **cond: Any) -> Denoiser:
+        """The same denoiser of another process, with conditions bound; parameters are shared."""
+        both = {**self.cond, **cond}
+        return Denoiser(process, self.parametrization, self.backbone, both, self.facts)
 
     def precondition(self, t: Tensor) -> Precondition:
         """The parametrization at times `t`; what a sampler computes once before its loop."""

@@ -125,9 +125,7 @@ class Judge:
                     "floor": self.floor,
                     "results": results,
                     "warnings": self.warnings(),
-                    "versions": {name: metadata.version(name) for name in PACKAGES},
-                    "machine": f"{platform.system()} {platform.machine()}, "
-                    f"Python {platform.python_version()}",
+                    **place(),
                 }
             )
         )
@@ -147,6 +145,12 @@ class Judge:
         elif self.floor["n"] < self.count:
             said.append(f"the floor has only n = {self.floor['n']}.")
         return said
+
+
+def place() -> dict[str, Any]:
+    """Where a record is made: versions of packages, and the machine."""
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return {"versions": {name: metadata.version(name) for name in PACKAGES}, "machine": machine}
 
 
 def read(path: Path) -> dict[str, Any]:

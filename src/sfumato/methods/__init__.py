@@ -22,16 +22,19 @@ from sfumato.methods.soft import soft
 from sfumato.methods.soft_down import soft_down
 from sfumato.methods.soft_mask import soft_mask
 from sfumato.methods.vdm import vdm
-from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
+from sfumato.sampling.flow import EULER, HEUN, RK4, adaptive, churn, flow
 from sfumato.sampling.kernels import (
     Kernel,
     chain,
     corrector,
+    exact_variance,
     langevin,
     moves,
     reverse,
     reverse_diffusion,
 )
+from sfumato.sampling.multistep import multistep
+from sfumato.sampling.sde import growth, markov, sde
 
 METHODS: dict[str, Callable[..., Recipe]] = {
     "ddpm": ddpm,
@@ -87,6 +90,27 @@ def _annealed(eta: float = 0.5) -> Kernel:
     return reverse(coupling.annealed(eta))
 
 
+def _multistep(order: int = 2) -> Kernel:
+    return multistep(order)
+
+
+def _unipc(order: int = 2) -> Kernel:
+    """Multistep with its corrector."""
+    return multistep(order, corrector=True)
+
+
+def _dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
+    return adaptive(rtol, atol)
+
+
+def _em(amount: float = 1.0) -> Kernel:
+    return sde(markov, EULER, amount)
+
+
+def _sheun(amount: float = 1.0) -> Kernel:
+    return sde(markov, HEUN, amount)
+
+
 KERNELS: dict[str, Callable[..., Kernel]] = {
     "ancestral": lambda: reverse(coupling.ancestral),
     "ancestral-large": lambda: reverse(coupling.ancestral_large),
@@ -102,6 +126,13 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "euler": lambda: flow(EULER),
     "heun": lambda: flow(HEUN),
     "rk4": lambda: flow(RK4),
+    "dopri5": _dopri5,
+    "multistep": _multistep,
+    "unipc": _unipc,
+    "exact-variance": lambda: exact_variance(),
+    "euler-maruyama": _em,
+    "stochastic-heun": _sheun,
+    "soft-sde": lambda: sde(growth),
     "langevin": _langevin,
     "pc": _pc,
     "sde": _sde,

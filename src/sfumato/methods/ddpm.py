@@ -27,6 +27,7 @@ from sfumato.estimation.loss import levels, unit
 from sfumato.methods.recipe import Recipe
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.likelihood import Evidence
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 VARIANCES = {"small": ancestral, "large": ancestral_large}
@@ -81,4 +82,5 @@ def ddpm(
         __doc__ or "",
         times=levels(length),
         steps=steps,
+        evidence=Evidence(backward=VARIANCES[variance]),
     )

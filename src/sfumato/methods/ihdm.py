@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.algebra.basis import dct
 from sfumato.algebra.operators import Operator
-from sfumato.corruption.coupling import redrawn
+from sfumato.corruption.coupling import naive, redrawn
 from sfumato.corruption.facts import Facts, space, typical
 from sfumato.corruption.families import Heat, Scale
 from sfumato.corruption.prior import CorruptedData
@@ -26,6 +26,7 @@ from sfumato.estimation.denoise import previous
 from sfumato.estimation.loss import levels as times
 from sfumato.methods.recipe import Recipe
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.likelihood import Evidence
 from sfumato.sampling.sample import even
 
 
@@ -90,4 +91,5 @@ def ihdm(
         steps=levels,
         grid=grid,
         fixed=True,
+        evidence=Evidence(naive, redrawn(fresh)),
     )

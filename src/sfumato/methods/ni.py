@@ -40,6 +40,7 @@ from sfumato.methods.ncsn import annealed
 from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.likelihood import Evidence
 
 CHAINS = ("linear", "cosine", "sde")
 VARIANCES = {"small": ancestral, "large": ancestral_large}
@@ -103,6 +104,7 @@ def ni_ddpm(
         __doc__ or "",
         times=uniform if chain == "sde" else levels(length),
         steps=steps,
+        evidence=Evidence(backward=VARIANCES[variance]),
     )
 
 

@@ -12,6 +12,7 @@ from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.estimation.loss import Times, Weighting, uniform
 from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.likelihood import MARKOV, Evidence
 from sfumato.sampling.sample import even
 
 Ends = Callable[[Process, Tensor, Tensor], Tensor]
@@ -34,8 +35,7 @@ class Context:
 
     def bind(self, denoiser: Denoiser, context: Tensor) -> Denoiser:
         """The denoiser of images corrupted so; weights are shared."""
-        cond = {**denoiser.cond, "context": context}
-        return Denoiser(self.process(context), denoiser.parametrization, denoiser.backbone, cond)
+        return denoiser.under(self.process(context), context=context)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Recipe:
         times: how training times are drawn from uniform numbers.
         steps: steps of the sampler where nobody says otherwise.
         fixed: whether the sampler takes that number of steps and no other.
+        evidence: how the likelihood is bounded.
         grid: number of steps -> falling times.
         context: what is drawn of the corruption for each image; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
@@ -71,6 +72,7 @@ class Recipe:
     ends: Ends | None = None
     fourier: tuple[int, ...] = ()
     fixed: bool = False
+    evidence: Evidence = MARKOV
 
     def __post_init__(self) -> None:
         if self.steps < 1:

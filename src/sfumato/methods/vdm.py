@@ -27,10 +27,11 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement
 from sfumato.estimation.denoise import Parametrization, Precondition
 from sfumato.estimation.denoise import noise as predicted
-from sfumato.estimation.ends import prior_term, reconstruction
+from sfumato.estimation.ends import prior_term, reconstruction, softmax
 from sfumato.estimation.loss import rate
 from sfumato.methods.recipe import Recipe
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.likelihood import Evidence
 
 
 def vdm(
@@ -90,6 +91,7 @@ def vdm(
         steps=steps,
         ends=ends,
         fourier=fourier,
+        evidence=Evidence(decoder=softmax, to_zero=True),
     )
 
 

@@ -7,6 +7,7 @@ and its order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from sfumato.algebra.combine import apply
 from sfumato.algebra.operators import Operator
 from sfumato.corruption.prior import RandnLike
-from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators
+from sfumato.corruption.process import Process
+from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators, velocity
 from sfumato.sampling.kernels import Kernel, Pulls, Table, moved, pulled
 
 
@@ -48,6 +50,9 @@ RK4 = Tableau(
 
 TABLEAUX = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 
+Velocity = Callable[[Process, Tensor], tuple[Operator, Operator]]
+"""(process, t) -> (D, G)."""
+
 Stage = tuple[Precondition, Pulls]
 Clocked = tuple[Denoiser, Table, list[float]]
 """A denoiser, its operators and the time that each step spans."""
@@ -62,13 +67,52 @@ def flow(tableau: Tableau) -> Kernel:
 
     def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
         spans = torch.diff(grid.to(torch.float64)).tolist()
-        return denoiser, Table(lambda t, s: _stages(denoiser, tableau, t, s), x, grid), spans
+        return denoiser, Table(lambda t, s: stages(denoiser, tableau, t, s), x, grid), spans
 
     def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
         denoiser, table, spans = state
-        return _taken(denoiser, tableau, table[i], x, spans[i]), state
+        return slopes(denoiser, tableau, table[i], x, spans[i]), state
 
     return Kernel(init, step, _name(tableau))
+
+
+def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
+    """The probability flow by Dormand and Prince's method, from one time of the grid to the next.
+
+    Steps are as long as the tolerances allow to the whole batch, so that image i depends on its
+    neighbours to about that much; network calls are not known before.
+
+    Args:
+        rtol, atol: error of a step, relative and absolute.
+
+    References:
+        torchdiffeq (R. T. Q. Chen, 2018), https://github.com/rtqichen/torchdiffeq
+    """
+    if not (rtol > 0 and atol > 0):
+        raise ValueError(f"tolerances must be positive; got rtol={rtol:g}, atol={atol:g}.")
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Tensor]:
+        return denoiser, grid.to(torch.float64)
+
+    def step(
+        state: tuple[Denoiser, Tensor], x: Tensor, i: int, randn_like: RandnLike
+    ) -> tuple[Tensor, tuple[Denoiser, Tensor]]:
+        from torchdiffeq import odeint
+
+        denoiser, grid = state
+        ends = grid[i : i + 2].to(x.device)
+        way = odeint(
+            lambda t, y: velocity(denoiser, y, t.cpu()),
+            x,
+            ends,
+            rtol=rtol,
+            atol=atol,
+            method="dopri5",
+            options={"dtype": torch.float64, "step_t": ends},
+        )
+        return way[-1], state
+
+    return Kernel(init, step, "dormand-prince")
 
 
 def churn(tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0) -> Kernel:
@@ -104,15 +148,15 @@ def churn(tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0) 
 
         def make(t: Tensor, s: Tensor) -> tuple[Operator, Operator, tuple[Stage, ...]]:
             forward, cov = denoiser.process.transition(t, raised(t))
-            return forward, cov.sqrt(), _stages(denoiser, tableau, raised(t), s)
+            return forward, cov.sqrt(), stages(denoiser, tableau, raised(t), s)
 
         return denoiser, Table(make, x, grid), (grid[1:] - raised(grid[:-1])).tolist()
 
     def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
         denoiser, table, spans = state
-        forward, fresh, stages = table[i]
+        forward, fresh, parts = table[i]
         x = apply((forward, x), (fresh, randn_like(x)))
-        return _taken(denoiser, tableau, stages, x, spans[i]), state
+        return slopes(denoiser, tableau, parts, x, spans[i]), state
 
     return Kernel(init, step, f"{_name(tableau)} with churn")
 
@@ -121,28 +165,43 @@ def _name(tableau: Tableau) -> str:
     return next((name for name, known in TABLEAUX.items() if known == tableau), "a tableau")
 
 
-def _stages(denoiser: Denoiser, tableau: Tableau, t: Tensor, s: Tensor) -> tuple[Stage, ...]:
-    stages = []
+def stages(
+    denoiser: Denoiser,
+    tableau: Tableau,
+    t: Tensor,
+    s: Tensor,
+    operators: Velocity = flow_operators,
+) -> tuple[Stage, ...]:
+    """What each stage of a step from t to s needs: dx/dt = D x_0^ + G x of `operators`."""
+    made = []
     for node in tableau.c:
         at = t + node * (s - t)
         pre = denoiser.precondition(at)
-        drift, grow = flow_operators(denoiser.process, at)
-        stages.append((pre, pulled(denoiser, pre, grow, drift)))
-    return tuple(stages)
+        drift, grow = operators(denoiser.process, at)
+        made.append((pre, pulled(denoiser, pre, grow, drift)))
+    return tuple(made)
 
 
-def _taken(
-    denoiser: Denoiser, tableau: Tableau, stages: tuple[Stage, ...], x: Tensor, span: float
+def slopes(
+    denoiser: Denoiser,
+    tableau: Tableau,
+    parts: tuple[Stage, ...],
+    x: Tensor,
+    span: float,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """One step of the method over `span` of time."""
-    slopes: list[Tensor] = []
-    for (pre, pulls), weights in zip(stages, tableau.a, strict=True):
-        slopes.append(moved(denoiser, pre, pulls, _advance(x, span, weights, slopes)))
-    return _advance(x, span, tableau.b, slopes)
+    """One step of the method over `span` of time, with `noise` added at its end."""
+    found: list[Tensor] = []
+    for (pre, pulls), node, weights in zip(parts, tableau.c, tableau.a, strict=True):
+        at = _advance(x, span, weights, found)
+        at = at if noise is None or not node else torch.add(at, noise, alpha=node)
+        found.append(moved(denoiser, pre, pulls, at))
+    x = _advance(x, span, tableau.b, found)
+    return x if noise is None else x + noise
 
 
-def _advance(x: Tensor, span: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    for weight, slope in zip(weights, slopes, strict=True):
+def _advance(x: Tensor, span: float, weights: tuple[float, ...], found: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, found, strict=True):
         if weight:
             x = torch.add(x, slope, alpha=span * weight)
     return x

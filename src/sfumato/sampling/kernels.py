@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.algebra.combine import Spectra, apply
 from sfumato.algebra.operators import Diagonal, Operator, identity, scaled
-from sfumato.corruption.coupling import Coupling
+from sfumato.corruption.coupling import Coupling, ancestral, matched
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Precondition
@@ -161,6 +161,28 @@ def moves(rule: Callable[[Process, Tensor, Tensor], Move], name: str) -> Kernel:
         return moved(denoiser, pre, pulls, x, *drawn), state
 
     return Kernel(init, step, name)
+
+
+def exact_variance(coupling: Coupling = ancestral) -> Kernel:
+    """`reverse` of `matched`: fresh noise by the spectrum measured of the data, `denoiser.facts`.
+
+    Data that are Gaussian with that spectrum keep their variance in any number of steps.
+
+    Raises:
+        ValueError: (on use) a denoiser without facts.
+    """
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+        if denoiser.facts is None:
+            raise ValueError(
+                "exact-variance needs what was measured of the data. Give the Denoiser its facts, "
+                "as in facts=sf.measure(batches, shape)."
+            )
+        joint = denoiser.process.signal.at(grid[0]) @ denoiser.process.noise.at(grid[0])
+        cov = denoiser.facts.cov(joint.basis if isinstance(joint, Diagonal) else None)
+        return reverse(matched(coupling, cov)).init(denoiser, x, grid)
+
+    return Kernel(init, reverse(coupling).step, f"exact-variance {called(coupling)}")
 
 
 def langevin(delta: float, steps: int = 1) -> Kernel:

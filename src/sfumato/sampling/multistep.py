@@ -1,4 +1,4 @@
-r"""Multistep exponential integrators of the probability flow, for each coefficient on its own clock.
+r"""Multistep exponential integrators of the flow, for each coefficient on its own clock.
 
 Where C_t and S_t share a basis, lambda = log(C_t / S_t) of a coefficient, half its log-SNR, is a
 clock on which the flow from t to s is an average of the estimate:
@@ -13,6 +13,7 @@ share one clock, and these are the known solvers; blur, bands and coloured noise
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -160,7 +161,7 @@ def _clock(process: Process, s: Tensor, times: Sequence[Tensor]) -> tuple[Tensor
             "clock each. Use ddim or heun."
         )
     snr = torch.broadcast_tensors(*(x for x in read if x is not None))
-    spans = [(late - early) / 2 for late, early in zip(snr, snr[1:], strict=False)]
+    spans = [(late - early) / 2 for late, early in pairwise(snr)]
     heard = [x.isfinite() & (early > DEAF) for x, early in zip(spans, snr[1:], strict=True)]
     spans = [torch.where(known, x, 0.0) for known, x in zip(heard, spans, strict=True)]
     return spans[0], spans[1:]

@@ -1,0 +1,123 @@
+"""`sfumato likelihood RUN`: bits per dimension of real images, by the flow and by the bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sfumato.cli import kinds
+from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.sample import bar, load, which_model
+
+ABOUT = (
+    "Bits per dimension of real images under a trained model: by the probability flow, its density "
+    "with uniform noise that fills the cells of the values or with the bound's decoder at its end, "
+    "and by the variational bound, term by term. Means with their standard errors."
+)
+NAMES = {
+    "uniform": "flow, uniform noise",
+    "flow": "flow, decoder",
+    "bound": "bound",
+    "prior": "  prior",
+    "steps": "  sum of steps",
+    "decoder": "  decoder",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measure as the command line says; the exit code."""
+    parser = _parser()
+    values = parser.read(argv, settings(argv))
+    if values.run is None:
+        raise ValueError("likelihood needs a run, as in sfumato likelihood fashion-ddpm.")
+    if values.dry_run:
+        print(resolved(parser, values))
+        return 0
+    if values.out is not None and Path(values.out).exists():
+        raise ValueError(f"{values.out} exists. Choose another --out.")
+
+    import torch
+
+    from sfumato import files
+    from sfumato.evaluation.likelihood import ALL, measure
+    from sfumato.training.data import load as load_data
+    from sfumato.training.sources import NAMED
+
+    if values.out is not None:
+        files.check_writable(values.out)
+    if values.threads:
+        torch.set_num_threads(values.threads)
+    model = load(values.run, values)
+    source = values.data or model.config.record.name
+    data = load_data(source, values.split or ("test" if source in NAMED else "train"))
+    if data.record.shape != model.shape:
+        raise ValueError(
+            f"{source} has images of shape {data.record.shape}; this model's are {model.shape}."
+        )
+    which = ALL if values.by == "all" else (values.by,)
+    with bar("images", values.n * len(which), values.quiet) as advance:
+        found = measure(
+            model,
+            data,
+            values.n,
+            which=which,
+            steps=values.steps,
+            draws=values.draws or None,
+            tolerance=values.tolerance,
+            probes=values.probes,
+            bins=values.bins,
+            seed=values.seed,
+            batch=values.batch,
+            tick=advance,
+        )
+    record = {"run": values.run, **found}
+    if values.out is not None:
+        files.write(values.out, json.dumps(record, indent=2) + "\n")
+    if not values.quiet:
+        _show(record)
+    return 0
+
+
+def _show(record: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    data = record["data"]
+    title = f"{record['run']} on {record['n']} images of {data['name']} ({data['split']})"
+    table = Table("", "bits/dim", "standard error", title=title, title_justify="left")
+    for name, label in NAMES.items():
+        if row := record["bits_per_dim"].get(name):
+            table.add_row(label, f"{row['mean']:.4f}", f"{row['standard_error']:.4f}")
+    Console().print(table)
+
+
+def _parser() -> Parser:
+    parser = Parser("likelihood", ABOUT)
+    text = "folder of a run or model, or the name of a model that comes along"
+    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
+    out = "a record of all that decided the numbers, FILE.json"
+    parser.option("out", kinds.optional(kinds.PATH), None, out)
+    data = "real images (default: what the model was trained on)"
+    parser.option("data", kinds.optional(kinds.TEXT), None, data)
+    split = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
+    parser.option("split", kinds.optional(kinds.TEXT), None, split)
+    parser.option("n", kinds.POSITIVE, 500, "images")
+    parser.option("by", kinds.choice("all", "uniform", "flow", "bound"), "all", "what is measured")
+    steps = "of the chain that is bounded (default: 1,000, or the only number the method takes)"
+    parser.option("steps", kinds.optional(kinds.POSITIVE), None, steps)
+    draws = "steps of the chain looked at for each image; 0 for all"
+    parser.option("draws", kinds.NATURAL, 100, draws)
+    parser.option("tolerance", kinds.NUMBER, 1e-4, "of the flow's solver")
+    probes = "of the flow's divergence; 0 for the exact trace"
+    parser.option("probes", kinds.NATURAL, 1, probes)
+    bins = "values that a pixel can have (default: the whole numbers in the data's range)"
+    parser.option("bins", kinds.optional(kinds.POSITIVE), None, bins)
+    parser.option("seed", kinds.NATURAL, 0, "of the images, the noise and the probes")
+    parser.option("batch", kinds.POSITIVE, 50, "images in memory at once")
+    threads = "of the processor (default: all)"
+    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    which_model(parser)
+    parser.about_the_call()
+    return parser

@@ -1,0 +1,107 @@
+"""Bits per dimension of a trained model on real data, by flow and bound, as one record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.evaluation.protocol import FORMAT, RealImages, place
+from sfumato.model import Model
+from sfumato.sampling.likelihood import Terms, bits_per_dim, uniform
+from sfumato.sampling.sample import Seeds
+
+UNIFORM, FLOW, BOUND = ALL = ("uniform", "flow", "bound")
+"""The flow's density of data in uniform noise; the flow from the decoder on; the chain's bound."""
+
+CHAIN = 1_000
+
+
+def values_of(low: float, high: float) -> int:
+    """How many values a pixel of whole numbers from `low` to `high` can have."""
+    return round(high - low) + 1
+
+
+def measure(
+    model: Model,
+    data: RealImages,
+    n: int,
+    *,
+    which: Sequence[str] = ALL,
+    steps: int | None = None,
+    draws: int | None = 100,
+    tolerance: float = 1e-4,
+    probes: int = 1,
+    bins: int | None = None,
+    seed: int = 0,
+    batch: int = 50,
+    tick: Callable[[float], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Bits per dimension of `n` images of `data`: the mean of each, with its standard error.
+
+    Args:
+        model: what is judged.
+        data: real images.
+        n: how many, drawn without repetition.
+        which: some of `ALL`.
+        steps: of the chain that is bounded; 1,000 by default, or the only number there is.
+        draws: steps of the chain looked at for each image; all where None.
+        tolerance: of the solver of the flow.
+        probes: of the flow's divergence; 0 for the exact trace.
+        bins: values that a pixel can have; by default those of whole numbers in the data's range.
+        seed: of the images, the noise and the probes.
+        batch: images at once.
+        tick: called with the number of images done, each by each of `which`.
+
+    Raises:
+        ValueError: more images than there are, or a method whose likelihood is not defined.
+    """
+    if n > len(data):
+        raise ValueError(f"there are {len(data)} images; {n} were asked for. Use a smaller --n.")
+    steps = steps or (model.recipe.steps if model.recipe.fixed else CHAIN)
+    bins = bins or values_of(data.record.low, data.record.high)
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
+    rows: dict[str, list[Tensor]] = {name: [] for name in which}
+    terms: list[Terms] = []
+    for some in torch.arange(n).split(batch):
+        x0, seeds = data.batch(chosen[some]), Seeds([seed * 2**32 + int(i) for i in some])
+        if UNIFORM in rows:
+            filled = x0 + (2 / (bins - 1) * (uniform(x0, seeds) - 0.5)).to(x0)
+            log_prob = model.log_prob(filled, tolerance, probes, seeds)
+            rows[UNIFORM].append(-log_prob - x0[0].numel() * math.log(2 / (bins - 1)))
+            tick(len(x0))
+        if FLOW in rows:
+            rows[FLOW].append(model.flow_bound(x0, steps, bins, tolerance, probes, seeds))
+            tick(len(x0))
+        if BOUND in rows:
+            found = model.bound(x0, steps, bins=bins, draws=draws, randn_like=seeds)
+            terms.append(found)
+            rows[BOUND].append(found.total)
+            tick(len(x0))
+    size = math.prod(model.shape)
+    result = {name: _summary(torch.cat(nats), size) for name, nats in rows.items()}
+    for name in Terms._fields if terms else ():
+        result[name] = _summary(torch.cat([getattr(term, name) for term in terms]), size)
+    return {
+        "format": FORMAT,
+        "n": n,
+        "seed": seed,
+        "bins": bins,
+        "steps": steps,
+        "draws": draws,
+        "tolerance": tolerance,
+        "probes": probes,
+        "data": data.record.to_dict(),
+        "model": model.config.to_dict(),
+        "bits_per_dim": result,
+        **place(),
+    }
+
+
+def _summary(nats: Tensor, size: int) -> dict[str, float]:
+    bits = bits_per_dim(nats.double(), size)
+    error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+    return {"mean": float(bits.mean()), "standard_error": error}

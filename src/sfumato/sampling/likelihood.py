@@ -1,0 +1,329 @@
+r"""Likelihoods: the density of the probability flow, and the variational bound.
+
+    log p(x) = log p_1(x_1) + int div v dt,  along dx/dt = v from x up to t = 1
+    -log p(x_0) <= KL(q(x_1 | x_0) || p_1) + sum_k KL(q(x_s | x_t, x_0) || p(x_s | x_t))
+                   + E[-log p(x_0 | x_t1)],  t1 the last time above 0
+
+Both in nats for each signal, for every process. The flow's is a density, which data on a grid of
+values turn into a bound by noise that fills the grid; the other is of the values themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal, Operator
+from sfumato.corruption.coupling import Coupling, ancestral
+from sfumato.corruption.prior import GaussianPrior, Prior, RandnLike
+from sfumato.corruption.process import Process
+from sfumato.estimation.denoise import Denoiser, velocity
+from sfumato.estimation.ends import discretised, prior_term
+from sfumato.estimation.loss import bound
+from sfumato.sampling.flow import RK4, Tableau
+from sfumato.sampling.sample import check_grid
+
+Decoder = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""(denoiser, x0, eps, t1, deviation, bins) -> -log p(x_0 | x_t1) in nats, (B,)."""
+
+
+class Evidence(NamedTuple):
+    """How a method bounds the likelihood (final).
+
+    Attributes:
+        forward: q(x_s | x_t, x_0), a coupling that keeps the marginals.
+        backward: p(x_s | x_t), of the same carry K; `forward` with x_0^ for x_0 by default.
+        decoder: p(x_0 | x_t1).
+        to_zero: whether x at t = 0, which then has noise, is what the decoder reads.
+    """
+
+    forward: Coupling = ancestral
+    backward: Coupling | None = None
+    decoder: Decoder = discretised
+    to_zero: bool = False
+
+
+MARKOV = Evidence()
+"""The Markov chain, and a discretised Gaussian at its end."""
+
+
+class Terms(NamedTuple):
+    """The terms of the bound in nats, (B,) each (final)."""
+
+    prior: Tensor
+    steps: Tensor
+    decoder: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The bound on -log p(x_0)."""
+        return self.prior + self.steps + self.decoder
+
+
+def log_prob(
+    denoiser: Denoiser,
+    prior: Prior,
+    x: Tensor,
+    grid: Tensor,
+    solver: Tableau | None = RK4,
+    probes: int = 1,
+    randn_like: RandnLike = torch.randn_like,
+    tolerance: float = 1e-5,
+) -> Tensor:
+    r"""log p(x) of the probability flow at grid[-1], in nats, (B,).
+
+    The divergence is estimated by probes of +-1 in the coordinates of the process's basis, which
+    has no variance where the estimate acts on each coefficient alone, or is exact.
+
+    Args:
+        denoiser: the estimate, differentiable in x.
+        prior: the law of x at grid[0].
+        x: (B, *shape) with the law of x at grid[-1].
+        grid: falling times that end where there is noise.
+        solver: of the steps of the grid, upwards; None for Dormand and Prince's method between the
+            grid's ends, to `tolerance`.
+        probes: number of probes; 0 for the exact trace, of one backward pass for each value.
+        randn_like: where probes come from.
+
+    Raises:
+        ValueError: no noise at the end of the grid, or a prior without density.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
+        2020), section 4.3, https://arxiv.org/abs/2011.13456
+        FFJORD (W. Grathwohl, R. T. Q. Chen, J. Bettencourt, I. Sutskever, D. Duvenaud, 2018),
+        https://arxiv.org/abs/1810.01367
+    """
+    times = check_grid(grid).flip(0)
+    signs = [_probe(denoiser.process, times[0], randn_like(x)) for _ in range(probes)]
+
+    def rates(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return _rates(denoiser, y, t, signs)
+
+    gained = torch.zeros(len(x), dtype=torch.float64)
+    if solver is None:
+        from torchdiffeq import odeint
+
+        ends = times[[0, -1]].to(x.device)  # stepped on: beyond them there is no process
+        way, gains = odeint(
+            lambda t, state: rates(t.cpu(), state[0]),
+            (x, gained.to(x)),
+            ends,
+            rtol=tolerance,
+            atol=tolerance,
+            method="dopri5",
+            options={"dtype": torch.float64, "step_t": ends},
+        )
+        x, gained = way[-1], gains[-1].cpu().double()
+    else:
+        for t, s in pairwise(times):
+            x, gain = _climbed(solver, rates, t, s, x)
+            gained = gained + gain
+    return prior.log_prob(x).cpu().double() + gained
+
+
+@torch.no_grad()
+def bound_terms(
+    denoiser: Denoiser,
+    prior: Prior,
+    x0: Tensor,
+    grid: Tensor,
+    evidence: Evidence | None = None,
+    bins: int = 256,
+    draws: int | None = None,
+    randn_like: RandnLike = torch.randn_like,
+) -> Terms:
+    r"""The three terms of the bound on -log p(x_0), in nats, (B,) each.
+
+    With one draw of x_t at each step looked at. What the reverse steps draw afresh may differ from
+    q's, as IHDM's delta does from its sigma; the divergence has that too.
+
+    Args:
+        denoiser: the estimate.
+        prior: the law of x_1 of the model.
+        x0: (B, *shape), values -1 + 2 k / (bins - 1).
+        grid: falling times of the chain, from 1; its last above 0 is what the decoder reads.
+        evidence: how the method bounds; the Markov chain and a discretised Gaussian by default.
+        bins: values that a pixel can have.
+        draws: steps looked at for each signal, spread evenly over the chain; all where None.
+        randn_like: where noise comes from, and which steps are looked at.
+
+    Raises:
+        ValueError: a coupling that does not keep the marginals, whose bound would not be one.
+
+    References:
+        Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020), Eq. 5,
+        https://arxiv.org/abs/2006.11239
+        Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
+        https://arxiv.org/abs/2107.00630
+    """
+    evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
+    if not evidence.to_zero:
+        grid = grid[grid > 0]
+    count, size = len(grid) - 1, len(x0)
+    one, axes = grid[0], (1,) * (x0.ndim - 1)
+    if isinstance(prior, GaussianPrior):
+        first = prior_term(process, x0, prior.mean, prior.cov)
+    else:
+        x1 = process.corrupt(x0, one, randn_like(x0))
+        first = process.log_prob(x1, x0, one) - prior.log_prob(x1)
+    looked = min(draws or count, count)
+    steps = torch.zeros(size, dtype=torch.float64)
+    for j in range(looked):
+        u = (
+            torch.zeros(size)
+            if looked == count
+            else uniform(x0.flatten(1)[:, :1], randn_like).flatten()
+        )
+        at = ((j + u) / looked * count).long().clamp(max=count - 1)
+        t, s = (grid[at + k].reshape(-1, *axes) for k in (0, 1))
+        if bool((t == t[:1]).all()):
+            t, s = t[0].reshape(()), s[0].reshape(())
+        term = _divergence(denoiser, x0, t, s, randn_like(x0), evidence)
+        steps += term.cpu().double() * (count / looked)
+    end = _decoded(denoiser, x0, grid[-1], evidence, bins, randn_like(x0))
+    return Terms(first.cpu().double(), steps, end)
+
+
+def flow_bound(
+    denoiser: Denoiser,
+    prior: Prior,
+    x0: Tensor,
+    grid: Tensor,
+    evidence: Evidence | None = None,
+    bins: int = 256,
+    solver: Tableau | None = None,
+    probes: int = 1,
+    randn_like: RandnLike = torch.randn_like,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    r"""The bound on -log p(x_0) with the flow's density in place of the chain's, in nats, (B,).
+
+    E[log q(x_t1 | x_0) - log p_t1(x_t1) - log p(x_0 | x_t1)]: the noise of x_t1 fills the cells of
+    the values, where uniform noise would, and the decoder is that of `bound_terms`. For data with
+    many equal values, such as black backgrounds, the uniform noise costs much more.
+
+    Args:
+        solver, probes, tolerance: as `log_prob`.
+        denoiser, prior, x0, grid, evidence, bins, randn_like: as `bound_terms`.
+
+    References:
+        Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs (K. Zheng, C. Lu,
+        J. Chen, J. Zhu, 2023), https://arxiv.org/abs/2305.03935
+    """
+    evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
+    if not evidence.to_zero:
+        grid = grid[grid > 0]
+    eps, last = randn_like(x0), grid[-1]
+    x = process.corrupt(x0, last, eps)
+    grid = grid if solver is not None else grid[[0, -1]]
+    density = log_prob(denoiser, prior, x, grid, solver, probes, randn_like, tolerance)
+    filled = process.log_prob(x, x0, last).cpu().double()
+    return filled - density + _decoded(denoiser, x0, last, evidence, bins, eps)
+
+
+@torch.no_grad()
+def _decoded(
+    denoiser: Denoiser, x0: Tensor, last: Tensor, evidence: Evidence, bins: int, eps: Tensor
+) -> Tensor:
+    deviation = _deviation(denoiser.process, last, evidence, x0)
+    return evidence.decoder(denoiser, x0, eps, last, deviation, bins).cpu().double()
+
+
+def bits_per_dim(nats: Tensor, values: int) -> Tensor:
+    """Nats for a signal of so many values as bits for each."""
+    return nats / (values * math.log(2))
+
+
+def uniform(x: Tensor, randn_like: RandnLike) -> Tensor:
+    """Numbers uniform in (0, 1) like `x`, float64 on the CPU, of the same kind of stream."""
+    return torch.special.ndtr(randn_like(x).cpu().double())
+
+
+def _divergence(
+    denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, evidence: Evidence
+) -> Tensor:
+    """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) at one x_t, (B,)."""
+    process, rest = denoiser.process, torch.zeros((), dtype=torch.float64)
+    weight = bound(evidence.forward)(process, t, s)
+    if evidence.backward is not None:
+        q, p = evidence.forward(process, t, s), evidence.backward(process, t, s)
+        ratio = p.fresh.inv() @ q.fresh
+        weight = ratio @ weight
+        rest = _spread(ratio, x0)
+    estimate = denoiser(process.corrupt(x0, t, eps), t)
+    error = estimate.through(weight) - weight(x0)
+    return error.square().flatten(1).sum(1) / 2 + rest.to(x0.device)
+
+
+def _spread(ratio: Operator, x0: Tensor) -> Tensor:
+    """sum (r^2 - 1 - log r^2) / 2 over coefficients: what a wrong variance costs."""
+    if not isinstance(ratio, Diagonal):
+        raise ValueError("the bound's variances must be diagonal in one basis.")
+    log = (2 * ratio.log_gain).expand(torch.broadcast_shapes(ratio.log_gain.shape, x0.shape[1:]))
+    return (log.exp() - 1 - log).reshape(-1, math.prod(x0.shape[1:])).sum(1) / 2
+
+
+def _deviation(process: Process, last: Tensor, evidence: Evidence, x0: Tensor) -> Tensor:
+    """Of p(x_0 | x_t1) for each pixel: what the last step draws afresh, or the noise at t1."""
+    back = evidence.backward or evidence.forward
+    fresh = None if evidence.to_zero else back(process, last, torch.zeros_like(last)).fresh
+    if fresh is None or fresh.vanishes:
+        fresh = process.noise.at(last)
+    if not isinstance(fresh, Diagonal):
+        raise ValueError("the bound's decoder needs noise that is diagonal in one basis.")
+    return fresh.gain.square().expand(x0.shape[1:]).mean().sqrt()
+
+
+def _rates(denoiser: Denoiser, x: Tensor, t: Tensor, probes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The flow's velocity at x and its divergence, (B,)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        slope = velocity(denoiser, x, t)
+        if probes:
+            pulls = [
+                (torch.autograd.grad(slope, x, probe, retain_graph=True)[0] * probe).flatten(1)
+                for probe in probes
+            ]
+            return slope.detach(), torch.stack(pulls).sum(2).mean(0)
+        flat, total = slope.flatten(1), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for i in range(flat.shape[1]):
+            (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
+            total = total + row.flatten(1)[:, i]
+    return slope.detach(), total
+
+
+def _climbed(
+    solver: Tableau,
+    rates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    t: Tensor,
+    s: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One Runge-Kutta step from t up to s, of x and of the integral of the divergence."""
+    span, slopes = float(s - t), []
+    gain = torch.zeros(len(x), dtype=torch.float64)
+    after = x
+    for node, weights, share in zip(solver.c, solver.a, solver.b, strict=True):
+        at = x
+        for weight, slope in zip(weights, slopes, strict=True):
+            at = at + span * weight * slope
+        slope, divergence = rates(t + node * (s - t), at)
+        slopes.append(slope)
+        after = after + span * share * slope
+        gain = gain + span * share * divergence.cpu().double()
+    return after, gain
+
+
+def _probe(process: Process, t: Tensor, normal: Tensor) -> Tensor:
+    """+-1 for each coefficient of the process's basis, as a signal."""
+    signs = torch.where(normal < 0, -1.0, 1.0).to(normal)
+    joint = process.signal.at(t) @ process.noise.at(t)
+    if isinstance(joint, Diagonal) and joint.basis is not None:
+        return joint.basis.synthesize(signs)
+    return signs

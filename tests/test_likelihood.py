@@ -1,0 +1,308 @@
+"""Laws of likelihoods: closed forms on Gaussian data, quadrature on mixtures, entropies.
+
+Numbers like 10.5 are those of methods.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from cases import PROCESSES, SHAPE, Zero, basis_of, diagonal_cov, normal, time
+from sfumato.algebra import Diagonal, identity, scaled
+from sfumato.cli import main
+from sfumato.corruption import coupling
+from sfumato.corruption.families import Heat, Scale
+from sfumato.corruption.prior import GaussianPrior
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Amplitude, Complement, Constant, CosineSNR, Geometric
+from sfumato.estimation.denoise import Denoiser, clean, wiener
+from sfumato.estimation.ends import discretised
+from sfumato.estimation.oracle import Mixture, gaussian
+from sfumato.methods import METHODS
+from sfumato.sampling.flow import HEUN, RK4
+from sfumato.sampling.likelihood import (
+    Evidence,
+    bits_per_dim,
+    bound_terms,
+    flow_bound,
+    log_prob,
+)
+from sfumato.sampling.sample import Seeds, even
+from test_training import tiny
+
+N = 20
+each_process = pytest.mark.parametrize("process", PROCESSES)
+
+
+def law(process: Process, cov: Diagonal, t: float, mean: Tensor | None = None) -> GaussianPrior:
+    """q_t of N(mean, cov) data."""
+    signal = process.signal.at(time(t))
+    mean = torch.zeros(SHAPE).double() if mean is None else signal(mean)
+    return GaussianPrior(mean, signal @ cov @ signal.T + process.cov(time(t)))
+
+
+# The flow.
+
+
+@each_process
+@pytest.mark.parametrize("solver", [None, RK4], ids=["adaptive", "rk4"])
+def test_the_flow_s_density_is_the_gaussian(process, solver):
+    """10.5: log q_t0(x) to 1e-4 relative, with the exact trace."""
+    process, mean = PROCESSES[process], normal(*SHAPE, seed=1)
+    cov = diagonal_cov(basis_of(process))
+    denoiser = Denoiser(process, clean, gaussian(process, mean, cov))
+    x = process.corrupt(mean + cov.sqrt()(normal(3, *SHAPE)), time(0.3), normal(3, *SHAPE, seed=4))
+    prior = law(process, cov, 1.0, mean)
+    grid = even(32, 1.0, 0.3)
+    found = log_prob(denoiser, prior, x, grid, solver, probes=0, tolerance=1e-6)
+    torch.testing.assert_close(found, law(process, cov, 0.3, mean).log_prob(x), rtol=1e-4, atol=0)
+
+
+def test_probes_in_the_basis_have_no_variance():
+    """10.5: where the drift acts on each coefficient alone, one probe is the trace."""
+    process = PROCESSES["blurring"]
+    cov = diagonal_cov(basis_of(process))
+    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    x, grid = normal(2, *SHAPE), even(8, 1.0, 0.3)
+    exact = log_prob(denoiser, prior, x, grid, HEUN, probes=0)
+    one = log_prob(denoiser, prior, x, grid, HEUN, probes=1, randn_like=Seeds([1, 2]))
+    torch.testing.assert_close(one, exact, rtol=1e-9, atol=0)
+
+
+def test_probes_are_right_on_average():
+    """Where it mixes coefficients, the mean over 400 probes is the trace, to five deviations."""
+    process = PROCESSES["vp"]
+    cov = diagonal_cov(basis_of(process))
+    denoiser, prior = (
+        Denoiser(process, clean, gaussian(process, torch.zeros(SHAPE), cov)),
+        law(process, cov, 1.0),
+    )
+    x, grid = normal(1, *SHAPE), even(4, 1.0, 0.3)
+    exact = float(log_prob(denoiser, prior, x, grid, HEUN, probes=0))
+    seeds = Seeds(range(400))
+    many = log_prob(denoiser, prior, x.expand(400, *SHAPE), grid, HEUN, 1, seeds)
+    assert float(many.std()) > 1e-3
+    assert abs(float(many.mean()) - exact) < 5 * float(many.std()) / 20
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,)], ids=["1-d", "2-d"])
+def test_the_flow_s_density_of_a_mixture(shape):
+    """log q_t0 of two Gaussians at points, and its integral by quadrature is 1."""
+    power = CosineSNR(8.0, -8.0)
+    process = Process(Scale(Amplitude(power)), Scale(Complement(power)))
+    means = torch.tensor([[-0.8] * shape[0], [0.5] * shape[0]], dtype=torch.float64)
+    oracle = Mixture(process, means, [scaled(0.02), scaled(0.05)], torch.tensor([0.4, 0.6]))
+    denoiser, t0 = Denoiser(process, clean, oracle), 0.25
+    line = torch.linspace(-4, 4, 201 if shape == (1,) else 61, dtype=torch.float64)
+    x = torch.cartesian_prod(*[line] * shape[0]).reshape(-1, *shape)
+    prior = GaussianPrior(torch.zeros(shape).double(), identity())
+    found = log_prob(denoiser, prior, x, even(40, 1.0, t0), RK4, probes=0)
+    gain, var = (float(op.gain) for op in (process.signal.at(time(t0)), process.cov(time(t0))))
+    parts = [
+        weight * scipy.stats.multivariate_normal(gain * mean, gain**2 * spread + var).pdf(x)
+        for weight, mean, spread in zip((0.4, 0.6), means.numpy(), (0.02, 0.05), strict=True)
+    ]
+    expected = np.log(sum(parts)).reshape(-1)
+    near = expected > -8
+    # The prior N(0, I) is e^-8 off the law of x_1.
+    np.testing.assert_allclose(found.numpy()[near], expected[near], rtol=0, atol=5e-3)
+    assert float(found.exp().sum()) * float(line[1] - line[0]) ** shape[0] == pytest.approx(
+        1, abs=5e-3
+    )
+
+
+# The bound.
+
+
+def gaussian_terms(process: Process, cov: Diagonal, grid: Tensor, count: int, **given):
+    denoiser = Denoiser(process, wiener(cov), Zero())
+    x0 = cov.sqrt()(normal(count, *SHAPE, seed=7))
+    prior = law(process, cov, 1.0)
+
+    def nothing(denoiser, x0, eps, t, deviation, bins):
+        return torch.zeros(len(x0))
+
+    evidence = Evidence(decoder=nothing, **given)
+    return bound_terms(denoiser, prior, x0, grid, evidence, randn_like=Seeds(range(count)))
+
+
+def chain_term(process: Process, cov: Diagonal, grid: Tensor) -> float:
+    """10.5: sum_k (SNR_s - SNR_t) s / (1 + s SNR_t) / 2 over coefficients."""
+    snr = [process.log_snr(t).exp().expand(SHAPE[1:]) for t in grid]
+    spread = cov.gain
+    total = sum(
+        ((after - before) * spread / (1 + spread * before)).sum()
+        for before, after in zip(snr[:-1], snr[1:], strict=True)
+    )
+    return float(total) / 2
+
+
+@each_process
+def test_the_sum_of_steps_is_the_closed_form(process):
+    """Its mean over 4,000 images, to five standard errors; and the prior term's likewise."""
+    process = PROCESSES[process]
+    cov, grid = diagonal_cov(basis_of(process)), even(6, 1.0, 0.3)
+    found = gaussian_terms(process, cov, grid, 4000)
+    error = float(found.steps.std()) / 4000**0.5
+    assert abs(float(found.steps.mean()) - chain_term(process, cov, grid)) < 5 * error
+    # E KL(q(x_1 | x_0) || q_1) is the mutual information, log(M / V) / 2.
+    total = law(process, cov, 1.0).cov.gain
+    expected = float((total / process.cov(time(1.0)).gain).log().expand(SHAPE).sum()) / 2
+    error = float(found.prior.std()) / 4000**0.5
+    assert abs(float(found.prior.mean()) - expected) < 5 * error + 1e-9
+
+
+@each_process
+def test_the_discrete_bound_falls_to_the_continuous_one(process):
+    """10.5: the gap to log((1 + s SNR_end) / (1 + s SNR_1)) / 2 halves with twice the steps."""
+    process = PROCESSES[process]
+    cov = diagonal_cov(basis_of(process))
+    ends = [process.log_snr(time(t)).exp().expand(SHAPE[1:]) for t in (1.0, 0.3)]
+    limit = float((torch.log1p(cov.gain * ends[1]) - torch.log1p(cov.gain * ends[0])).sum()) / 2
+    gaps = [chain_term(process, cov, even(n, 1.0, 0.3)) - limit for n in (200, 400)]
+    assert gaps[1] > 0
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
+
+
+@each_process
+@pytest.mark.parametrize("count", [1, 4])
+def test_no_bound_beats_the_entropy(count, process):
+    """Prior, steps and the exact -log q(x_0 | x_t1): above h(x_0), whatever the number of steps."""
+    process = PROCESSES[process]
+    cov, t1 = diagonal_cov(basis_of(process)), 0.3
+    found = gaussian_terms(process, cov, even(count, 1.0, t1), 4000)
+    total = law(process, cov, t1).cov.gain
+    left = cov.gain * process.cov(time(t1)).gain / total  # Var[x_0 | x_t1]
+    h = lambda v: float((0.5 * (2 * math.pi * math.e * v).log()).expand(SHAPE).sum())  # noqa: E731
+    bound = float((found.prior + found.steps).mean()) + h(left)
+    error = float((found.prior + found.steps).std()) / 4000**0.5
+    assert bound > h(cov.gain) - 5 * error
+
+
+def test_couplings_that_lose_the_marginals_are_refused():
+    with pytest.raises(ValueError, match="keeps the marginals"):
+        gaussian_terms(
+            PROCESSES["ve"],
+            diagonal_cov(basis_of(PROCESSES["ve"])),
+            even(3, 1.0, 0.3),
+            2,
+            forward=coupling.momentum,
+        )
+
+
+def test_ihdm_s_divergence():
+    """KL(N(a, sigma^2) || N(b, delta^2)) per level: |a - b|^2 / 2 delta^2 + the constants."""
+    blur = Geometric(0.3, 3.0, zero_at_start=True)
+    basis = basis_of(PROCESSES["soft"])
+    process, cov = Process(Heat(blur, basis), Scale(Constant(0.02))), diagonal_cov(basis)
+    denoiser, x0 = Denoiser(process, wiener(cov), Zero()), normal(3, *SHAPE)
+    grid, delta = torch.tensor([1.0, 0.6], dtype=torch.float64), 0.025
+    evidence = Evidence(coupling.naive, coupling.redrawn(delta))
+    eps = normal(3, *SHAPE, seed=5)
+    found = bound_terms(
+        denoiser,
+        law(process, cov, 1.0),
+        x0.clamp(-1, 1).mul(8).round() / 8,
+        grid,
+        evidence,
+        bins=17,
+        randn_like=lambda x: eps,
+    )
+    x0 = x0.clamp(-1, 1).mul(8).round() / 8
+    guess = denoiser(process.corrupt(x0, grid[0], eps), grid[0]).mean
+    off = process.signal.at(grid[1])(x0 - guess).flatten(1).square().sum(1)
+    ratio = (0.02 / delta) ** 2
+    expected = off / (2 * delta**2) + N * (ratio - 1 - math.log(ratio)) / 2
+    torch.testing.assert_close(found.steps, expected)
+
+
+def test_the_decoder_is_a_discretised_gaussian():
+    """Each cell's probability by scipy, the first and last open; they sum to 1."""
+    process = PROCESSES["ve"]
+    cov = diagonal_cov(basis_of(process))
+    denoiser, bins, t = Denoiser(process, wiener(cov), Zero()), 5, time(0.2)
+    eps, scale = normal(1, *SHAPE, seed=3), 0.3
+    image = torch.randint(0, 5, (1, *SHAPE), generator=torch.Generator().manual_seed(0))
+    x0 = image.double() / 2 - 1
+    found = discretised(denoiser, x0, eps, t, torch.tensor(scale), bins)
+    mean = denoiser(process.corrupt(x0, t, eps), t).mean.numpy()
+    edges = np.array([-np.inf, -0.75, -0.25, 0.25, 0.75, np.inf])
+    cells = np.diff(scipy.stats.norm.cdf(edges.reshape(-1, *(1,) * 4), mean, scale), axis=0)
+    np.testing.assert_allclose(cells.sum(0), 1)
+    expected = -np.log(np.take_along_axis(cells, image.numpy()[None], 0)).sum()
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_flow_with_a_decoder_is_below_the_chain():
+    """With the exact denoiser the flow's density is q_t1, the best that any chain could reach."""
+    process = PROCESSES["vp"]
+    cov = diagonal_cov(basis_of(process))
+    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    x0 = cov.sqrt()(normal(200, *SHAPE)).clamp(-1, 1).mul(8).round() / 8
+    grid = even(10, 1.0, 0.2)
+    chain = bound_terms(denoiser, prior, x0, grid, bins=17, randn_like=Seeds(range(200)))
+    flowing = flow_bound(
+        denoiser, prior, x0, grid, bins=17, solver=RK4, probes=0, randn_like=Seeds(range(200))
+    )
+    assert float(flowing.mean()) < float(chain.total.mean())
+    # By hand: E[log q(x_t1 | x_0) - log q_t1(x_t1)] and the same decoder.
+    eps = Seeds(range(200))(x0)
+    x = process.corrupt(x0, grid[-1], eps)
+    ends = process.log_prob(x, x0, grid[-1]) - law(process, cov, 0.2).log_prob(x)
+    deviation = coupling.ancestral(process, grid[-1], time(0.0)).fresh.gain
+    deviation = deviation.expand(SHAPE).square().mean().sqrt()
+    decoder = discretised(denoiser, x0, eps, grid[-1], deviation, 17)
+    torch.testing.assert_close(flowing, ends + decoder, rtol=1e-4, atol=1e-3)
+
+
+def test_bits():
+    assert float(bits_per_dim(torch.tensor(784 * 3 * math.log(2)), 784)) == pytest.approx(3)
+
+
+# Models and the command line.
+
+
+@pytest.mark.parametrize("method", ["ddpm", "vdm", "ihdm", "soft", "ni-ddpm"])
+def test_methods_print_their_terms(method):
+    parameters = {"ihdm": {"levels": 4}, "vdm": {"bins": 17}}.get(method, {})
+    model, data = tiny(method, parameters=parameters)
+    found = model.bound(data.batch([0, 1, 2]), 4, bins=17, draws=2, randn_like=Seeds([0, 1, 2]))
+    assert all(bool(term.isfinite().all()) and term.shape == (3,) for term in found)
+    again = model.bound(data.batch([1]), 4, bins=17, draws=2, randn_like=Seeds([1]))
+    torch.testing.assert_close(again.total, found.total[1:2], rtol=1e-4, atol=1e-3)
+
+
+def test_the_command_line_prints_and_records(tmp_path, monkeypatch, capsys):
+    from sfumato.training.train import TrainOptions, train
+
+    options = TrainOptions(images=32, batch=16, preview_every=0)
+    model, data = tiny("ddpm", options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    words = "likelihood run --n 3 --draws 2 --tolerance 0.1 --out a.json".split()
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "bits/dim" in shown and "decoder" in shown and "standard error" in shown
+    record = json.loads((tmp_path / "a.json").read_text())
+    bits = record["bits_per_dim"]
+    parts = sum(bits[name]["mean"] for name in ("prior", "steps", "decoder"))
+    assert bits["bound"]["mean"] == pytest.approx(parts, rel=1e-9)
+    assert record["bins"] == 17 and record["steps"] == 1000
+    assert main(words) == 2
+    assert "a.json exists" in capsys.readouterr().err
+    assert main([*words[:2], "--n", "9999999", "--quiet"]) == 2
+    assert "Use a smaller --n" in capsys.readouterr().err
+
+
+def test_likelihoods_of_conditional_models_are_refused():
+    model, data = tiny("soft-mask", parameters={"wander": True})
+    with pytest.raises(ValueError, match="without classes or corruptions drawn for each image"):
+        model.bound(data.batch([0]), bins=17)
+    assert METHODS["vdm"]((1, 8, 8)).evidence.to_zero

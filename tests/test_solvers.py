@@ -1,0 +1,394 @@
+"""Laws of solvers: multistep integrators, reverse SDEs, exact variances, adaptive steps.
+
+Orders are measured on a mixture: deterministic kernels against its exact flow (quantiles),
+stochastic ones by expectations pushed backwards through quadrature, without any sampling. Numbers
+like 1.10b are those of methods.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from scipy.interpolate import CubicSpline
+
+from cases import (
+    BASES,
+    PROCESSES,
+    SHAPE,
+    Toy,
+    basis_of,
+    diagonal_cov,
+    modal,
+    normal,
+    time,
+    variance,
+)
+from sfumato.algebra import Diagonal, dct, identity
+from sfumato.corruption import coupling
+from sfumato.corruption.facts import measure
+from sfumato.corruption.families import Mapping, Scale
+from sfumato.corruption.process import Process
+from sfumato.corruption.schedules import Amplitude, Complement, Linear, linear_betas
+from sfumato.estimation.denoise import Denoiser, clean, noise
+from sfumato.methods import KERNELS, lookup
+from sfumato.sampling.flow import EULER, HEUN, RK4, adaptive, churn, flow
+from sfumato.sampling.kernels import (
+    Kernel,
+    exact_variance,
+    moves,
+    reverse,
+    reverse_diffusion,
+)
+from sfumato.sampling.multistep import _moments, multistep
+from sfumato.sampling.sample import even, sample
+from sfumato.sampling.sde import growth, markov, sde
+from test_kernels import Bimodal, centred, marginal
+
+each_process = pytest.mark.parametrize("process", PROCESSES)
+
+
+# Multistep: the published formulas, and diffusers' schedulers step by step.
+
+
+def chained() -> tuple[Process, Denoiser]:
+    power = linear_betas()
+    process = Process(Scale(Amplitude(power)), Scale(Complement(power)))
+    return process, Denoiser(process, noise, Toy())
+
+
+class Scheduled(NamedTuple):
+    """A scheduler of diffusers and the kernel that it should be."""
+
+    name: str
+    options: dict
+    kernel: Kernel
+
+
+SCHEDULERS = {
+    "dpm-solver++ 2m": Scheduled("DPMSolverMultistepScheduler", {"solver_order": 2}, multistep(2)),
+    "unipc 1": Scheduled("UniPCMultistepScheduler", {"solver_order": 1}, multistep(1, True)),
+    "unipc 2": Scheduled("UniPCMultistepScheduler", {"solver_order": 2}, multistep(2, True)),
+    "unipc 3": Scheduled("UniPCMultistepScheduler", {"solver_order": 3}, multistep(3, True)),
+    # Our order 3 corrects its first point alone.
+    "unip 3": Scheduled(
+        "UniPCMultistepScheduler",
+        {"solver_order": 3, "disable_corrector": [*range(1, 99)]},
+        multistep(3),
+    ),
+    "ddim": Scheduled("DDIMScheduler", {}, multistep(1)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_of_diffusers_step_by_step(name):
+    """The same x after every step, to the rounding of their float32 schedules.
+
+    But for the last two, where theirs fall back to lower orders; ours end with x_0^.
+    """
+    diffusers = pytest.importorskip("diffusers")
+    kind, options, kernel = SCHEDULERS[name]
+    if kind != "DDIMScheduler":
+        options = {**options, "final_sigmas_type": "zero"}
+    scheduler = getattr(diffusers, kind)(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **options
+    )
+    if kind == "DDIMScheduler":
+        scheduler.config.clip_sample = False
+    scheduler.set_timesteps(12)
+    steps = [int(k) for k in scheduler.timesteps]
+    x = first = normal(2, 1, 3, 4).float()
+    theirs, ours = [], []
+    for k in steps:
+        told = torch.full((2,), (k + 1) / 1000)
+        x = scheduler.step(Toy()(x, told), k, x).prev_sample
+        theirs.append(x)
+    _, denoiser = chained()
+    grid = torch.tensor([(k + 1) / 1000 for k in steps] + [0.0], dtype=torch.float64)
+    sample(kernel, denoiser, first, grid, callback=lambda _, y: ours.append(y))
+    for found, expected in zip(ours[:-2], theirs[:-2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@each_process
+def test_the_first_order_is_ddim(process):
+    process = PROCESSES[process]
+    denoiser, x, grid = Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(5, 0.8, 0.2)
+    found, expected = (
+        sample(kernel, denoiser, x, grid) for kernel in (multistep(1), reverse(coupling.ddim(0.0)))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@each_process
+def test_the_second_order_is_the_published_one(process):
+    """1.10b: ddim's step with x_0^ + (x_0^ - x_0^prev) / 2r for each coefficient."""
+    process = PROCESSES[process]
+    basis, grid = basis_of(process), torch.tensor([0.8, 0.6, 0.45, 0.35], dtype=torch.float64)
+    denoiser, x = Denoiser(process, clean, Toy()), normal(2, *SHAPE)
+    found = sample(multistep(2), denoiser, x, grid)
+    half = [process.log_snr(t) / 2 for t in grid]
+    before = None
+    for i in range(3):
+        t, s = grid[i], grid[i + 1]
+        u, c = basis.analyze(x), [process.signal.at(a).gain for a in (t, s)]
+        ratio = (process.noise.at(s).log_gain - process.noise.at(t).log_gain).exp()
+        guess = basis.analyze(Toy()(x, t.expand(2)))
+        shown = guess
+        if before is not None:
+            h, last = half[i + 1] - half[i], half[i] - half[i - 1]
+            r = last / torch.where(h.abs() > 1e-9, h, torch.inf)
+            # Nothing was known of a coefficient whose signal was 1e-4 of its noise.
+            alone = (r < 0.1) | (2 * half[i - 1] < -18)
+            shown = torch.where(alone, guess, guess + (guess - before) / (2 * r))
+        x, before = basis.synthesize(ratio * u + (c[1] - ratio * c[0]) * shown), guess
+    torch.testing.assert_close(found, x, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("span", [-3.0, 1e-8, 0.4, 1.999, 2.001, 30.0])
+def test_moments_are_integrals(span):
+    found = [float(m) for m in _moments(torch.tensor(span, dtype=torch.float64), 5)]
+    density = lambda z: math.exp(span * (z - 1))  # noqa: E731
+    whole = scipy.integrate.quad(density, 0, 1, epsabs=1e-13)[0]
+    for i, moment in enumerate(found):
+        expected = scipy.integrate.quad(lambda z, i=i: density(z) * z**i, 0, 1, epsabs=1e-13)[0]
+        assert moment == pytest.approx(expected / whole, rel=1e-9)
+
+
+# Orders.
+
+DETERMINISTIC = {
+    "ddim": (1, reverse(coupling.ddim(0.0))),
+    "pf-momentum": (1, reverse(coupling.pf_momentum)),
+    "multistep 2": (2, multistep(2)),
+    "multistep 3": (3, multistep(3)),
+    "unipc 1": (2, multistep(1, True)),
+    "unipc 2": (3, multistep(2, True)),
+    "euler": (1, flow(EULER)),
+    "heun": (2, flow(HEUN)),
+    "rk4": (4, flow(RK4)),
+}
+"""Declared order and kernel."""
+
+
+@each_process
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_on_the_exact_flow(name, process):
+    """The error of x against the quantiles of a mixture falls as h^order."""
+    data, (order, kernel), (t, s) = Bimodal(PROCESSES[process]), DETERMINISTIC[name], (0.6, 0.45)
+    denoiser = Denoiser(data.process, clean, data.oracle())
+    x = data.process.corrupt(data.oracle().means, time(t), normal(2, *SHAPE, seed=5))
+    truth, count = data.flow(x, t, s), {1: 16, 2: 12, 3: 10, 4: 4}[order]
+    coarse, fine = (
+        float((sample(kernel, denoiser, x, even(n, t, s)) - truth).norm())
+        for n in (count, 2 * count)
+    )
+    assert abs(math.log2(coarse / fine) - order) < 0.3
+
+
+STOCHASTIC = {
+    "ancestral": (1, reverse(coupling.ancestral), 1),
+    "ancestral-large": (1, reverse(coupling.ancestral_large), 1),
+    "ddim-half": (1, reverse(coupling.ddim(0.5)), 1),
+    "bridge": (1, reverse(coupling.bridge), 1),
+    "momentum": (1, reverse(coupling.momentum), 1),
+    "reverse diffusion": (1, moves(reverse_diffusion, "reverse diffusion"), 1),
+    "euler-maruyama": (1, sde(markov), 1),
+    "soft-sde": (1, sde(growth), 1),
+    "stochastic-heun": (2, sde(markov, HEUN), 1),
+    "churn": (2, churn(HEUN, 3.0), 1),
+}
+"""Declared weak order, kernel, and how often it draws in a step."""
+
+Z = np.linspace(-7, 7, 141)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+def looked_at(v: np.ndarray) -> np.ndarray:
+    """Test functions of a standardised coefficient."""
+    return np.stack([np.sin(1.3 * v), v**2, np.tanh(v) ** 3, np.cos(v)], -1)
+
+
+def weak_error(kernel: Kernel, data: Bimodal, t: float, s: float, count: int) -> float:
+    """Largest |E f(u_s) - exact| over test functions and coefficients, without sampling.
+
+    Coefficients are independent, and a step's expectation is a quadrature over its noise: backwards
+    from f, each expectation is a spline through its values on a grid of each coefficient.
+    """
+    process, basis, places = data.process, data.basis, [0, data.INDEX, 13]
+    grid = even(count, t, s)
+    gains = [process.signal.at(time(float(a))).gain.expand(SHAPE[1:]).numpy() for a in grid]
+    spread = [marginal(process, data.cov, float(a)).sqrt()[0].numpy() for a in grid]
+    modes = data.modes[:, 0].numpy()
+    # Wide enough for both modes.
+    scale = [d + np.abs(c * modes).max(0) for c, d in zip(gains, spread, strict=True)]
+    x = np.repeat(Z, len(NODES))[:, None, None] * np.ones(SHAPE[1:])
+    eps = basis.synthesize(
+        torch.from_numpy(np.tile(NODES, len(Z)))[:, None, None, None].expand(-1, *SHAPE).clone()
+    )
+    denoiser = Denoiser(process, clean, data.oracle())
+    start = basis.synthesize(torch.from_numpy(x)[:, None].clone())
+    state = kernel.init(denoiser, start, grid)
+    values = [looked_at(Z) for _ in places]
+    for i in reversed(range(count)):
+        begin = basis.synthesize(torch.from_numpy(x * scale[i])[:, None])
+        after, _ = kernel.step(state, begin, i, lambda _: eps)
+        reached = basis.analyze(after)[:, 0].numpy() / scale[i + 1]
+        new = []
+        for value, (row, column) in zip(values, (divmod(p, 5) for p in places), strict=True):
+            at = np.clip(reached[:, row, column], Z[0], Z[-1])
+            each = CubicSpline(Z, value)(at).reshape(len(Z), len(NODES), -1)
+            new.append(np.einsum("znf,n->zf", each, WEIGHTS))
+        values = new
+    fine, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights, worst = weights / weights.sum(), 0.0
+    for value, (row, column) in zip(values, (divmod(p, 5) for p in places), strict=True):
+        totals = []
+        for k, f in ((0, CubicSpline(Z, value)), (-1, looked_at)):
+            total = 0.0
+            for share, mode in zip((data.WEIGHT, 1 - data.WEIGHT), modes, strict=True):
+                u = gains[k][row, column] * mode[row, column] + spread[k][row, column] * fine
+                total = total + share * weights @ f(u / scale[k][row, column])
+            totals.append(total)
+        worst = max(worst, float(np.abs(totals[0] - totals[1]).max()))
+    return worst
+
+
+@each_process
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_weak_order(name, process):
+    """Expectations under a kernel's law tend to those of q_s as h^order, on a mixture."""
+    order, kernel, _ = STOCHASTIC[name]
+    data, count = Bimodal(PROCESSES[process]), {1: 16, 2: 8}[order]
+    coarse, fine = (weak_error(kernel, data, 0.6, 0.45, n) for n in (count, 2 * count))
+    assert coarse > 1e-7, "there is no error to see an order in"
+    assert abs(math.log2(coarse / fine) - order) < 0.3
+
+
+# The SDEs.
+
+
+@each_process
+def test_without_noise_the_sde_is_the_flow(process):
+    process = PROCESSES[process]
+    denoiser, x, grid = Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(3, 0.8, 0.4)
+    for tableau in (EULER, HEUN):
+        found = sample(sde(markov, tableau, 0.0), denoiser, x, grid)
+        torch.testing.assert_close(found, sample(flow(tableau), denoiser, x, grid))
+
+
+def test_the_markov_diffusion_of_vp_is_beta():
+    """1.12: g^2 = beta_t, with drift -beta x / 2 - beta score."""
+    from sfumato.corruption.schedules import LinearBeta
+
+    power = LinearBeta(0.1, 20.0)
+    process = Process(Scale(Amplitude(power)), Scale(Complement(power)))
+    for t in (0.1, 0.5, 0.9):
+        found = float(markov(process, time(t)).gain)
+        assert found == pytest.approx(0.1 + 19.9 * t, rel=1e-9)
+    x, t, s = normal(2, *SHAPE), 0.5, 0.49
+    denoiser = Denoiser(process, noise, Toy())
+    found = sample(
+        sde(markov), denoiser, x, torch.tensor([t, s], dtype=torch.float64), lambda y: y * 0 + 1
+    )
+    beta, deviation = 0.1 + 19.9 * t, float(process.noise.at(time(t)).gain)
+    score = -Toy()(x, torch.full((2,), t).double()) / deviation
+    expected = x + (t - s) * (beta * x / 2 + beta * score) + math.sqrt(beta * (t - s))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_negative_diffusion_is_refused():
+    falling = Process(Mapping(lambda t: identity()), Scale(Linear(1.0, 0.5)))
+    denoiser = Denoiser(falling, clean, Toy())
+    with pytest.raises(ValueError, match=r"nu\^2 >= 0; growth has a negative .* Use the flow"):
+        sample(sde(growth), denoiser, normal(2, *SHAPE), even(2, 0.8, 0.4))
+
+
+# Exact variance.
+
+
+@each_process
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "bridge"])
+def test_matched_noise_keeps_the_variance_of_gaussian_data(name, count, process):
+    """10.3: P_s = M_s to rounding, in one step as in three."""
+    process = PROCESSES[process]
+    basis = basis_of(process)
+    cov = diagonal_cov(basis)
+    which = coupling.ddim(0.0) if name == "ddim" else getattr(coupling, name)
+    kernel = reverse(coupling.matched(which, cov))
+    steps = modal(kernel, centred(process, cov), even(count, 0.8, 0.3), basis)
+    found = variance(steps, marginal(process, cov, 0.8))
+    torch.testing.assert_close(found, marginal(process, cov, 0.3), rtol=1e-9, atol=1e-12)
+
+
+def test_exact_variance_reads_the_facts():
+    """By its name, the spectrum measured of the data decides: here that of the facts, exactly."""
+    process = PROCESSES["blurring"]
+    facts = measure([normal(50, *SHAPE, seed=3)], SHAPE)
+    cov = Diagonal(facts.spectrum.log(), None, dct(*SHAPE[1:]))
+    denoiser = centred(process, cov)
+    known = Denoiser(process, denoiser.parametrization, denoiser.backbone, facts=facts)
+    found = variance(
+        modal(KERNELS["exact-variance"](), known, even(2, 0.8, 0.3), basis_of(process)),
+        marginal(process, cov, 0.8),
+    )
+    torch.testing.assert_close(found, marginal(process, cov, 0.3), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="Give the Denoiser its facts"):
+        sample(exact_variance(), denoiser, normal(2, *SHAPE), even(2, 0.8, 0.3))
+
+
+@pytest.mark.parametrize("name", ["pixel", "hartley-2d", "haar-2d", "dense-2d"])
+def test_facts_know_variances_in_every_basis(name):
+    """The diagonal of V^T D^T S D V, as matrices."""
+    basis = BASES[name]
+    facts = measure([normal(30, 1, *basis.shape, seed=3)], (1, *basis.shape))
+    n = math.prod(basis.shape)
+    unit = torch.eye(n, dtype=torch.float64).reshape(n, *basis.shape)
+    d, v = (b.analyze(unit).reshape(n, n).T for b in (dct(*basis.shape), basis))
+    expected = (v @ d.T @ torch.diag(facts.spectrum.flatten()) @ d @ v.T).diagonal()
+    torch.testing.assert_close(facts.cov(basis).gain.flatten(), expected, rtol=1e-9, atol=1e-12)
+
+
+# Adaptive steps.
+
+
+@each_process
+def test_adaptive_steps_follow_the_exact_flow(process):
+    data = Bimodal(PROCESSES[process])
+    denoiser = Denoiser(data.process, clean, data.oracle())
+    x = data.process.corrupt(data.oracle().means, time(0.8), normal(2, *SHAPE, seed=5))
+    found = sample(adaptive(1e-7, 1e-7), denoiser, x, even(2, 0.8, 0.4))
+    torch.testing.assert_close(found, data.flow(x, 0.8, 0.4), rtol=0, atol=2e-6)
+
+
+def test_adaptive_steps_stay_within_time():
+    """The last step ends at the grid's end: beyond t = 1 there is no process."""
+    process = PROCESSES["vp"]
+    denoiser = Denoiser(process, noise, Toy())
+    assert bool(
+        sample(adaptive(), denoiser, normal(2, *SHAPE), even(1, 1.0, 1e-4)).isfinite().all()
+    )
+
+
+# Refusals.
+
+
+def test_what_a_solver_cannot_do_is_refused():
+    with pytest.raises(ValueError, match="1, 2 or 3 estimates; got 4"):
+        multistep(4)
+    with pytest.raises(ValueError, match="EULER or HEUN"):
+        sde(markov, RK4)
+    with pytest.raises(ValueError, match="tolerances must be positive"):
+        lookup.kernel("dopri5:rtol=0")
+    process = Process(
+        Mapping(lambda t: Diagonal(-t * normal(4, 5).abs(), None, dct(4, 5))),
+        Mapping(lambda t: Diagonal(t * normal(4, 6)[:, :5], None, BASES["haar-2d"])),
+    )
+    with pytest.raises(ValueError, match="diagonal in one basis"):
+        sample(multistep(2), Denoiser(process, clean, Toy()), normal(2, *SHAPE), even(2, 0.8, 0.3))
