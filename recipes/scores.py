@@ -1,6 +1,7 @@
-"""The README's table of scores, from the records in docs/records.
+"""The README's table of scores, and that of kernels, from the records in docs/records.
 
-    python recipes/scores.py
+    python recipes/scores.py             # README's
+    python recipes/scores.py --kernels   # docs/kernels.md's: FID by kernel and network calls
 
 One row for each result of the models that come along, of the peers (`peer-NAME-SAMPLER-STEPS.json`)
 and of real images, largest n first.
@@ -8,6 +9,7 @@ and of real images, largest n first.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from sfumato.evaluation.protocol import read
 RECORDS = Path(__file__).parents[1] / "docs" / "records"
 HEAD = ("| | n | steps | FID | KID | precision | recall |", "|---|---|---|---|---|---|---|")
 REAL = "real training images"
+CALLS = (5, 10, 20, 50)
 
 
 class Row(NamedTuple):
@@ -47,7 +50,7 @@ def table() -> list[str]:
 
 def rows(path: Path) -> list[Row]:
     """The results of one record, and its floor."""
-    if not path.stem.startswith(("fashion-", "peer-")):
+    if not path.stem.startswith(("fashion-", "peer-")) or "kernel" in path.stem:
         return []
     record = read(path)
     n = record["n"]
@@ -59,5 +62,32 @@ def rows(path: Path) -> list[Row]:
     return [*(Row(n, name, one["steps"], one) for one in record["results"]), floor]
 
 
+def kernels() -> list[str]:
+    """FID at n = 2,000 of each kernel on the models that come along, in Markdown."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for path in sorted(RECORDS.glob("*fashion-*.json")):
+        record = read(path) if not path.stem.startswith(("bits-", "zoo-")) else {"n": 0}
+        if record["n"] != 2_000:
+            continue
+        for one in record["results"]:
+            row = found.setdefault((record["subject"]["run"], one["kernel"]), {})
+            row[one["steps"]] = one["fid"]
+    lines = [
+        f"| model | kernel | {' | '.join(map(str, CALLS))} |",
+        f"|---|---|{'---|' * len(CALLS)}",
+    ]
+    for (model, kernel), row in sorted(found.items()):
+        best = {c: min(r.get(c, 99.0) for (m, _), r in found.items() if m == model) for c in CALLS}
+        cells = [_cell(row.get(calls), best[calls]) for calls in CALLS]
+        lines.append(f"| `{model}` | {kernel} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(fid: float | None, best: float) -> str:
+    if fid is None:
+        return ""
+    return f"**{fid:.3g}**" if fid <= best else f"{fid:.3g}"
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join(kernels() if "--kernels" in sys.argv else table()))
