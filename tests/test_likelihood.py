@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -51,18 +52,18 @@ def law(process: Process, cov: Diagonal, t: float, mean: Tensor | None = None) -
 # The flow.
 
 
-@each_process
-@pytest.mark.parametrize("solver", [None, RK4], ids=["adaptive", "rk4"])
+@pytest.mark.parametrize(
+    ("process", "solver"), [*((name, RK4) for name in PROCESSES), ("blurring", None)]
+)
 def test_the_flow_s_density_is_the_gaussian(process, solver):
     """10.5: log q_t0(x) to 1e-4 relative, with the exact trace."""
-    process, mean = PROCESSES[process], normal(*SHAPE, seed=1)
+    process = PROCESSES[process]
     cov = diagonal_cov(basis_of(process))
-    denoiser = Denoiser(process, clean, gaussian(process, mean, cov))
-    x = process.corrupt(mean + cov.sqrt()(normal(3, *SHAPE)), time(0.3), normal(3, *SHAPE, seed=4))
-    prior = law(process, cov, 1.0, mean)
-    grid = even(32, 1.0, 0.3)
-    found = log_prob(denoiser, prior, x, grid, solver, probes=0, tolerance=1e-6)
-    torch.testing.assert_close(found, law(process, cov, 0.3, mean).log_prob(x), rtol=1e-4, atol=0)
+    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    x = process.corrupt(cov.sqrt()(normal(2, *SHAPE)), time(0.6), normal(2, *SHAPE, seed=4))
+    grid = even(12, 1.0, 0.6)
+    found = log_prob(denoiser, prior, x, grid, solver, probes=0, tolerance=1e-5)
+    torch.testing.assert_close(found, law(process, cov, 0.6).log_prob(x), rtol=1e-4, atol=0)
 
 
 def test_probes_in_the_basis_have_no_variance():
@@ -103,7 +104,7 @@ def test_the_flow_s_density_of_a_mixture(shape):
     line = torch.linspace(-4, 4, 201 if shape == (1,) else 61, dtype=torch.float64)
     x = torch.cartesian_prod(*[line] * shape[0]).reshape(-1, *shape)
     prior = GaussianPrior(torch.zeros(shape).double(), identity())
-    found = log_prob(denoiser, prior, x, even(40, 1.0, t0), RK4, probes=0)
+    found = log_prob(denoiser, prior, x, even(24, 1.0, t0), RK4, probes=0)
     gain, var = (float(op.gain) for op in (process.signal.at(time(t0)), process.cov(time(t0))))
     parts = [
         weight * scipy.stats.multivariate_normal(gain * mean, gain**2 * spread + var).pdf(x)
@@ -138,24 +139,23 @@ def chain_term(process: Process, cov: Diagonal, grid: Tensor) -> float:
     snr = [process.log_snr(t).exp().expand(SHAPE[1:]) for t in grid]
     spread = cov.gain
     total = sum(
-        ((after - before) * spread / (1 + spread * before)).sum()
-        for before, after in zip(snr[:-1], snr[1:], strict=True)
+        ((after - before) * spread / (1 + spread * before)).sum() for before, after in pairwise(snr)
     )
     return float(total) / 2
 
 
 @each_process
 def test_the_sum_of_steps_is_the_closed_form(process):
-    """Its mean over 4,000 images, to five standard errors; and the prior term's likewise."""
+    """Its mean over 2,000 images, to five standard errors; and the prior term's likewise."""
     process = PROCESSES[process]
     cov, grid = diagonal_cov(basis_of(process)), even(6, 1.0, 0.3)
-    found = gaussian_terms(process, cov, grid, 4000)
-    error = float(found.steps.std()) / 4000**0.5
+    found = gaussian_terms(process, cov, grid, 2000)
+    error = float(found.steps.std()) / 2000**0.5
     assert abs(float(found.steps.mean()) - chain_term(process, cov, grid)) < 5 * error
     # E KL(q(x_1 | x_0) || q_1) is the mutual information, log(M / V) / 2.
     total = law(process, cov, 1.0).cov.gain
     expected = float((total / process.cov(time(1.0)).gain).log().expand(SHAPE).sum()) / 2
-    error = float(found.prior.std()) / 4000**0.5
+    error = float(found.prior.std()) / 2000**0.5
     assert abs(float(found.prior.mean()) - expected) < 5 * error + 1e-9
 
 
@@ -228,10 +228,10 @@ def test_the_decoder_is_a_discretised_gaussian():
     process = PROCESSES["ve"]
     cov = diagonal_cov(basis_of(process))
     denoiser, bins, t = Denoiser(process, wiener(cov), Zero()), 5, time(0.2)
-    eps, scale = normal(1, *SHAPE, seed=3), 0.3
+    eps, scale = normal(1, *SHAPE, seed=3), 0.25
     image = torch.randint(0, 5, (1, *SHAPE), generator=torch.Generator().manual_seed(0))
     x0 = image.double() / 2 - 1
-    found = discretised(denoiser, x0, eps, t, torch.tensor(scale), bins)
+    found = discretised(denoiser, x0, eps, t, torch.tensor(scale).double(), bins)
     mean = denoiser(process.corrupt(x0, t, eps), t).mean.numpy()
     edges = np.array([-np.inf, -0.75, -0.25, 0.25, 0.75, np.inf])
     cells = np.diff(scipy.stats.norm.cdf(edges.reshape(-1, *(1,) * 4), mean, scale), axis=0)
@@ -245,21 +245,21 @@ def test_the_flow_with_a_decoder_is_below_the_chain():
     process = PROCESSES["vp"]
     cov = diagonal_cov(basis_of(process))
     denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
-    x0 = cov.sqrt()(normal(200, *SHAPE)).clamp(-1, 1).mul(8).round() / 8
-    grid = even(10, 1.0, 0.2)
-    chain = bound_terms(denoiser, prior, x0, grid, bins=17, randn_like=Seeds(range(200)))
+    x0 = cov.sqrt()(normal(100, *SHAPE)).clamp(-1, 1).mul(8).round() / 8
+    grid = even(8, 1.0, 0.3)
+    chain = bound_terms(denoiser, prior, x0, grid, bins=17, randn_like=Seeds(range(100)))
     flowing = flow_bound(
-        denoiser, prior, x0, grid, bins=17, solver=RK4, probes=0, randn_like=Seeds(range(200))
+        denoiser, prior, x0, grid, bins=17, solver=HEUN, probes=0, randn_like=Seeds(range(100))
     )
     assert float(flowing.mean()) < float(chain.total.mean())
     # By hand: E[log q(x_t1 | x_0) - log q_t1(x_t1)] and the same decoder.
-    eps = Seeds(range(200))(x0)
+    eps = Seeds(range(100))(x0)
     x = process.corrupt(x0, grid[-1], eps)
-    ends = process.log_prob(x, x0, grid[-1]) - law(process, cov, 0.2).log_prob(x)
+    ends = process.log_prob(x, x0, grid[-1]) - law(process, cov, 0.3).log_prob(x)
     deviation = coupling.ancestral(process, grid[-1], time(0.0)).fresh.gain
     deviation = deviation.expand(SHAPE).square().mean().sqrt()
     decoder = discretised(denoiser, x0, eps, grid[-1], deviation, 17)
-    torch.testing.assert_close(flowing, ends + decoder, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(flowing, ends + decoder, rtol=1e-2, atol=1e-2)
 
 
 def test_bits():

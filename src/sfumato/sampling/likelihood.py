@@ -271,13 +271,17 @@ def _spread(ratio: Operator, x0: Tensor) -> Tensor:
 
 def _deviation(process: Process, last: Tensor, evidence: Evidence, x0: Tensor) -> Tensor:
     """Of p(x_0 | x_t1) for each pixel: what the last step draws afresh, or the noise at t1."""
-    back = evidence.backward or evidence.forward
-    fresh = None if evidence.to_zero else back(process, last, torch.zeros_like(last)).fresh
-    if fresh is None or fresh.vanishes:
-        fresh = process.noise.at(last)
-    if not isinstance(fresh, Diagonal):
+    back, found = evidence.backward or evidence.forward, process.noise.at(last)
+    if not evidence.to_zero:
+        fresh = back(process, last, torch.zeros_like(last)).fresh
+        found = fresh if _rms(fresh, x0) > 0 else found
+    return _rms(found, x0)
+
+
+def _rms(operator: Operator, x0: Tensor) -> Tensor:
+    if not isinstance(operator, Diagonal):
         raise ValueError("the bound's decoder needs noise that is diagonal in one basis.")
-    return fresh.gain.square().expand(x0.shape[1:]).mean().sqrt()
+    return operator.gain.detach().square().expand(x0.shape[1:]).mean().sqrt()
 
 
 def _rates(denoiser: Denoiser, x: Tensor, t: Tensor, probes: list[Tensor]) -> tuple[Tensor, Tensor]:
