@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from sfumato.networks.backbones import UNet as UNet
     from sfumato.networks.backbones import UNetOptions as UNetOptions
     from sfumato.record import Record as Record
+    from sfumato.sampling.density import log_prob as log_prob
     from sfumato.sampling.flow import EULER as EULER
     from sfumato.sampling.flow import HEUN as HEUN
     from sfumato.sampling.flow import RK4 as RK4
@@ -127,7 +128,6 @@ if TYPE_CHECKING:
     from sfumato.sampling.likelihood import bits_per_dim as bits_per_dim
     from sfumato.sampling.likelihood import bound_terms as bound_terms
     from sfumato.sampling.likelihood import flow_bound as flow_bound
-    from sfumato.sampling.likelihood import log_prob as log_prob
     from sfumato.sampling.multistep import multistep as multistep
     from sfumato.sampling.sample import Seeds as Seeds
     from sfumato.sampling.sample import even as even
@@ -179,7 +179,8 @@ _HOMES = {
     "sampling.kernels": (
         "Kernel chain corrector exact_variance langevin moves reverse reverse_diffusion"
     ),
-    "sampling.likelihood": "Evidence bits_per_dim bound_terms flow_bound log_prob",
+    "sampling.density": "log_prob",
+    "sampling.likelihood": "Evidence bits_per_dim bound_terms flow_bound",
     "sampling.multistep": "multistep",
     "sampling.sde": "growth markov sde",
     "sampling.sample": "Seeds even sample",

@@ -19,8 +19,8 @@ from sfumato.methods import lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe
 from sfumato.networks.ranks import network
+from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.likelihood import Terms, bound_terms, flow_bound, log_prob
 from sfumato.sampling.sample import Seeds, prepare, sample
 
 
@@ -217,57 +217,22 @@ class Model:
 
         For x (B, *shape) in [-1, 1]; see `sfumato.log_prob`.
         """
-        self._check_likelihood()
         grid = self.recipe.grid(self.recipe.steps if self.recipe.fixed else 1_000)
-        ends, like = grid[grid > 0][[0, -1]], self._place()
-        x = x.to(like.dtype).to(like.device)
+        ends, x = grid[grid > 0][[0, -1]], self.placed(x)
         denoiser, prior = self.denoiser.eval(), self.recipe.prior
         return log_prob(denoiser, prior, x, ends, None, probes, randn_like, tolerance)
 
-    def bound(
-        self,
-        x0: Tensor,
-        steps: int | None = None,
-        bins: int = 256,
-        draws: int | None = None,
-        randn_like: RandnLike = torch.randn_like,
-    ) -> Terms:
-        """The terms of the bound on -log p(x_0) in nats, (B,) each; see `sfumato.bound_terms`.
+    def placed(self, x: Tensor) -> Tensor:
+        """`x` as likelihoods take it: of the backbone's dtype, on its device.
 
-        For x_0 (B, *shape) of values -1 + 2 k / (bins - 1), on a chain of `steps` steps, of which
-        `draws` are looked at for each signal.
+        Raises:
+            ValueError: a model of classes, or of corruptions drawn for each image.
         """
-        self._check_likelihood()
-        recipe, like = self.recipe, self._place()
-        x0, grid = x0.to(like.dtype).to(like.device), recipe.grid(steps or self.steps)
-        return bound_terms(
-            *(self.denoiser.eval(), recipe.prior, x0, grid),
-            *(recipe.evidence, bins, draws, randn_like),
-        )
-
-    def flow_bound(
-        self,
-        x0: Tensor,
-        steps: int | None = None,
-        bins: int = 256,
-        tolerance: float = 1e-4,
-        probes: int = 1,
-        randn_like: RandnLike = torch.randn_like,
-    ) -> Tensor:
-        """The bound with the flow in place of the chain, in nats, (B,); `sfumato.flow_bound`."""
-        self._check_likelihood()
-        recipe, like = self.recipe, self._place()
-        x0, grid = x0.to(like.dtype).to(like.device), recipe.grid(steps or self.steps)
-        return flow_bound(
-            *(self.denoiser.eval(), recipe.prior, x0, grid, recipe.evidence, bins),
-            *(None, probes, randn_like, tolerance),
-        )
-
-    def _check_likelihood(self) -> None:
         if self.recipe.context is not None or self.config.conditional:
             raise ValueError(
                 "likelihoods are of models without classes or corruptions drawn for each image."
             )
+        return x.to(self._place().dtype).to(self._place().device)
 
     def _place(self) -> Tensor:
         """A tensor with the dtype and device of the backbone."""

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.corruption.prior import RandnLike
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
 from sfumato.model import Model
-from sfumato.sampling.likelihood import Terms, bits_per_dim, uniform
+from sfumato.sampling import likelihood
+from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform
 from sfumato.sampling.sample import Seeds
 
 UNIFORM, FLOW, BOUND = ALL = ("uniform", "flow", "bound")
@@ -74,10 +76,10 @@ def measure(
             rows[UNIFORM].append(-log_prob - x0[0].numel() * math.log(2 / (bins - 1)))
             tick(len(x0))
         if FLOW in rows:
-            rows[FLOW].append(model.flow_bound(x0, steps, bins, tolerance, probes, seeds))
+            rows[FLOW].append(flow_bound(model, x0, steps, bins, tolerance, probes, seeds))
             tick(len(x0))
         if BOUND in rows:
-            found = model.bound(x0, steps, bins=bins, draws=draws, randn_like=seeds)
+            found = bound(model, x0, steps, bins, draws, seeds)
             terms.append(found)
             rows[BOUND].append(found.total)
             tick(len(x0))
@@ -99,6 +101,50 @@ def measure(
         "bits_per_dim": result,
         **place(),
     }
+
+
+def bound(
+    model: Model,
+    x0: Tensor,
+    steps: int | None = None,
+    bins: int = 256,
+    draws: int | None = None,
+    randn_like: RandnLike = torch.randn_like,
+) -> Terms:
+    """The terms of the bound on -log p(x_0) in nats, (B,) each; see `sfumato.bound_terms`.
+
+    For x_0 (B, *shape) of values -1 + 2 k / (bins - 1), on a chain of `steps` steps, of which
+    `draws` are looked at for each signal.
+    """
+    recipe, x0 = model.recipe, model.placed(x0)
+    grid = recipe.grid(steps or model.steps)
+    denoiser = model.denoiser.eval()
+    return bound_terms(denoiser, recipe.prior, x0, grid, recipe.evidence, bins, draws, randn_like)
+
+
+def flow_bound(
+    model: Model,
+    x0: Tensor,
+    steps: int | None = None,
+    bins: int = 256,
+    tolerance: float = 1e-4,
+    probes: int = 1,
+    randn_like: RandnLike = torch.randn_like,
+) -> Tensor:
+    """`bound` with the flow in place of the chain, in nats, (B,); see `sfumato.flow_bound`."""
+    recipe, x0 = model.recipe, model.placed(x0)
+    grid, denoiser = recipe.grid(steps or model.steps), model.denoiser.eval()
+    return likelihood.flow_bound(
+        denoiser,
+        recipe.prior,
+        x0,
+        grid,
+        recipe.evidence,
+        bins,
+        probes=probes,
+        randn_like=randn_like,
+        tolerance=tolerance,
+    )
 
 
 def _summary(nats: Tensor, size: int) -> dict[str, float]:

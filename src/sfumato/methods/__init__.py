@@ -91,24 +91,38 @@ def _annealed(eta: float = 0.5) -> Kernel:
 
 
 def _multistep(order: int = 2) -> Kernel:
+    """DPM-Solver++, each coefficient on its own clock: the last `order` estimates at each step."""
     return multistep(order)
 
 
 def _unipc(order: int = 2) -> Kernel:
-    """Multistep with its corrector."""
+    """UniPC: multistep, each point corrected by the estimate made there."""
     return multistep(order, corrector=True)
 
 
 def _dopri5(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
+    """The flow by Dormand and Prince's adaptive method."""
     return adaptive(rtol, atol)
 
 
 def _em(amount: float = 1.0) -> Kernel:
+    """The Markov reverse SDE by Euler-Maruyama."""
     return sde(markov, EULER, amount)
 
 
 def _sheun(amount: float = 1.0) -> Kernel:
+    """The Markov reverse SDE by stochastic Heun."""
     return sde(markov, HEUN, amount)
+
+
+def _soft_sde(amount: float = 1.0) -> Kernel:
+    """Soft Diffusion's reverse SDE by Euler-Maruyama."""
+    return sde(growth, EULER, amount)
+
+
+def _exact_variance() -> Kernel:
+    """Ancestral, with the fresh noise that the data's spectrum asks for."""
+    return exact_variance()
 
 
 KERNELS: dict[str, Callable[..., Kernel]] = {
@@ -129,10 +143,10 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "dopri5": _dopri5,
     "multistep": _multistep,
     "unipc": _unipc,
-    "exact-variance": lambda: exact_variance(),
+    "exact-variance": _exact_variance,
     "euler-maruyama": _em,
     "stochastic-heun": _sheun,
-    "soft-sde": lambda: sde(growth),
+    "soft-sde": _soft_sde,
     "langevin": _langevin,
     "pc": _pc,
     "sde": _sde,

@@ -8,7 +8,7 @@ and its order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -110,7 +110,7 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
             method="dopri5",
             options={"dtype": torch.float64, "step_t": ends},
         )
-        return way[-1], state
+        return cast(Tensor, way[-1]), state
 
     return Kernel(init, step, "dormand-prince")
 
