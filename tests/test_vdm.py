@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.integrate
 import scipy.special
 import torch
 from torch import Tensor
@@ -82,13 +81,13 @@ def test_the_bound_depends_on_the_ends_alone(bands):
     recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands))
     variance = 0.3
 
-    def term(t: float) -> float:
-        # W^T W times the posterior variance of x_0, the error of the exact denoiser.
-        weight = recipe.weighting(recipe.process, time(t), time(t))
-        squared = (2 * weight.log_gain).exp().detach().numpy()
-        return float((squared / (1 / variance + np.exp(-gamma(recipe, t)))).mean())
-
-    found = scipy.integrate.quad(term, 0, 1, limit=200, epsabs=1e-9)[0] / 2
+    places, shares = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(300))
+    t = ((places + 1) / 2).reshape(-1, 1, 1, 1)
+    # W^T W times the posterior variance of x_0, the error of the exact denoiser.
+    weight = recipe.weighting(recipe.process, t, t)
+    error = 1 / (1 / variance + recipe.process.log_snr(t).exp())
+    terms = ((2 * weight.log_gain).exp() * error).detach().expand(-1, *IMAGE).flatten(1).mean(1)
+    found = float((shares * terms).sum()) / 4  # half of the integral over [0, 1]
     expected = (math.log1p(variance * math.exp(6)) - math.log1p(variance * math.exp(-3))) / 2
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -164,7 +163,7 @@ def test_training_the_interior_lowers_the_variance():
     recipe = vdm(IMAGE, gamma=(-6.0, 3.0), hidden=8)
     paths = interior(recipe.process)
     optimizer = torch.optim.Adam(paths, lr=0.05)
-    t = torch.linspace(0.005, 0.995, 100, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64).reshape(-1, 1, 1, 1)
 
     def terms() -> Tensor:
         weight = recipe.weighting(recipe.process, t, t)
@@ -172,7 +171,7 @@ def test_training_the_interior_lowers_the_variance():
         return (2 * weight.log_gain).exp() / (1 / 0.3 + snr)
 
     before = terms().detach()
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         (terms() ** 2).mean().backward()
         optimizer.step()
