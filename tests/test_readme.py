@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.cli import main
-from sfumato.methods import METHODS
+from sfumato.methods import KERNELS, METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^ *```(\w+) *\n(.*?)^ *``` *$", re.DOTALL | re.MULTILINE)
@@ -76,6 +76,17 @@ def test_the_zoo_tells_what_the_registry_and_its_record_say():
     found = json.loads((docs / "records" / "zoo-digits.json").read_text(encoding="utf-8"))
     assert {*found} == {*METHODS, zoo["GAUSSIAN"]}
     assert zoo["text"]([*METHODS], found) == (docs / "zoo.md").read_text(encoding="utf-8")
+
+
+def test_the_kernels_page_tells_what_the_records_and_the_registry_say():
+    """Its tables are those of the recipes; its list of kernels has every one of KERNELS."""
+    docs, recipes = README.parent / "docs", README.parent / "recipes"
+    page = (docs / "kernels.md").read_text(encoding="utf-8")
+    assert "\n".join(runpy.run_path(str(recipes / "scores.py"))["kernels"]()) in page
+    found = json.loads((docs / "records" / "solvers.json").read_text(encoding="utf-8"))
+    assert "\n".join(runpy.run_path(str(recipes / "solvers.py"))["tables"](found)) in page
+    listed = {name.partition(":")[0] for name in re.findall(r"^\| `([\w:=-]+)` \|", page, re.M)}
+    assert listed >= {*KERNELS}
 
 
 def test_readme_runs(tmp_path, monkeypatch, capsys):
