@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+Spent = Mapping[str, Sequence[float]]
+"""Seconds of each contestant in each round."""
 
 
-def turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of one call of each, over `rounds` in which each has its turn."""
+def turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> Spent:
+    """Each has its turn in every round, in the other order every other round."""
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
         call()  # what is made once is made here
-    for _ in range(rounds):
-        for name, call in contestants.items():
+    for turn in range(rounds):
+        for name, call in list(contestants.items())[:: 1 if turn % 2 else -1]:
             began = time.perf_counter()
             call()
             spent[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in spent.items()}
+    return spent
 
 
-def table(title: str, spent: Mapping[str, float], ours: str) -> None:
-    """Print milliseconds, and how many times as long as `ours` each took."""
+def ratio(spent: Spent, name: str, other: str) -> tuple[float, float]:
+    """Median over rounds of how many times as long `name` took, and the median's deviation.
+
+    Within a round a machine is about as fast for both, from round to round it is not.
+    """
+    found = [a / b for a, b in zip(spent[name], spent[other], strict=True)]
+    if len(found) < 2:
+        return found[0], float("nan")
+    # pi / 2 times the mean's variance, of numbers that are about normal but for a few.
+    low, _, high = statistics.quantiles(found, n=4)
+    return statistics.median(found), 1.2533 * (high - low) / 1.349 / len(found) ** 0.5
+
+
+def table(title: str, spent: Spent, ours: str) -> None:
+    """Print median milliseconds, and how many times as long as `ours` each took."""
     print(f"\n{title}")
     for name, seconds in spent.items():
-        print(f"  {name:<34} {1e3 * seconds:10.2f} ms   {seconds / spent[ours]:6.3f} x {ours}")
+        times, error = ratio(spent, name, ours)
+        print(f"  {name:<34} {1e3 * statistics.median(seconds):10.2f} ms", end="")
+        print("" if name == ours else f"   {times:6.3f} x {ours}, +- {error:.3f}")

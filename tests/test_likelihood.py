@@ -16,15 +16,24 @@ import torch
 from torch import Tensor
 
 from cases import PROCESSES, SHAPE, Zero, basis_of, diagonal_cov, normal, time
-from sfumato.algebra import Diagonal, identity, scaled
+from sfumato.algebra import Diagonal, dct, identity, scaled
 from sfumato.cli import main
 from sfumato.corruption import coupling
 from sfumato.corruption.families import Heat, Scale
+from sfumato.corruption.learned import FromGamma
 from sfumato.corruption.prior import GaussianPrior
 from sfumato.corruption.process import Process
-from sfumato.corruption.schedules import Amplitude, Complement, Constant, CosineSNR, Geometric
+from sfumato.corruption.schedules import (
+    Amplitude,
+    Complement,
+    Constant,
+    CosineSNR,
+    Geometric,
+    Schedule,
+)
 from sfumato.estimation.denoise import Denoiser, clean, wiener
 from sfumato.estimation.ends import discretised
+from sfumato.estimation.loss import rate
 from sfumato.estimation.oracle import Mixture, gaussian
 from sfumato.evaluation.likelihood import bound
 from sfumato.methods import METHODS
@@ -123,7 +132,9 @@ def test_the_flow_s_density_of_a_mixture(shape):
 # The bound.
 
 
-def gaussian_terms(process: Process, cov: Diagonal, grid: Tensor, count: int, **given):
+def gaussian_terms(
+    process: Process, cov: Diagonal, grid: Tensor, count: int, draws: int | None = None, **given
+):
     denoiser = Denoiser(process, wiener(cov), Zero())
     x0 = cov.sqrt()(normal(count, *SHAPE, seed=7))
     prior = law(process, cov, 1.0)
@@ -132,7 +143,8 @@ def gaussian_terms(process: Process, cov: Diagonal, grid: Tensor, count: int, **
         return torch.zeros(len(x0))
 
     evidence = Evidence(decoder=nothing, **given)
-    return bound_terms(denoiser, prior, x0, grid, evidence, randn_like=Seeds(range(count)))
+    seeds = Seeds(range(count))
+    return bound_terms(denoiser, prior, x0, grid, evidence, draws=draws, randn_like=seeds)
 
 
 def chain_term(process: Process, cov: Diagonal, grid: Tensor) -> float:
@@ -158,6 +170,64 @@ def test_the_sum_of_steps_is_the_closed_form(process):
     expected = float((total / process.cov(time(1.0)).gain).log().expand(SHAPE).sum()) / 2
     error = float(found.prior.std()) / 2000**0.5
     assert abs(float(found.prior.mean()) - expected) < 5 * error + 1e-9
+
+
+@each_process
+def test_a_few_steps_looked_at_are_the_sum_on_average(process):
+    """Two of thirty, to five standard errors, which even draws make twice as large or more."""
+    process = PROCESSES[process]
+    cov, grid = diagonal_cov(basis_of(process)), even(30, 1.0, 0.3)
+    steps = gaussian_terms(process, cov, grid, 2000, draws=2).steps
+    expected = chain_term(process, cov, grid)
+    assert abs(float(steps.mean()) - expected) < 5 * float(steps.std()) / 2000**0.5
+    assert float(steps.std()) < 0.4 * expected
+
+
+class Warped(Schedule):
+    """gamma from -6 to 4, each coefficient bent on its own way between them."""
+
+    def __init__(self, bends: Tensor) -> None:
+        super().__init__()
+        self.bends = bends
+
+    def forward(self, t: Tensor) -> Tensor:
+        return -6 + 10 * (t + self.bends * t * (1 - t))
+
+
+@pytest.mark.parametrize("assumed", [1.0, 3.0], ids=["exact", "biased"])
+def test_the_continuous_bound_does_not_see_the_schedule_s_interior(assumed):
+    """Per coefficient too: the integral of the weighted error over t, and its closed form.
+
+    Whatever the estimate, exact or not, as long as it knows t by the log-SNR alone.
+    """
+    basis, one = dct(*SHAPE[1:]), torch.ones(1, *SHAPE, dtype=torch.float64)
+    cov = diagonal_cov(basis)
+    ones = basis.synthesize(one)
+
+    def continuous(bends: Tensor) -> Tensor:
+        """For each coefficient, by Gauss and Legendre's rule."""
+        power = FromGamma(Warped(bends))
+        process = Process(Scale(Amplitude(power), basis), Scale(Complement(power), basis))
+        denoiser = Denoiser(
+            process, wiener(Diagonal(cov.log_gain + math.log(assumed), None, basis)), Zero()
+        )
+        total = torch.zeros(SHAPE, dtype=torch.float64)
+        for node, share in zip(*np.polynomial.legendre.leggauss(80), strict=True):
+            t = time((node + 1) / 2)
+            weight = rate(process, t, t)
+            for x0, eps in ((cov.sqrt()(ones), 0 * ones), (0 * ones, ones)):
+                error = denoiser(process.corrupt(x0, t, eps), t).through(weight) - weight(x0)
+                total += share / 4 * basis.analyze(error)[0].square()
+        return total
+
+    straight = continuous(torch.zeros(SHAPE[1:]).double())
+    spread = torch.linspace(-0.9, 0.9, N).double().reshape(SHAPE[1:])
+    torch.testing.assert_close(continuous(spread), straight, rtol=1e-6, atol=0)
+    if assumed == 1.0:
+        ends = [torch.log1p(cov.gain * math.exp(-gamma)) for gamma in (-6.0, 4.0)]
+        torch.testing.assert_close(
+            straight, ((ends[0] - ends[1]) / 2).expand(SHAPE), rtol=1e-6, atol=0
+        )
 
 
 @each_process
@@ -295,6 +365,8 @@ def test_the_command_line_prints_and_records(tmp_path, monkeypatch, capsys):
     bits = record["bits_per_dim"]
     parts = sum(bits[name]["mean"] for name in ("prior", "steps", "decoder"))
     assert bits["bound"]["mean"] == pytest.approx(parts, rel=1e-9)
+    above = bits["bound"]["mean"] - bits["flow"]["mean"]
+    assert bits["gap"]["mean"] == pytest.approx(above, rel=1e-6)
     assert record["bins"] == 17 and record["steps"] == 1000
     assert main(words) == 2
     assert "a.json exists" in capsys.readouterr().err

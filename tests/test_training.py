@@ -28,6 +28,7 @@ from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.loss import loss
 from sfumato.methods import KERNELS, METHODS
 from sfumato.networks.backbones import UNetOptions
+from sfumato.sampling.sample import prepare
 from sfumato.store import from_pretrained
 from sfumato.training import watch
 from sfumato.training.data import load
@@ -402,6 +403,20 @@ def test_seeds_do_not_know_their_batch(method, parameters):
     alone = model.sample([5], steps=3)
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
     assert both.shape == (2, 1, 8, 8) and bool(both.isfinite().all())
+
+
+@pytest.mark.parametrize(("method", "made"), [("soft", 1), ("vdm", 3)])
+def test_a_second_call_makes_no_operators_again(method, made, monkeypatch):
+    """But where the process learns, or the steps or the batch are others."""
+    model, _ = tiny(method)
+    calls = []
+    monkeypatch.setattr("sfumato.model.prepare", lambda *args: calls.append(args) or prepare(*args))
+    first = [model.sample([0, 1], steps=3) for _ in range(3)]
+    assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2])
+    assert len(calls) == made
+    model.sample([0, 1], steps=4)
+    model.sample([0], steps=4)
+    assert len(calls) == made + 2
 
 
 def test_training_lowers_the_loss(tmp_path):

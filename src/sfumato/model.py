@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from sfumato.methods.recipe import Recipe
 from sfumato.networks.ranks import network
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import Seeds, prepare, sample
+from sfumato.sampling.sample import Prepared, Seeds, prepare, sample
 
 
 class Model:
@@ -66,6 +67,7 @@ class Model:
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         recipe = self.recipe
         self.denoiser = Denoiser(recipe.process, recipe.parametrization, backbone, facts=self.facts)
+        self._loops: dict[str, tuple[object, Prepared]] = {}
 
     @property
     def learned(self) -> nn.Module:
@@ -87,7 +89,7 @@ class Model:
         """Steps for a quick look: at most `most`, but where the method takes one number only."""
         return self.recipe.steps if self.recipe.fixed else min(self.steps, most)
 
-    @property
+    @functools.cached_property
     def kernel(self) -> Kernel:
         """The sampler where nobody says otherwise."""
         return lookup.kernel(self.config.kernel) if self.config.kernel else self.recipe.kernel
@@ -142,8 +144,9 @@ class Model:
             )
         labels = self._labels(classes, len(seeds))
         device = self._place().device
-        whole = self.denoiser.eval()
-        done, run, ready = [], None, 0
+        whole, done = self.denoiser.eval(), []
+        # Taken out while it is used: a long grid's operators are made on the way.
+        ready = self._loops.pop("last", None)
         for first in range(0, len(seeds), batch):
             chosen = seeds[first : first + batch]
             randn_like = Seeds(chosen)
@@ -155,9 +158,13 @@ class Model:
                 denoiser = denoiser.given(classes=labels[first : first + batch].to(device))
             if self.recipe.context is not None and context is not None:
                 denoiser = self.recipe.context.bind(denoiser, context)
-            if run is None or ready != len(chosen) or denoiser.cond:
-                run, ready = prepare(kernel, denoiser, x, grid), len(chosen)
+            like = kernel, x.shape, x.dtype, x.device, tuple(grid.tolist()), denoiser
+            if ready is None or ready[0] != like:
+                ready = like, prepare(kernel, denoiser, x, grid)
+            run = ready[1]
             done.append(run(x, randn_like, callback).float().cpu())
+        if ready and self.learned is self.denoiser.backbone:  # else the process may learn meanwhile
+            self._loops["last"] = ready
         return torch.cat(done)
 
     def network_calls(self, steps: int | None = None, kernel: Kernel | None = None) -> int:

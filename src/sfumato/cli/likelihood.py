@@ -23,6 +23,7 @@ NAMES = {
     "prior": "  prior",
     "steps": "  sum of steps",
     "decoder": "  decoder",
+    "gap": "bound above flow",
 }
 
 

@@ -44,6 +44,8 @@ def measure(
 ) -> dict[str, Any]:
     """Bits per dimension of `n` images of `data`: the mean of each, with its standard error.
 
+    And of the gap, image by image, by which the bound is above the flow with the same decoder.
+
     Args:
         model: what is judged.
         data: real images.
@@ -85,6 +87,8 @@ def measure(
             tick(len(x0))
     size = math.prod(model.shape)
     result = {name: _summary(torch.cat(nats), size) for name, nats in rows.items()}
+    if {FLOW, BOUND} <= rows.keys():
+        result["gap"] = _summary(torch.cat(rows[BOUND]) - torch.cat(rows[FLOW]), size)
     for name in Terms._fields if terms else ():
         result[name] = _summary(torch.cat([getattr(term, name) for term in terms]), size)
     return {

@@ -10,7 +10,8 @@ the first two terms as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -87,7 +88,8 @@ def bound_terms(
         grid: falling times of the chain, from 1; its last above 0 is what the decoder reads.
         evidence: how the method bounds; the Markov chain and a discretised Gaussian by default.
         bins: values that a pixel can have.
-        draws: steps looked at for each signal, spread evenly over the chain; all where None.
+        draws: steps looked at for each signal, more often where white Gaussian data of variance 1
+            would cost more; all where None.
         randn_like: where noise comes from, and which steps are looked at.
 
     Raises:
@@ -102,27 +104,19 @@ def bound_terms(
     evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
     if not evidence.to_zero:
         grid = grid[grid > 0]
-    count, size = len(grid) - 1, len(x0)
-    one, axes = grid[0], (1,) * (x0.ndim - 1)
+    size, one, axes = len(x0), grid[0], (1,) * (x0.ndim - 1)
     if isinstance(prior, GaussianPrior):
         first = prior_term(process, x0, prior.mean, prior.cov)
     else:
         x1 = process.corrupt(x0, one, randn_like(x0))
         first = process.log_prob(x1, x0, one) - prior.log_prob(x1)
-    looked = min(draws or count, count)
     steps = torch.zeros(size, dtype=torch.float64)
-    for j in range(looked):
-        u = (
-            torch.zeros(size)
-            if looked == count
-            else uniform(x0.flatten(1)[:, :1], randn_like).flatten()
-        )
-        at = ((j + u) / looked * count).long().clamp(max=count - 1)
+    for at, share in _looked_at(process, grid, evidence, draws, x0, randn_like):
         t, s = (grid[at + k].reshape(-1, *axes) for k in (0, 1))
         if bool((t == t[:1]).all()):
             t, s = t[0].reshape(()), s[0].reshape(())
         term = _divergence(denoiser, x0, t, s, randn_like(x0), evidence)
-        steps += term.cpu().double() * (count / looked)
+        steps += term.cpu().double() / share
     end = _decoded(denoiser, x0, grid[-1], evidence, bins, randn_like(x0))
     return Terms(first.cpu().double(), steps, end)
 
@@ -180,6 +174,42 @@ def bits_per_dim(nats: Tensor, values: int) -> Tensor:
 def uniform(x: Tensor, randn_like: RandnLike) -> Tensor:
     """Numbers uniform in (0, 1) like `x`, float64 on the CPU, of the same kind of stream."""
     return torch.special.ndtr(randn_like(x).cpu().double())
+
+
+def _looked_at(
+    process: Process,
+    grid: Tensor,
+    evidence: Evidence,
+    draws: int | None,
+    x0: Tensor,
+    randn_like: RandnLike,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which steps of the chain for each signal, and how often each is expected: (B,) or () both.
+
+    One of each stratum of equal cost. The last steps of a chain cost the most, by far.
+    """
+    count = len(grid) - 1
+    if draws is None or draws >= count:
+        for k in range(count):
+            yield torch.tensor(k), torch.ones((), dtype=torch.float64)
+        return
+    costs = torch.stack([_cost(process, t, s, evidence) for t, s in pairwise(grid)])
+    # A tenth is spread evenly, so that a step that costs more than it would cannot count too much.
+    shares = 0.9 * costs / costs.sum() + 0.1 / count if costs.sum() > 0 else costs + 1 / count
+    edges = shares.cumsum(0)
+    for j in range(draws):
+        u = uniform(x0.flatten(1)[:, :1], randn_like).flatten()
+        at = torch.searchsorted(edges, (j + u) / draws).clamp(max=count - 1)
+        yield at, shares[at] * draws
+
+
+def _cost(process: Process, t: Tensor, s: Tensor, evidence: Evidence) -> Tensor:
+    """Twice the divergence of a step of white Gaussian data of variance 1 for each coefficient."""
+    weight = bound(evidence.forward)(process, t, s)
+    snr = process.log_snr(t)
+    if snr is None or not isinstance(weight, Diagonal):
+        return torch.ones((), dtype=torch.float64)
+    return (weight.gain.detach().square() / (1 + snr.detach().exp())).mean().cpu()
 
 
 def _divergence(
