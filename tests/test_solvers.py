@@ -8,6 +8,7 @@ like 1.10b are those of methods.md.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +21,19 @@ from cases import (
     BASES,
     PROCESSES,
     SHAPE,
+    Affine,
     Toy,
+    affine,
     basis_of,
     diagonal_cov,
+    matrix,
     modal,
     normal,
+    push,
     time,
     variance,
 )
-from sfumato.algebra import Diagonal, dct, identity
+from sfumato.algebra import Diagonal, dct, identity, zero
 from sfumato.corruption import coupling
 from sfumato.corruption.facts import measure
 from sfumato.corruption.families import Mapping, Scale
@@ -47,7 +52,7 @@ from sfumato.sampling.kernels import (
 from sfumato.sampling.multistep import _moments, multistep
 from sfumato.sampling.sample import even, sample
 from sfumato.sampling.sde import growth, markov, sde
-from test_kernels import Bimodal, centred, marginal
+from test_kernels import Bimodal, N, centred, exact, marginal
 
 each_process = pytest.mark.parametrize("process", PROCESSES)
 
@@ -268,6 +273,86 @@ def test_weak_order(name, process):
     coarse, fine = (weak_error(kernel, data, 0.6, 0.45, n) for n in (count, 2 * count))
     assert coarse > 1e-7, "there is no error to see an order in"
     assert abs(math.log2(coarse / fine) - order) < 0.3
+
+
+# Consistency.
+
+CONSISTENCY = {
+    "exact": (
+        "ancestral ddim ddim:eta=0.5 bridge annealed naive multistep multistep:order=3 unipc"
+    ).split(),
+    "order 1": (
+        "ancestral-large momentum pf-momentum reverse euler euler-maruyama soft-sde"
+    ).split(),
+    "order 2": "heun stochastic-heun churn:amount=0.3".split(),
+    "order 4": ["rk4"],
+    "none": "cold redrawn langevin:delta=0.5 pc".split(),
+}
+"""What the kernels page says of kernels whose steps are affine: all but `sde` and `dopri5`."""
+
+
+def departure(kernel: Kernel, process: Process, count: int) -> float:
+    """Of x_s from N(C_s m, V_s), from N(C_t m, V_t) in `count` steps, x_0^ = m: exact moments.
+
+    The largest over means and covariances, in units of the deviations and variances at s.
+    """
+    mean, grid = normal(*SHAPE, seed=1), even(count, 0.6, 0.45)
+    denoiser = exact(process, mean, zero())
+    (c, v), (d, w) = (
+        (matrix(process.signal.at(t)) @ mean.flatten(), matrix(process.cov(t)))
+        for t in grid[[0, -1]]
+    )
+    if kernel.name.startswith(("multistep", "unipc")):  # whose steps know the ones before
+        probe = torch.cat([torch.eye(N), torch.zeros(1, N)]).double().reshape(-1, *SHAPE)
+        y = sample(kernel, denoiser, probe, grid).flatten(1)
+        steps = [Affine((y[:-1] - y[-1]).T, y[-1], torch.zeros(N, 0).double())]
+    else:
+        steps = affine(kernel, denoiser, grid, SHAPE)
+    found, spread = push(steps, c, v)[-1]
+    scale = w.diagonal().min().sqrt()
+    return max(float((found - d).abs().max() / scale), float((spread - w).abs().max() / scale**2))
+
+
+@pytest.mark.parametrize(
+    ("name", "declared"), [(name, how) for how, names in CONSISTENCY.items() for name in names]
+)
+def test_consistency(name, declared):
+    """With the true x_0 the marginals are kept: at once, as h^order, or however small h not."""
+    kernel, seen = lookup.kernel(name), []
+    for process in PROCESSES.values():
+        try:
+            once = departure(kernel, process, 1)
+        except ValueError:
+            assert name == "annealed"  # its eta is too small for so long a step
+            continue
+        coarse, fine = (departure(kernel, process, n) for n in (16, 32))
+        if declared == "exact":
+            assert max(once, coarse) < 1e-8
+            seen.append(True)
+        elif declared == "none":
+            seen.append(fine / coarse > 0.8 and fine > 1e-2)
+        elif once > 1e-8:  # a blur in noise that stays leaves some of them nothing to do
+            assert abs(math.log2(coarse / fine) - int(declared[-1])) < 0.3
+            seen.append(True)
+    assert sum(seen) >= 3
+
+
+def test_the_kernels_page_says_so():
+    page = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text(encoding="utf-8")
+    table = page.partition("## All kernels")[2].partition("##")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")] for line in table.splitlines()]
+    told = {row[1]: (row[2], row[5]) for row in rows if len(row) == 8}
+    words = {"order 1": "first order", "order 2": "second order", "order 4": "fourth order"}
+    for how, names in CONSISTENCY.items():
+        for name in names:
+            row = told.get(name) or told[name.partition(":")[0]]
+            assert row[1] == words.get(how, how), name
+    for name, (order, *_) in {**DETERMINISTIC, **STOCHASTIC}.items():
+        if name in told:
+            assert told[name][0] == str(order), name
+    assert {name for name, row in told.items() if row[0] == "none"} == {
+        *"annealed naive cold redrawn langevin pc sde".split()
+    }
 
 
 # The SDEs.
