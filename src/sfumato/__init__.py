@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from sfumato.corruption.families import Fixed as Fixed
     from sfumato.corruption.families import Heat as Heat
     from sfumato.corruption.families import Mapping as Mapping
+    from sfumato.corruption.families import Paced as Paced
     from sfumato.corruption.families import Scale as Scale
     from sfumato.corruption.learned import Bands as Bands
     from sfumato.corruption.learned import FromGamma as FromGamma
@@ -80,6 +81,9 @@ if TYPE_CHECKING:
     from sfumato.corruption.schedules import Table as Table
     from sfumato.corruption.schedules import cosine_betas as cosine_betas
     from sfumato.corruption.schedules import linear_betas as linear_betas
+    from sfumato.corruption.select import paced as paced
+    from sfumato.corruption.select import select as select
+    from sfumato.corruption.tables import Cubic as Cubic
     from sfumato.estimation.denoise import Denoiser as Denoiser
     from sfumato.estimation.denoise import Estimate as Estimate
     from sfumato.estimation.denoise import Precondition as Precondition
@@ -156,7 +160,7 @@ _HOMES = {
         "naive pf_momentum redrawn"
     ),
     "corruption.facts": "Facts measure typical",
-    "corruption.families": "Damp Fade Family Fixed Heat Mapping Scale",
+    "corruption.families": "Damp Fade Family Fixed Heat Mapping Paced Scale",
     "corruption.learned": "Bands FromGamma Monotone Span",
     "corruption.prior": "CorruptedData CorruptedGaussian GaussianPrior Prior fitted standard",
     "corruption.process": "Process",
@@ -164,6 +168,8 @@ _HOMES = {
         "Amplitude Betas Complement Constant CosineSNR Geometric Linear LinearBeta "
         "Schedule Sigmoid Sine Table cosine_betas linear_betas"
     ),
+    "corruption.select": "paced select",
+    "corruption.tables": "Cubic",
     "estimation.denoise": (
         "Denoiser Estimate Precondition angular clean coloured gradient noise residual unit_input "
         "wiener"

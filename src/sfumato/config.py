@@ -27,6 +27,7 @@ class Config:
         kernel: how to sample it where nobody says otherwise, as `--kernel` spells it; None for the
             method's own.
         steps: of that sampler; None for the method's own.
+        clock: the method's own times at equal times, from 0 to 1, where its levels were selected.
     """
 
     method: str
@@ -37,10 +38,14 @@ class Config:
     sha256: str | None = None
     kernel: str | None = None
     steps: int | None = None
+    clock: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
+        found = {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
+        if self.clock is None:  # so that models without one are what they were
+            del found["clock"]
+        return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -55,8 +60,12 @@ class Config:
         try:
             network = values.pop("network")
             record = Record.from_dict(values.pop("record"))
+            clock = values.pop("clock", None)
             return cls(
-                record=record, network=None if network is None else UNetOptions(**network), **values
+                record=record,
+                network=None if network is None else UNetOptions(**network),
+                clock=None if clock is None else tuple(clock),
+                **values,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(

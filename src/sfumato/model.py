@@ -16,9 +16,9 @@ from sfumato.config import Config as Config
 from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.prior import RandnLike
 from sfumato.estimation.denoise import Denoiser
-from sfumato.methods import lookup
+from sfumato.methods import grids, lookup
 from sfumato.methods.lookup import Method
-from sfumato.methods.recipe import Recipe
+from sfumato.methods.recipe import Recipe, reclocked
 from sfumato.networks.ranks import network
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
@@ -52,9 +52,10 @@ class Model:
         self.config, self.build = config, build
         self.facts = facts or typical(self.shape)
         try:
-            self.recipe: Recipe = build(self.shape, self.facts, **config.parameters)
+            recipe = build(self.shape, self.facts, **config.parameters)
         except (TypeError, IndexError, KeyError) as error:
             raise ValueError(f"method {config.method}: {error}.") from error
+        self.recipe: Recipe = recipe if config.clock is None else reclocked(recipe, config.clock)
         if backbone is None:
             if config.network is None:
                 raise ValueError(
@@ -65,8 +66,8 @@ class Model:
             backbone = network(self.shape, config.network, classes, context, self.recipe.fourier)
         # Faster for convolutions on nearly every device; other modules do not notice.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
-        recipe = self.recipe
-        self.denoiser = Denoiser(recipe.process, recipe.parametrization, backbone, facts=self.facts)
+        process, means = self.recipe.process, self.recipe.parametrization
+        self.denoiser = Denoiser(process, means, backbone, facts=self.facts)
         self._loops: dict[str, tuple[object, Prepared]] = {}
 
     @property
@@ -114,6 +115,7 @@ class Model:
         callback: Callable[[int, Tensor], None] | None = None,
         *,
         start: int | None = None,
+        grid: str | Tensor | None = None,
     ) -> Tensor:
         """Draw one signal for each seed; seed i gives signal i at any `batch`.
 
@@ -127,6 +129,8 @@ class Model:
             callback: (steps done in this batch, x) after each step.
             start: a seed whose x_1 all signals start from: they share what x_1 tells, such as the
                 blurred image, and differ in what is drawn later. That seed's own stays as it is.
+            grid: falling times, or how to choose them: own (the method's), uniform, quadratic,
+                karras, or auto: the least error predicted of Gaussian data.
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
@@ -135,13 +139,13 @@ class Model:
             raise ValueError("sampling needs one seed or more; got none.")
         if batch < 1:
             raise ValueError(f"batch must be 1 or more; got {batch}.")
-        grid = self.recipe.grid(self.steps if steps is None else steps)
         kernel = lookup.kernel(kernel) if isinstance(kernel, str) else kernel or self.kernel
         if not isinstance(kernel, Kernel):
             raise TypeError(
                 f"kernel must be a Kernel or a name such as 'ddim:eta=0.5'; got {kernel!r}. "
                 "A coupling becomes one by sf.reverse(coupling)."
             )
+        times = grid if isinstance(grid, Tensor) else self.grid(grid, steps, kernel)
         labels = self._labels(classes, len(seeds))
         device = self._place().device
         whole, done = self.denoiser.eval(), []
@@ -158,14 +162,25 @@ class Model:
                 denoiser = denoiser.given(classes=labels[first : first + batch].to(device))
             if self.recipe.context is not None and context is not None:
                 denoiser = self.recipe.context.bind(denoiser, context)
-            like = kernel, x.shape, x.dtype, x.device, tuple(grid.tolist()), denoiser
+            like = kernel, x.shape, x.dtype, x.device, tuple(times.tolist()), denoiser
             if ready is None or ready[0] != like:
-                ready = like, prepare(kernel, denoiser, x, grid)
+                ready = like, prepare(kernel, denoiser, x, times)
             run = ready[1]
             done.append(run(x, randn_like, callback).float().cpu())
         if ready and self.learned is self.denoiser.backbone:  # else the process may learn meanwhile
             self._loops["last"] = ready
         return torch.cat(done)
+
+    def grid(
+        self, name: str | None = None, steps: int | None = None, kernel: Kernel | None = None
+    ) -> Tensor:
+        """The falling times of a grid's name, (steps + 1,), float64; see `sample`.
+
+        Raises:
+            ValueError: no such grid, or one that this method or kernel cannot have.
+        """
+        wanted = self.steps if steps is None else steps
+        return grids.grid(name or "own", self.recipe, self.facts, kernel or self.kernel, wanted)
 
     def network_calls(self, steps: int | None = None, kernel: Kernel | None = None) -> int:
         """How often sampling asks the network of one signal; it is not asked to find out.

@@ -43,6 +43,7 @@ def reverse(
     steps: int | None = None,
     kernel: Kernel | None = None,
     classes: Sequence[int] | None = None,
+    grid: str | None = None,
 ) -> Tensor:
     """x along the sampler's way from t = 1 to the sample, at `frames` even steps.
 
@@ -59,6 +60,7 @@ def reverse(
         kernel,
         classes,
         batch=len(seeds),
+        grid=grid,
         callback=lambda _, x: seen.append(x.float().cpu()),
     )
     path = [start, *seen]

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from sfumato import pretrained
 from sfumato.cli import kinds
 from sfumato.cli.parser import Parser, resolved, settings
-from sfumato.cli.sample import bar, load, which_model
+from sfumato.cli.sample import bar, grid_option, load, which_model
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
@@ -24,7 +24,19 @@ ABOUT = (
     "score of real images beside them. Writes one JSON that says all that decided the numbers."
 )
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
-PLAN = ("run", "data", "split", "n", "steps", "kernel", "extractor", "weights", "method", "batch")
+PLAN = (
+    "run",
+    "data",
+    "split",
+    "n",
+    "steps",
+    "kernel",
+    "grid",
+    "extractor",
+    "weights",
+    "method",
+    "batch",
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -94,7 +106,9 @@ def _judged(judge: Judge, model: Any, values: Namespace, keep: Path | None) -> l
     found = []
     for steps in values.steps or (model.steps,):
         with bar("images", values.n, values.quiet) as advance:
-            sampler = Sampler(model, values.n, values.kernel, values.batch, keep, advance)
+            sampler = Sampler(
+                model, values.n, values.kernel, values.batch, keep, advance, values.grid
+            )
             images: Images = sampler.images(steps)
         found.append(judge.result(images))
     return found
@@ -204,6 +218,7 @@ def _parser() -> Parser:
     parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)
     kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the model's)"
     parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
+    grid_option(parser)
     extractor = "auto (the classifier for this data set), FILE.py:NAME, inception, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.option("batch", kinds.POSITIVE, 100, "images in memory at once")

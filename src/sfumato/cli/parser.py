@@ -191,7 +191,9 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     model = found["model"]
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
         raise ValueError("--config holds `model` and `options`, but not those of a run.")
+    clock = model.get("clock")
     return {
+        **({"clock": ",".join(map(repr, clock))} if clock else {}),
         "method": model["method"],
         "data": model["record"]["name"],
         "split": model["record"]["split"],

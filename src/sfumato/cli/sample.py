@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> None:
             values.batch,
             callback=lambda *_: advance(1),
             start=seeds[0] if values.fix_start else None,
+            grid=values.grid,
         )
     spent = time.perf_counter() - clock
     keep(images, values.out, seeds)
@@ -93,9 +94,19 @@ def model_options(parser: Parser, seeds: str) -> None:
     parser.option("steps", kinds.optional(kinds.POSITIVE), None, steps)
     kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the method's)"
     parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
+    grid_option(parser)
     classes = "for a conditional model: names or numbers, taken in turn (default: all)"
     parser.option("classes", kinds.optional(kinds.several(kinds.TEXT)), None, classes)
     which_model(parser)
+
+
+def grid_option(parser: Parser) -> None:
+    """Add how the sampler's times are chosen."""
+    text = (
+        "times of the sampler: own, uniform, quadratic, karras, or auto, the least error predicted "
+        "of Gaussian data (default: the method's own)"
+    )
+    parser.option("grid", kinds.optional(kinds.TEXT), None, text)
 
 
 def which_model(parser: Parser) -> None:

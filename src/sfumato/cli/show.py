@@ -75,7 +75,9 @@ def _made(target: str, values: Namespace) -> Tensor:
     kernel = values.kernel and lookup.kernel(values.kernel)
     model, seeds = load(target, values), kinds.expand(values.seeds)
     classes = labels(model, values.classes, seeds)
-    return trajectory.reverse(model, seeds, values.frames, values.steps, kernel, classes)
+    return trajectory.reverse(
+        model, seeds, values.frames, values.steps, kernel, classes, values.grid
+    )
 
 
 def _reduced(image: Tensor, size: int) -> Tensor:

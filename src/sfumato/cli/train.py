@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,8 @@ def _train(
     if values.conditional and data.record.classes is None:
         raise ValueError(f"{values.data} has no classes; train without --conditional.")
     config = Config(name, data.record, parameters, size, values.conditional, sha256)
+    if values.clock is not None:
+        config = replace(config, clock=clock(values.clock))
     model = build(config, data, options, build=make if sha256 else None)
     try:
         train(model, data, options, values.out, watch.terminal(values.quiet), place)
@@ -84,6 +88,20 @@ def _train(
         print(f"{values.out}: checkpoints/, previews/, log.jsonl, run.json")
         print(f"Sample it: sfumato sample {values.out}{own} --out samples.png")
     return 0
+
+
+def clock(text: str) -> tuple[float, ...]:
+    """The times of a clock: those in a file that `select` wrote, or numbers with commas."""
+    if not text.endswith(".json"):
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(f"--clock needs FILE.json or numbers 0,...,1; got '{text}'.") from None
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))["clock"]
+        return tuple(float(value) for value in found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--clock {text} holds no clock that select wrote: {error}.") from None
 
 
 def _general(training: Sequence[Parameter], network: Sequence[Parameter]) -> Parser:
@@ -109,6 +127,8 @@ def _add_options(
     parser.option("split", kinds.TEXT, "train", split)
     parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
     parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to train")
+    text = "levels that `sfumato select` chose: its FILE.json, or times 0,...,1 of the method's own"
+    parser.option("clock", kinds.optional(kinds.TEXT), None, text)
     parser.option("conditional", kinds.YES, False, "tell the network the images' classes")
     if method is not None:
         parser.options(method.parameters, f"the method {name}")

@@ -236,6 +236,26 @@ class Product(Family):
         return self.left.factors + self.right.factors
 
 
+class Paced(Family):
+    """Another family by another clock: at t it is what that is at clock(t) (final).
+
+    Args:
+        of: the family.
+        clock: a schedule from 0 to 1 that rises.
+    """
+
+    def __init__(self, of: Family, clock: Schedule) -> None:
+        super().__init__()
+        self.of, self.clock = of, clock
+
+    def at(self, t: Tensor) -> Operator:
+        return self.of.at(self.clock(t.to(torch.float64)).clamp(0.0, 1.0))
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        return self.of.factors
+
+
 def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:
     def at(time: Tensor) -> Diagonal:
         operator = family.at(time)

@@ -6,6 +6,7 @@ a block belongs to one network, sampler and set of seeds, by a key in its folder
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -53,6 +54,7 @@ class Sampler:
         batch: images in memory at once.
         keep: folder of finished blocks; None keeps none.
         tick: called with the number of images in each block, once it is there.
+        grid: as `--grid` spells it; None for the method's own.
     """
 
     model: Model
@@ -61,6 +63,7 @@ class Sampler:
     batch: int = 100
     keep: Path | None = None
     tick: Callable[[int], None] = lambda _: None
+    grid: str | None = None
 
     def images(self, steps: int) -> Images:
         """The images at `steps` steps, and the record of how they were drawn."""
@@ -86,7 +89,7 @@ class Sampler:
 
     def about(self, steps: int) -> dict[str, Any]:
         """What decides the images: network, sampler, grid, seeds, threads."""
-        grid = check_grid(self.model.recipe.grid(steps))
+        grid = self._grid(steps)
         return {
             "model": fingerprint(self.model),
             "kernel": self.kernel or self.model.kernel_name,
@@ -104,8 +107,12 @@ class Sampler:
         if self.model.config.conditional:
             known = len(self.model.config.record.classes or ())
             classes = [seed % known for seed in seeds]
-        drawn = self.model.sample(seeds, steps, self._kernel(), classes, self.batch)
-        return to_uint8(drawn)
+        kernel, times = self._kernel(), self._grid(steps)
+        return to_uint8(self.model.sample(seeds, steps, kernel, classes, self.batch, grid=times))
+
+    @functools.cache  # noqa: B019 - a search of seconds for some grids; a sampler lives no longer
+    def _grid(self, steps: int) -> Tensor:
+        return check_grid(self.model.grid(self.grid, steps, self._kernel()))
 
     def _kernel(self) -> Kernel:
         return self.model.kernel if self.kernel is None else lookup.kernel(self.kernel)

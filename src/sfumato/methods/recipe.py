@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
+from sfumato.corruption.select import paced
 from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.estimation.loss import Times, Weighting, uniform
 from sfumato.sampling.kernels import Kernel
@@ -53,6 +54,7 @@ class Recipe:
         steps: steps of the sampler where nobody says otherwise.
         fixed: whether the sampler takes that number of steps and no other.
         evidence: how the likelihood is bounded.
+        own_noise: whether the noise has a time of its own, that selected levels leave alone.
         grid: number of steps -> falling times.
         context: what is drawn of the corruption for each image; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
@@ -73,10 +75,32 @@ class Recipe:
     fourier: tuple[int, ...] = ()
     fixed: bool = False
     evidence: Evidence = MARKOV
+    own_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a sampler needs one step or more; got {self.steps}.")
+
+
+def reclocked(recipe: Recipe, clock: Sequence[float]) -> Recipe:
+    """The same method by another clock: see `sfumato.paced`.
+
+    Raises:
+        ValueError: a method that learns its own, or a clock that does not rise from 0 to 1.
+    """
+    if next(iter(recipe.process.parameters()), None) is not None:
+        raise ValueError("this method learns its own levels; train it without a clock.")
+    if len(clock) < 2 or clock[0] != 0 or clock[-1] != 1 or sorted({*clock}) != [*clock]:
+        raise ValueError("a clock is two times or more that rise from 0 to 1.")
+
+    def read(process: Process) -> Process:
+        return paced(process, clock, recipe.own_noise)
+
+    context = recipe.context
+    if context is not None:
+        of = context.process
+        context = replace(context, process=lambda drawn: read(of(drawn)))
+    return replace(recipe, process=read(recipe.process), context=context)
 
 
 def rising(name: str, levels: tuple[float, float], unit: float = 1.0) -> tuple[float, float]:

@@ -29,8 +29,8 @@ from sfumato.methods.recipe import Recipe, rising
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 
-FILTER = wiener(scaled(0.25))
-PREDICTIONS = {"residual": (residual, simple), "wiener": (FILTER, unit(FILTER))}
+ASSUMED = {"wiener": lambda facts: scaled(0.25), "spectrum": Facts.power}
+PREDICTIONS = ("residual", *ASSUMED)
 
 
 def soft(
@@ -41,7 +41,7 @@ def soft(
     sigma: tuple[float, float] = (0.01, 0.1),
     knee: float = 0.25,
     noise: str = "white",
-    prediction: Literal["residual", "wiener"] = "residual",
+    prediction: Literal["residual", "wiener", "spectrum"] = "residual",
     memory: int = 2048,
     steps: int = 100,
 ) -> Recipe:
@@ -56,8 +56,9 @@ def soft(
         knee: time from which the noise stays at its largest.
         noise: white, power (a free field), data (its spectrum), or a covariance's .npy file.
         prediction: of the network: the residual x_0 - x_t with the soft loss over sigma_t^2, as
-            published; or what a Wiener filter for white data of deviation 1/2 leaves, with
-            targets and losses of unit size (EDM's preconditioning, for each frequency).
+            published; or what a Wiener filter leaves, for white data of deviation 1/2 (wiener) or
+            for the data's measured spectrum, with targets and losses of unit size (EDM's
+            preconditioning, for each frequency).
         memory: training images whose low frequencies start the sampler; 0 fits a Gaussian instead.
         steps: steps of the sampler.
     """
@@ -75,5 +76,10 @@ def soft(
     process = Process(signal=Heat(width, dct(*space(shape))), noise=grow)
     remembered = facts._replace(low=facts.low[:memory])
     prior = CorruptedData(remembered, process) if memory else fitted(facts, process)
-    output, weighting = PREDICTIONS[prediction]
-    return Recipe(process, output, weighting, reverse(momentum), prior, __doc__ or "", steps=steps)
+    output, weighting = residual, simple
+    if prediction in ASSUMED:
+        output = wiener(ASSUMED[prediction](facts))
+        weighting = unit(output)
+    about = __doc__ or ""
+    kernel = reverse(momentum)
+    return Recipe(process, output, weighting, kernel, prior, about, steps=steps, own_noise=True)

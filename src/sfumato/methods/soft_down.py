@@ -69,4 +69,5 @@ def soft_down(
     grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))
     process = Process(signal, grow)
     kernel, prior = reverse(momentum), CorruptedData(facts, process)
-    return Recipe(process, residual, simple, kernel, prior, __doc__ or "", steps=steps)
+    about = __doc__ or ""
+    return Recipe(process, residual, simple, kernel, prior, about, steps=steps, own_noise=True)

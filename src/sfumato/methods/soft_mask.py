@@ -96,4 +96,5 @@ def soft_mask(
         __doc__ or "",
         steps=steps,
         context=Context(1, draw, process) if wander else None,
+        own_noise=True,
     )

@@ -1,0 +1,262 @@
+r"""Levels of corruption chosen from the data: steps of equal distance between marginals.
+
+    D_ij = W2(q_i, q_j) for candidate times i, j;   an edge i -> j > i where D_ij <= epsilon;
+    the path with the fewest edges, and the epsilon by bisection at which it has as many levels as
+    asked for
+
+The times of that path, at equal times of a process, are its clock: `Paced` families read it.
+
+References:
+    Soft Diffusion: Score Matching for General Corruptions (Giannis Daras, Mauricio Delbracio,
+    Hossein Talebi, Alexandros G. Dimakis, Peyman Milanfar, 2022), https://arxiv.org/abs/2209.05442
+    (256 candidates, 32 levels, straight lines between them; which estimate of the distance it used
+    was not found)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal
+from sfumato.corruption.facts import Facts
+from sfumato.corruption.families import Fixed, Paced
+from sfumato.corruption.process import Process
+from sfumato.corruption.tables import Cubic
+
+
+def gaussian(process: Process, facts: Facts, times: Tensor) -> Tensor:
+    r"""W2 between the marginals of Gaussian data with the measured mean and spectrum, (T, T).
+
+    W2^2 = sum (c_t - c_s)^2 m^2 + (sqrt M_t - sqrt M_s)^2 over coefficients: exact where data and
+    process are diagonal in one basis.
+
+    Args:
+        process: diagonal in one basis.
+        facts: of the data.
+        times: (T,) in [0, 1].
+
+    Raises:
+        ValueError: a process without such a basis.
+    """
+    mean, spread, gain, noise = _parts(process, facts, times)
+    return _apart(gain * mean, (gain.square() * spread + noise.square()).sqrt())
+
+
+def coupled(process: Process, facts: Facts, times: Tensor) -> Tensor:
+    r"""The bound on W2 by the same image and the same noise at both times, (T, T).
+
+    E || (C_t - C_s) x_0 ||^2 + || S_t - S_s ||^2, of any data with the measured second moments.
+    """
+    mean, spread, gain, noise = _parts(process, facts, times)
+    return _apart(gain * (mean.square() + spread).sqrt(), noise)
+
+
+def sliced(
+    process: Process, x0: Tensor, times: Tensor, directions: int = 64, seed: int = 0
+) -> Tensor:
+    """Sliced W2 between the marginals of images x0 (n, *shape), the same noise at all times."""
+    generator = torch.Generator().manual_seed(seed)
+    flat = math.prod(x0.shape[1:])
+    way = torch.randn(flat, directions, generator=generator, dtype=torch.float64)
+    way = (way / way.norm(dim=0)).to(x0)
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
+    rows = [(process.corrupt(x0, t, eps).flatten(1) @ way).sort(0).values for t in times]
+    return _apart(torch.stack(rows).double()) / math.sqrt(len(x0) * directions)
+
+
+def bures(means: Tensor, covs: Tensor) -> Tensor:
+    r"""W2 between Gaussians with full covariances, such as those of features, (T, T).
+
+    |m_i - m_j|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2): the square root of a Frechet distance.
+
+    Args:
+        means: (T, d).
+        covs: (T, d, d), positive semi-definite.
+    """
+    means, covs = means.double(), covs.double()
+    values, vectors = torch.linalg.eigh(covs)
+    roots = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    traces = covs.diagonal(dim1=-2, dim2=-1).sum(-1)
+    square = torch.cdist(means, means).square()
+    for i in range(len(means)):
+        inner = torch.linalg.eigvalsh(roots[i] @ covs[i + 1 :] @ roots[i])
+        cross = inner.clamp(min=0).sqrt().sum(-1)
+        square[i, i + 1 :] += traces[i] + traces[i + 1 :] - 2 * cross
+        square[i + 1 :, i] = square[i, i + 1 :]
+    return square.clamp(min=0).sqrt()
+
+
+def shortest(distances: Tensor, epsilon: float) -> list[int]:
+    """The path from the first candidate to the last with the fewest steps, none above `epsilon`.
+
+    Of several, that with the least sum of squared distances.
+
+    Args:
+        distances: (T, T), between candidates in their order.
+        epsilon: largest step.
+
+    Raises:
+        ValueError: no path has all its steps that short.
+    """
+    hops, before = _fewest(check(distances), epsilon)
+    if hops[-1] == math.inf:
+        least = float(distances.diagonal(1).max())
+        raise ValueError(
+            f"no path of levels has all its steps within epsilon = {epsilon:g}: neighbours among "
+            f"the candidates are up to {least:.4g} apart. Use more candidates, or a larger epsilon."
+        )
+    return _back(before, len(before) - 1)
+
+
+def select(distances: Tensor, levels: int) -> list[int]:
+    """The path of so many levels with the least largest step: `shortest` with epsilon bisected.
+
+    Raises:
+        ValueError: fewer than two levels, more than there are candidates, or nothing that changes.
+    """
+    distances, count = check(distances), len(distances)
+    if not 2 <= levels <= count:
+        raise ValueError(f"levels must be 2 to {count}, the number of candidates; got {levels}.")
+    if not float(distances.max()) > 0:
+        raise ValueError(
+            "the candidates are all alike: the corruption changes nothing of the data."
+        )
+    found = distances.triu(1).flatten().unique()
+    low, high = 0, len(found) - 1
+    while low < high:
+        middle = (low + high) // 2
+        enough = _fewest(distances, float(found[middle]))[0][-1] <= levels - 1
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return _exactly(distances, float(found[low]), levels)
+
+
+def steady(distances: Tensor, levels: int) -> Tensor:
+    """Places among the candidates, (levels,), at equal parts of the way from each to its next.
+
+    What the shortest path tends to where distances add up along it; places lie between candidates
+    too.
+
+    Raises:
+        ValueError: as `select`.
+    """
+    if levels < 2:
+        raise ValueError(f"levels must be 2 or more; got {levels}.")
+    way = torch.cat([torch.zeros(1).double(), check(distances).diagonal(1).cumsum(0)])
+    if not float(way[-1]) > 0:
+        raise ValueError(
+            "the candidates are all alike: the corruption changes nothing of the data."
+        )
+    goal = torch.linspace(0, 1, levels, dtype=torch.float64) * way[-1]
+    right = torch.searchsorted(way, goal).clamp(1, len(way) - 1)
+    span = (way[right] - way[right - 1]).clamp(min=1e-300)
+    return right - 1 + ((goal - way[right - 1]) / span).clamp(0, 1)
+
+
+def paced(process: Process, clock: Sequence[float] | Tensor, signal_only: bool = False) -> Process:
+    """`process` by another clock: at time t it is what it was at the clock's time.
+
+    Args:
+        process: any.
+        clock: times that rise from 0 to 1, at equal times; between them a monotone cubic, so that
+            rates have no jumps.
+        signal_only: whether the noise keeps its own time.
+    """
+    clock = torch.as_tensor(clock, dtype=torch.float64)
+    read = Cubic(torch.linspace(0, 1, len(clock), dtype=torch.float64), clock)
+    noise = process.noise if signal_only else Paced(process.noise, read)
+    return Process(Paced(process.signal, read), noise)
+
+
+def still(process: Process, t: float) -> Process:
+    """`process` with the noise of time `t` at all times: what its signal alone does."""
+    at = torch.tensor(t, dtype=torch.float64)
+    return Process(process.signal, Fixed(process.noise.at(at)))
+
+
+def check(distances: Tensor) -> Tensor:
+    """Distances in float64 if they are a square of finite numbers; else ValueError."""
+    distances = distances.double()
+    if distances.ndim != 2 or len(distances) != distances.shape[-1] or len(distances) < 2:
+        raise ValueError(
+            f"distances must be between two candidates or more; got {tuple(distances.shape)}."
+        )
+    if not bool(distances.isfinite().all()):
+        raise ValueError("some distances are not finite numbers: are there NaNs in the data?")
+    return distances
+
+
+def _parts(process: Process, facts: Facts, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and variances of the data in the process's basis, and gains (T, *shape) at the times."""
+    at = times.reshape(-1, *(1,) * facts.mean.ndim)
+    signal, noise = process.signal.at(at), process.noise.at(at)
+    joint = signal @ noise
+    if not (
+        isinstance(signal, Diagonal) and isinstance(noise, Diagonal) and isinstance(joint, Diagonal)
+    ):
+        raise ValueError(
+            "exact distances need signal and noise in one basis. Use sliced distances, of images."
+        )
+    basis = joint.basis or facts.basis
+    mean = basis.analyze(facts.basis.synthesize(facts.mean))
+    like = torch.zeros(len(times), *facts.mean.shape, dtype=torch.float64)
+    return mean, facts.cov(basis).gain, like + signal.gain, like + noise.gain
+
+
+def _apart(*coordinates: Tensor) -> Tensor:
+    """Euclidean distances between rows of coordinates, (T, T)."""
+    rows = torch.cat([part.flatten(1) for part in coordinates], 1)
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _fewest(distances: Tensor, epsilon: float) -> tuple[Tensor, list[int]]:
+    """Steps from the first candidate to each, inf where there is no way, and the one before it."""
+    count = len(distances)
+    hops = torch.full((count,), math.inf, dtype=torch.float64)
+    spent, before = hops.clone(), [-1] * count
+    hops[0] = spent[0] = 0.0
+    for j in range(1, count):
+        open_ = distances[:j, j] <= epsilon
+        reach = torch.where(open_, hops[:j], math.inf)
+        best = reach.min()
+        if best == math.inf:
+            continue
+        cost = torch.where(reach == best, spent[:j] + distances[:j, j].square(), math.inf)
+        before[j] = int(cost.argmin())
+        hops[j], spent[j] = best + 1, cost.min()
+    return hops, before
+
+
+def _exactly(distances: Tensor, epsilon: float, levels: int) -> list[int]:
+    """The path of exactly `levels` candidates within epsilon, of the least sum of squares."""
+    square = distances.square().triu(1) + torch.full_like(distances, math.inf).tril()
+    square[distances > epsilon] = math.inf
+    spent, tables = square[0], []
+    for _ in range(levels - 2):
+        best = (spent.unsqueeze(1) + square).min(0)
+        tables.append(best.indices)
+        spent = best.values
+    if spent[-1] == math.inf:  # no way that long: fewer levels do
+        return shortest(distances, epsilon)
+    path = [len(distances) - 1]
+    for table in reversed(tables):
+        path.append(int(table[path[-1]]))
+    return [0, *reversed(path)]
+
+
+def _back(before: list[int], last: int) -> list[int]:
+    path = [last]
+    while path[-1] != 0:
+        path.append(before[path[-1]])
+    return path[::-1]
+
+
+def clock(times: Tensor, path: Sequence[int] | Tensor) -> list[float]:
+    """The candidates' times at a path's places (whole or between two), as a clock from 0 to 1."""
+    place = torch.as_tensor(path, dtype=torch.float64)
+    low = place.floor().long().clamp(max=len(times) - 2)
+    found = times[low] + (place - low) * (times[low + 1] - times[low])
+    return [float(t) for t in found]

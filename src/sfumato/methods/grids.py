@@ -1,0 +1,108 @@
+r"""Grids: falling times for a sampler, by name; `GRIDS` are the names that the command line takes.
+
+A grid starts and ends where the method's own does: at 1, and at 0 or the last level with noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.algebra.operators import Diagonal
+from sfumato.corruption.facts import Facts
+from sfumato.methods.recipe import Recipe
+from sfumato.names import nearest
+from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.predict import Predictor
+from sfumato.sampling.sample import even
+
+RHO, LARGEST = 7.0, 80.0
+FINE = 2000
+
+Grid = Callable[[Recipe, Facts, Kernel, int], Tensor]
+"""(recipe, facts, kernel, steps) -> falling times."""
+
+
+def own(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    """The method's own."""
+    return recipe.grid(steps)
+
+
+def uniform(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    """Equal steps in t."""
+    first, last = _ends(recipe, steps)
+    return even(steps, first, last)
+
+
+def quadratic(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    """Equal steps in the root of t, so more of them where little is corrupted: DDIM's."""
+    first, last = _ends(recipe, steps)
+    return last + (first - last) * even(steps).square()
+
+
+def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    r"""Equal steps in sigma^(1/7), with sigma the noise over the signal: EDM's.
+
+    From sigma 80, EDM's largest, where the method's is larger. Of a process with many coefficients
+    sigma is their geometric mean, weighted by the data's spectrum.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,
+        T. Aila, S. Laine, 2022), Eq. 5, https://arxiv.org/abs/2206.00364
+    """
+    first, last = _ends(recipe, steps)
+    fine = torch.linspace(max(last, first / FINE), first, FINE, dtype=torch.float64)
+    snr = recipe.process.log_snr(fine.reshape(-1, *(1,) * facts.mean.ndim))
+    joint = recipe.process.signal.at(fine[0]) @ recipe.process.noise.at(fine[0])
+    if snr is None or not isinstance(joint, Diagonal):
+        raise ValueError("a karras grid needs signal and noise in one basis; use --grid uniform.")
+    weight = facts.cov(joint.basis).gain
+    log_sigma = -(snr.detach() * (weight / weight.sum())).flatten(1).sum(1) / 2
+    if not bool((log_sigma.diff() > 0).all()):
+        raise ValueError("a karras grid needs noise that rises over the signal at all times.")
+    log_sigma = log_sigma[log_sigma <= max(math.log(LARGEST), float(log_sigma[0]) + 1)]
+    fine = fine[: len(log_sigma)]
+    root = ((log_sigma - log_sigma[-1]) / RHO).exp()
+    to_zero = last == 0.0  # as EDM's, which jumps to 0 from its smallest sigma
+    inner = torch.linspace(1.0, float(root[0]), steps + (not to_zero), dtype=torch.float64)
+    times = torch.from_numpy(np.interp(inner.numpy(), root.numpy(), fine.numpy()))
+    times[0] = first
+    return torch.cat([times, torch.zeros(int(to_zero)).double()])
+
+
+def auto(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    """That of the least error predicted for Gaussian data with the measured spectrum."""
+    if recipe.context is not None:
+        raise ValueError("corruptions drawn for each image have no common grid; leave --grid out.")
+    return Predictor(recipe.process, facts, recipe.prior).best_grid(kernel, recipe.grid(steps))
+
+
+GRIDS: dict[str, Grid] = {
+    "own": own,
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "karras": karras,
+    "auto": auto,
+}
+
+
+def grid(name: str, recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    """The grid of that name.
+
+    Raises:
+        ValueError: no such grid, or a method that knows its own times alone.
+    """
+    if name not in GRIDS:
+        raise ValueError(nearest("grid", name, GRIDS))
+    if recipe.fixed and name != "own":
+        raise ValueError("this method knows the times of its own grid alone; leave --grid out.")
+    return GRIDS[name](recipe, facts, kernel, steps)
+
+
+def _ends(recipe: Recipe, steps: int) -> tuple[float, float]:
+    own_ = recipe.grid(steps)
+    return float(own_[0]), float(own_[-1])

@@ -1,0 +1,213 @@
+r"""What a sampler would do to Gaussian data: its moments, exact, without a network or a sample.
+
+With data N(m, S) diagonal in the process's basis, the exact estimate is affine and so is every step
+of a kernel: the law of the samples is Gaussian, and each coefficient's mean and variance follow
+from what the kernel makes of units. Their distance from the data's law,
+
+    W2^2 = sum (mean_i - m_i)^2 + (sqrt P_i - sqrt S_i)^2,
+
+ranks kernels, and chooses grids of few steps, for any process and kernel (methods.md 10.3, 10.6).
+The data are not Gaussian and networks err: what is chosen so is a prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from sfumato.algebra.basis import Basis
+from sfumato.algebra.operators import Diagonal, identity
+from sfumato.corruption.facts import Facts
+from sfumato.corruption.prior import GaussianPrior, Prior
+from sfumato.corruption.process import Process
+from sfumato.corruption.tables import Cubic
+from sfumato.estimation.denoise import Denoiser, wiener
+from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.sample import check_grid, sample
+
+WARPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Powers of even steps that a search for a grid starts from, the best of them."""
+
+
+KNOTS = 6
+"""Pieces of the cubic that a searched grid is."""
+
+
+class Moments(NamedTuple):
+    """Of each coefficient of the samples, and of the data, float64, `shape` each (final)."""
+
+    mean: Tensor
+    variance: Tensor
+    data_mean: Tensor
+    data_variance: Tensor
+
+    @property
+    def error(self) -> float:
+        """W2 between the samples' law and the data's, as a share of the data's deviation."""
+        off = (self.mean - self.data_mean).square()
+        off = off + (self.variance.clamp(min=0).sqrt() - self.data_variance.sqrt()).square()
+        return float((off.sum() / self.data_variance.sum()).sqrt())
+
+
+class Predictor:
+    """The moments of a process's samples of Gaussian data, for any kernel and grid (final).
+
+    Args:
+        process: diagonal in one basis.
+        facts: of the data: mean and spectrum.
+        prior: the law of x_1 that sampling starts from; that of the data at t = 1 where it has no
+            moments in the basis.
+
+    Raises:
+        ValueError: a process without such a basis.
+    """
+
+    def __init__(self, process: Process, facts: Facts, prior: Prior | None = None) -> None:
+        one = torch.ones((), dtype=torch.float64)
+        joint = process.signal.at(one) @ process.noise.at(one)
+        if not isinstance(joint, Diagonal):
+            raise ValueError(
+                "a prediction needs a process whose signal and noise share a basis; this one's do "
+                "not."
+            )
+        self.process, self.facts = process, facts
+        self.basis: Basis = joint.basis or facts.basis
+        self.cov = facts.cov(self.basis)
+        self.mean = self.basis.analyze(facts.basis.synthesize(facts.mean))
+        self.shape = tuple(self.mean.shape)
+        self.start = self._start(prior, one)
+        drift = _Mean(process, self.cov, self.basis.synthesize(self.mean))
+        self.denoiser = Denoiser(process, wiener(self.cov), drift, facts=facts)
+
+    def __call__(self, kernel: Kernel, grid: Tensor) -> Moments:
+        """The moments after `kernel` along `grid`.
+
+        Raises:
+            ValueError: a kernel whose steps are not affine, such as one that sizes them by x.
+        """
+        draws = self._draws(kernel, grid)
+        probe = torch.zeros(3 + draws, *self.shape, dtype=torch.float64)
+        probe[0], probe[1] = 1.0, 2.0
+        noise = iter(range(draws))
+        one = self.basis.synthesize(torch.ones(self.shape, dtype=torch.float64))
+
+        def unit(x: Tensor) -> Tensor:
+            eps = torch.zeros_like(x)
+            eps[3 + next(noise)] = one
+            return eps
+
+        made = sample(kernel, self.denoiser, self.basis.synthesize(probe), grid, unit)
+        rows = self.basis.analyze(made)
+        shift, gain = rows[2], rows[0] - rows[2]
+        bent = float((rows[1] - shift - 2 * gain).abs().max())
+        if not bent <= 1e-6 * (1 + float(rows[:3].abs().max())):
+            raise ValueError(
+                f"kernel {kernel.name} sizes its steps by x, and so has no moments to predict."
+            )
+        mean, variance = self.start
+        fresh = (rows[3:] - shift).square().sum(0)
+        return Moments(
+            gain * mean + shift,
+            gain.square() * variance + fresh,
+            self.mean,
+            self.cov.gain.expand(self.shape),
+        )
+
+    def best_grid(
+        self,
+        kernel: Kernel,
+        start: Tensor,
+        tick: Callable[[float], None] = lambda _: None,
+        rounds: int = 15,
+    ) -> Tensor:
+        """The grid of as many steps as `start`, between its ends, with the least error predicted.
+
+        A local search from the best of even steps to some powers and of `start`, no worse than
+        these, among grids that are a monotone cubic of few knots: neighbours are of like length.
+
+        Args:
+            kernel: what samples.
+            start: falling times.
+            tick: called with the error after each round.
+            rounds: of the search, at most.
+        """
+        start = check_grid(start)
+        first, last, count = float(start[0]), float(start[-1]), len(start) - 1
+        if count < 2:
+            return start
+        even = torch.linspace(1, 0, count + 1, dtype=torch.float64)
+        candidates = [start, *(last + (first - last) * even**power for power in WARPS)]
+        best = min(candidates, key=lambda grid: self(kernel, grid).error)
+
+        knots = torch.linspace(0, 1, min(count, KNOTS) + 1, dtype=torch.float64)
+        places = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+
+        def grid_of(logits: np.ndarray) -> Tensor:
+            parts = torch.softmax(torch.from_numpy(np.append(logits, 0.0)), 0)
+            way = torch.cat([torch.zeros(1).double(), parts.cumsum(0)])
+            inner = first + (last - first) * Cubic(knots, way)(places)
+            return torch.cat([start[:1], inner[1:-1], start[-1:]])
+
+        def cost(logits: np.ndarray) -> float:
+            return math.log(max(self(kernel, grid_of(logits)).error, 1e-12))
+
+        steps = -Cubic(places, best)(knots).diff().numpy()
+        origin = np.log(steps / steps[-1])[:-1]
+        found = minimize(
+            cost,
+            origin,
+            method="L-BFGS-B",
+            bounds=[(value - 6, value + 6) for value in origin],
+            callback=lambda x: tick(cost(x)),
+            options={"maxiter": rounds, "eps": 1e-3},
+        )
+        chosen = grid_of(found.x)
+        better = bool((chosen.diff() < 0).all()) and math.exp(found.fun) < self(kernel, best).error
+        return chosen if better else best
+
+    def _start(self, prior: Prior | None, one: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each coefficient of x_1."""
+        like = torch.zeros(self.shape, dtype=torch.float64)
+        if isinstance(prior, GaussianPrior) and isinstance(prior.cov, Diagonal):
+            if prior.cov.basis in (None, self.basis):
+                return self.basis.analyze(prior.mean + like), like + prior.cov.gain
+        signal, cov = self.process.signal.at(one), self.process.cov(one)
+        assert isinstance(signal, Diagonal) and isinstance(cov, Diagonal)
+        variance = signal.gain.square() * self.cov.gain + cov.gain
+        return like + signal.gain * self.mean, like + variance
+
+    def _draws(self, kernel: Kernel, grid: Tensor) -> int:
+        """How often the kernel draws noise along the grid."""
+        count = 0
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal count
+            count += 1
+            return torch.zeros_like(x)
+
+        sample(kernel, self.denoiser, torch.zeros(1, *self.shape).double(), grid, counted)
+        return count
+
+
+class _Mean(nn.Module):
+    """What the Wiener filter for N(0, S) leaves of the mean: F with out F = m - skip C_t m."""
+
+    def __init__(self, process: Process, cov: Diagonal, mean: Tensor) -> None:
+        super().__init__()
+        self._filter, self._process, self._mean = wiener(cov), process, mean
+        self._known: dict[float, Tensor] = {}
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        t = float(label[0])
+        if t not in self._known:
+            time = torch.tensor(t, dtype=torch.float64)
+            pre = self._filter(self._process, time)
+            rest = identity() - pre.skip @ self._process.signal.at(time)
+            self._known[t] = (pre.out.inv() @ rest)(self._mean)
+        return self._known[t].to(x).expand_as(x)
