@@ -33,7 +33,7 @@ from sfumato.algebra import (
 )
 from sfumato.corruption import coupling
 from sfumato.corruption.coupling import Coupling
-from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Scale
+from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Paced, Scale
 from sfumato.corruption.learned import Bands, FromGamma, Monotone, Span
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
@@ -51,6 +51,7 @@ from sfumato.corruption.schedules import (
     cosine_betas,
     linear_betas,
 )
+from sfumato.corruption.tables import Cubic
 from sfumato.estimation import denoise, loss
 from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.estimation.loss import Weighting
@@ -115,6 +116,7 @@ SCHEDULES: dict[str, Schedule] = {
     "geometric-zero": Geometric(0.3, 8.0, zero_at_start=True),
     "sigmoid": Sigmoid(0.1, 2.0),
     "table": Table([0.0, 0.2, 1.0], [0.1, 0.5, 3.0]),
+    "cubic": Cubic([0.0, 0.2, 0.7, 1.0], [0.1, 0.5, 0.6, 3.0]),
     "monotone": Monotone(-8.0, 8.0),
     "span": Span(Monotone(0.0, 1.0), -8.0, 8.0),
     "from-gamma": FromGamma(Span(Monotone(0.0, 1.0), -8.0, 8.0)),
@@ -150,6 +152,7 @@ FAMILIES: dict[str, Family] = {
     "damp-haar": Damp(Linear(0.0, 2.0), torch.linspace(0.1, 1, 20).reshape(4, 5), haar(4, 5), 3.0),
     "product": Heat(_BLUR, dct(4, 5)) @ Scale(Amplitude(_COSINE)),
     "fixed": Fixed(_powered(_SPECTRUM)),
+    "paced": Paced(Heat(_BLUR, dct(4, 5)), Cubic([0.0, 0.3, 1.0], [0.0, 0.6, 1.0])),
     "bands": Scale(
         Amplitude(
             FromGamma(

@@ -64,6 +64,7 @@ ENDS = {
     "geometric-zero": (0.0, 8.0),
     "sigmoid": (0.1, 2.0),
     "table": (0.1, 3.0),
+    "cubic": (0.1, 3.0),
     "monotone": (-8.0, 8.0),
     "span": (-8.0, 8.0),
     "from-gamma": (-math.log1p(math.exp(-8)), -8 - math.log1p(math.exp(-8))),

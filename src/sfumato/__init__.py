@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sfumato.corruption.coupling import pf_momentum as pf_momentum
     from sfumato.corruption.coupling import redrawn as redrawn
     from sfumato.corruption.facts import Facts as Facts
+    from sfumato.corruption.facts import Running as Running
     from sfumato.corruption.facts import measure as measure
     from sfumato.corruption.facts import typical as typical
     from sfumato.corruption.families import Damp as Damp
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from sfumato.corruption.schedules import linear_betas as linear_betas
     from sfumato.corruption.select import paced as paced
     from sfumato.corruption.select import select as select
+    from sfumato.corruption.spread import farthest as farthest
     from sfumato.corruption.tables import Cubic as Cubic
     from sfumato.estimation.denoise import Denoiser as Denoiser
     from sfumato.estimation.denoise import Estimate as Estimate
@@ -133,6 +135,7 @@ if TYPE_CHECKING:
     from sfumato.sampling.likelihood import bound_terms as bound_terms
     from sfumato.sampling.likelihood import flow_bound as flow_bound
     from sfumato.sampling.multistep import multistep as multistep
+    from sfumato.sampling.predict import Predictor as Predictor
     from sfumato.sampling.sample import Seeds as Seeds
     from sfumato.sampling.sample import even as even
     from sfumato.sampling.sample import sample as sample
@@ -159,7 +162,7 @@ _HOMES = {
         "Coupling Step ancestral ancestral_large annealed bridge cold ddim given matched momentum "
         "naive pf_momentum redrawn"
     ),
-    "corruption.facts": "Facts measure typical",
+    "corruption.facts": "Facts Running measure typical",
     "corruption.families": "Damp Fade Family Fixed Heat Mapping Paced Scale",
     "corruption.learned": "Bands FromGamma Monotone Span",
     "corruption.prior": "CorruptedData CorruptedGaussian GaussianPrior Prior fitted standard",
@@ -169,6 +172,7 @@ _HOMES = {
         "Schedule Sigmoid Sine Table cosine_betas linear_betas"
     ),
     "corruption.select": "paced select",
+    "corruption.spread": "farthest",
     "corruption.tables": "Cubic",
     "estimation.denoise": (
         "Denoiser Estimate Precondition angular clean coloured gradient noise residual unit_input "
@@ -189,6 +193,7 @@ _HOMES = {
     "sampling.likelihood": "Evidence bits_per_dim bound_terms flow_bound",
     "sampling.multistep": "multistep",
     "sampling.sde": "growth markov sde",
+    "sampling.predict": "Predictor",
     "sampling.sample": "Seeds even sample",
     "store": "from_pretrained",
     "training.data": "Data load",

@@ -13,6 +13,8 @@ from sfumato.names import nearest
 VERBS = {
     "methods": "list the methods and the kernels that can sample them",
     "show": "draw a strip: how a method corrupts images, or how a trained model makes them",
+    "select": "choose the levels of a method's corruption from data",
+    "tune": "rank methods and kernels for data by what they would do to Gaussian data",
     "train": "train a method on images, or go on with a run",
     "sample": "draw images from a trained model",
     "evaluate": "compare a model's samples with real images, or verify such a record",

@@ -45,11 +45,11 @@ def run(argv: Sequence[str]) -> int:
     from sfumato.networks.backbones import UNetOptions
     from sfumato.training.options import TrainOptions
 
-    options, size = TrainOptions(**_pick(values, training)), UNetOptions(**_pick(values, network))
+    options, size = TrainOptions(**pick(values, training)), UNetOptions(**pick(values, network))
     if values.dry_run:
         print(resolved(parser, values, method=name))
         return 0
-    chosen = _pick(values, [row for row in method.parameters if _changed(values, row)])
+    chosen = pick(values, [row for row in method.parameters if _changed(values, row)])
     return _train(name, chosen, options, size, values)
 
 
@@ -137,7 +137,7 @@ def _add_options(
     parser.about_the_call()
 
 
-def _pick(values: Namespace, parameters: Sequence[Parameter]) -> dict[str, Any]:
+def pick(values: Namespace, parameters: Sequence[Parameter]) -> dict[str, Any]:
     return {parameter.name: values[parameter.name] for parameter in parameters}
 
 

@@ -134,6 +134,54 @@ def corner(coefficients: Tensor, rank: int) -> Tensor:
     return coefficients[(..., *(slice(CORNER),) * rank)]
 
 
+class Running:
+    """Mean and variances of coefficients in a basis, batch by batch (final).
+
+    Memory does not grow with the number of signals; stable for any number of batches.
+
+    Args:
+        basis: of the trailing axes.
+        shape: of one signal.
+
+    References:
+        Algorithms for Computing the Sample Variance (T. Chan, G. Golub, R. LeVeque, 1983),
+        https://doi.org/10.1080/00031305.1983.10483115
+    """
+
+    def __init__(self, basis: Basis, shape: tuple[int, ...]) -> None:
+        self.basis, self.shape, self.count = basis, shape, 0
+        self.mean = torch.zeros(shape, dtype=torch.float64)
+        self._scatter = torch.zeros(shape, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> Tensor:
+        """Take in signals (B, *shape); their coefficients, float64.
+
+        Raises:
+            ValueError: signals of another shape, or with values that are not finite.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images of shape {self.shape} were promised; got {tuple(x.shape[1:])}."
+            )
+        u = self.basis.analyze(x.detach().cpu().to(torch.float64))
+        if len(u):
+            if not bool(u.isfinite().all()):
+                raise ValueError("some images have values that are not finite numbers.")
+            step, total = u.mean(0) - self.mean, self.count + len(u)
+            self._scatter += (u - u.mean(0)).square().sum(0)
+            self._scatter += step.square() * (self.count * len(u) / total)
+            self.mean += step * (len(u) / total)
+            self.count = total
+        return u
+
+    @property
+    def variance(self) -> Tensor:
+        """Of each coefficient; ValueError for fewer than two signals."""
+        if self.count < 2:
+            raise ValueError(f"a spectrum needs two images or more; got {self.count}.")
+        return self._scatter / self.count
+
+
 def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
     """Facts of the images in `batches`, each (B, *shape) in [-1, 1].
 
@@ -141,35 +189,22 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
     drawn with a fixed seed (reservoir sampling), so the same data give the same facts.
 
     Raises:
-        ValueError: images of another shape, or fewer than two, which have no spectrum.
+        ValueError: images of another shape or with values that are not finite, or fewer than two,
+            which have no spectrum.
     """
-    basis, rank = dct(*space(shape)), len(space(shape))
+    rank, running = len(space(shape)), Running(dct(*space(shape)), shape)
     generator = torch.Generator().manual_seed(0)
-    mean = torch.zeros(shape, dtype=torch.float64)
-    scatter = torch.zeros(shape, dtype=torch.float64)
     low: list[Tensor] = []
     count = 0
     for batch in batches:
-        if tuple(batch.shape[1:]) != shape:
-            raise ValueError(
-                f"images of shape {shape} were promised; got {tuple(batch.shape[1:])}."
-            )
-        if not len(batch):
-            continue
-        u = basis.analyze(batch.detach().cpu().to(torch.float64))
-        # Chan's update of (count, mean, sum of squares): stable for any number of batches.
-        step, total = u.mean(0) - mean, count + len(u)
-        scatter += (u - u.mean(0)).square().sum(0) + step.square() * (count * len(u) / total)
-        mean += step * (len(u) / total)
-        for row in corner(u, rank).float():
+        for row in corner(running.update(batch), rank).float():
             count += 1
             if len(low) < MEMORY:
                 low.append(row.clone())
             elif (slot := int(torch.randint(count, (), generator=generator))) < MEMORY:
                 low[slot] = row.clone()
-    if count < 2:
-        raise ValueError(f"a spectrum needs two images or more; got {count}.")
-    return Facts(mean, scatter / count, torch.stack(low), torch.tensor(count))
+    spectrum = running.variance
+    return Facts(running.mean, spectrum, torch.stack(low), torch.tensor(count))
 
 
 def typical(shape: tuple[int, ...]) -> Facts:

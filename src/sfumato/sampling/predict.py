@@ -119,6 +119,14 @@ class Predictor:
             self.cov.gain.expand(self.shape),
         )
 
+    def calls(self, kernel: Kernel, grid: Tensor) -> int:
+        """How often `kernel` asks the network along `grid`."""
+        known = self.denoiser.backbone
+        assert isinstance(known, _Mean)
+        before = known.calls
+        self._draws(kernel, grid)
+        return known.calls - before
+
     def best_grid(
         self,
         kernel: Kernel,
@@ -202,8 +210,10 @@ class _Mean(nn.Module):
         super().__init__()
         self._filter, self._process, self._mean = wiener(cov), process, mean
         self._known: dict[float, Tensor] = {}
+        self.calls = 0
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        self.calls += 1
         t = float(label[0])
         if t not in self._known:
             time = torch.tensor(t, dtype=torch.float64)
