@@ -2,6 +2,9 @@
 
     python recipes/scores.py             # README's
     python recipes/scores.py --kernels   # docs/kernels.md's: FID by kernel and network calls
+    python recipes/scores.py --grids     # docs/selection.md's: FID by grid
+    python recipes/scores.py --predicted # docs/selection.md's: what `tune` predicts, and FID
+    python recipes/scores.py --bits      # docs/evaluation.md's: bits per dimension
 
 One row for each result of the models that come along, of the peers (`peer-NAME-SAMPLER-STEPS.json`)
 and of real images, largest n first.
@@ -9,6 +12,7 @@ and of real images, largest n first.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,14 @@ RECORDS = Path(__file__).parents[1] / "docs" / "records"
 HEAD = ("| | n | steps | FID | KID | precision | recall |", "|---|---|---|---|---|---|---|")
 REAL = "real training images"
 CALLS = (5, 10, 20, 50)
+OTHERS = ("bits-", "grid-", "selection-", "zoo-")
+GRIDS = ("uniform", "quadratic", "karras", "auto")
+BITS = {
+    "uniform": "flow, uniform noise",
+    "flow": "flow, decoder",
+    "bound": "bound",
+    "gap": "bound - flow",
+}
 
 
 class Row(NamedTuple):
@@ -66,8 +78,7 @@ def kernels() -> list[str]:
     """FID at n = 2,000 of each kernel on the models that come along, in Markdown."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for path in sorted(RECORDS.glob("*fashion-*.json")):
-        record = read(path) if not path.stem.startswith(("bits-", "zoo-")) else {"n": 0}
-        if record["n"] != 2_000:
+        if path.stem.startswith(OTHERS) or (record := read(path))["n"] != 2_000:
             continue
         for one in record["results"]:
             row = found.setdefault((record["subject"]["run"], one["kernel"]), {})
@@ -83,6 +94,65 @@ def kernels() -> list[str]:
     return lines
 
 
+def grids() -> list[str]:
+    """FID at n = 2,000 of `ddim` on each grid, in Markdown."""
+    lines = [f"| model | grid | {' | '.join(map(str, CALLS[:3]))} |", "|---|---|---|---|---|"]
+    for model in ("fashion-ddpm", "fashion-soft"):
+        rows: dict[str, dict[int, float]] = {name: {} for name in GRIDS}
+        paths = [*RECORDS.glob(f"grid-{model}-*.json"), RECORDS / f"kernel-{model}-ddim.json"]
+        for path in [*paths, *RECORDS.glob(f"{model}-2000*.json")]:
+            record = read(path)
+            row = rows[record["subject"].get("grid") or "uniform"]
+            row.update({one["steps"]: one["fid"] for one in record["results"]})
+        for name, row in rows.items():
+            best = {c: min(r.get(c, 99.0) for r in rows.values()) for c in CALLS[:3]}
+            cells = [_cell(row.get(calls), best[calls]) for calls in CALLS[:3]]
+            lines.append(f"| `{model}` | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def bits() -> list[str]:
+    """Bits per dimension of each record, with standard errors, in Markdown."""
+    lines = [f"| model | n | {' | '.join(BITS.values())} |", "|---|---|" + "---|" * len(BITS)]
+    for path in sorted(RECORDS.glob("bits-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = [record["bits_per_dim"][name] for name in BITS]
+        cells = [f"{row['mean']:.3f} ± {row['standard_error']:.3f}" for row in found]
+        lines.append(f"| {path.stem[5:]} | {record['n']} | {' | '.join(cells)} |")
+    return lines
+
+
+def predicted() -> tuple[list[str], float, int]:
+    """Error that `tune` predicts beside FID, in Markdown; rank correlation; number of pairs."""
+    from scipy.stats import spearmanr
+
+    import sfumato as sf
+    from sfumato.methods import lookup
+
+    found: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for path in sorted(RECORDS.glob("*fashion-*.json")):
+        if path.stem.startswith(OTHERS) or (record := read(path))["n"] != 2_000:
+            continue
+        model = sf.from_pretrained(record["subject"]["run"])
+        predictor = sf.Predictor(model.recipe.process, model.facts, model.recipe.prior)
+        for one in record["results"]:
+            if one["steps"] in CALLS[1:]:
+                kernel = lookup.kernel(one["kernel"])
+                error = predictor(kernel, model.recipe.grid(one["steps"])).error
+                key = record["subject"]["run"], one["kernel"], one["steps"]
+                found[key] = error, one["fid"]
+    pairs = sorted({key[:2] for key in found})
+    steps = CALLS[1:]
+    head = " | ".join(f"{n}: W2 | FID" for n in steps)
+    lines = [f"| model | kernel | {head} |", "|---|---|" + "---|" * 2 * len(steps)]
+    for model, kernel in pairs:
+        row = (found.get((model, kernel, n)) for n in steps)
+        cells = (f"{cell[0]:.4f} | {cell[1]:.3g}" if cell else " | " for cell in row)
+        lines.append(f"| `{model}` | {kernel} | {' | '.join(cells)} |")
+    errors, fids = zip(*found.values(), strict=True)
+    return lines, float(spearmanr(errors, fids).statistic), len(found)
+
+
 def _cell(fid: float | None, best: float) -> str:
     if fid is None:
         return ""
@@ -90,4 +160,10 @@ def _cell(fid: float | None, best: float) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(kernels() if "--kernels" in sys.argv else table()))
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "--table"
+    if wanted == "--predicted":
+        rows_, correlation, count = predicted()
+        print("\n".join(rows_), f"\nrank correlation {correlation:.2f}, n = {count}")
+    else:
+        tables = {"--table": table, "--kernels": kernels, "--grids": grids, "--bits": bits}
+        print("\n".join(tables[wanted]()))

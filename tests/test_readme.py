@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.cli import main
+from sfumato.cli.tune import MODEL
 from sfumato.methods import KERNELS, METHODS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -87,6 +88,18 @@ def test_the_kernels_page_tells_what_the_records_and_the_registry_say():
     assert "\n".join(runpy.run_path(str(recipes / "solvers.py"))["tables"](found)) in page
     listed = {name.partition(":")[0] for name in re.findall(r"^\| `([\w:=-]+)` \|", page, re.M)}
     assert listed >= {*KERNELS}
+
+
+def test_the_other_pages_tell_what_the_records_say():
+    """docs/evaluation.md's bits; docs/selection.md's grids and predictions, and `tune`'s words."""
+    docs, recipes = README.parent / "docs", README.parent / "recipes"
+    scores = runpy.run_path(str(recipes / "scores.py"))
+    assert "\n".join(scores["bits"]()) in (docs / "evaluation.md").read_text(encoding="utf-8")
+    page = (docs / "selection.md").read_text(encoding="utf-8")
+    assert "\n".join(scores["grids"]()) in page
+    rows, correlation, count = scores["predicted"]()
+    assert "\n".join(rows) in page
+    assert f"was {correlation:.2f} (n = {count}), under 0.6" in MODEL
 
 
 def test_readme_runs(tmp_path, monkeypatch, capsys):
