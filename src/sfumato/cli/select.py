@@ -106,7 +106,7 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
             f"{target}: {len(clock)} levels of {values.candidates}, no step above "
             f"{max(steps):.4g} (before: {max(before):.4g})"
         )
-        _noise_scales(data)
+        _noise_scales(data, recipe.process)
         print(f"Train with them: sfumato train {name} --data {values.data} --clock {target}")
 
 
@@ -161,21 +161,27 @@ def _distances(
     return select.bures(torch.stack(means), torch.stack(covs))
 
 
-def _noise_scales(data: Data) -> None:
-    """Print what NCSNv2's techniques ask of white noise on these data."""
+def _noise_scales(data: Data, process: Process) -> None:
+    """Print what NCSNv2's techniques ask of noise of the process's colour on these data."""
     import math
 
+    import torch
+
+    from sfumato.algebra.operators import Diagonal, scaled
     from sfumato.corruption.spread import EXACT, farthest
     from sfumato.methods.ncsn import ratio, step_size
 
-    far = farthest(data.batch, len(data))
+    noise, colour = process.noise.at(torch.ones((), dtype=torch.float64)), None
+    if isinstance(noise, Diagonal) and float(noise.gain.std(correction=0)) > 0:
+        colour = scaled(1 / float(noise.gain.square().mean().sqrt())) @ noise
+    far = farthest(data.batch, len(data), colour)
     size, low = math.prod(data.record.shape), 0.02
     gamma = ratio(size)
     count = 1 + math.ceil(math.log(far.low / low) / math.log(gamma))
     span = f"{far.low:.4g}" if far.beyond == 0 else f"{far.low:.4g} to {far.high:.4g}"
-    how = ""
+    how = " in the metric of the method's noise" if colour is not None else ""
     if far.beyond:
-        how = (
+        how += (
             f" (more than {EXACT} images: found and bounded; at most {far.beyond:.0e} of all "
             "pairs are further apart than the random ones)"
         )

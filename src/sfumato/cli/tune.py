@@ -40,8 +40,8 @@ KERNELS = (
 MODEL = (
     "The model behind these numbers: Gaussian data, and a network without error. On images the "
     "ranking did not hold: for seven kernels of two trained models of Fashion-MNIST at 10, 20 and "
-    "50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It tells a kernel that is "
-    "hopeless at so many calls, not which of two good ones is better."
+    "50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It tells a kernel that "
+    "is hopeless at so many calls, not which of two good ones is better."
 )
 SHOWN, LINES, BANDS = 12, 5, 24
 

@@ -56,12 +56,16 @@ def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     """
     first, last = _ends(recipe, steps)
     fine = torch.linspace(max(last, first / FINE), first, FINE, dtype=torch.float64)
-    snr = recipe.process.log_snr(fine.reshape(-1, *(1,) * facts.mean.ndim))
     joint = recipe.process.signal.at(fine[0]) @ recipe.process.noise.at(fine[0])
-    if snr is None or not isinstance(joint, Diagonal):
+    if not isinstance(joint, Diagonal):
         raise ValueError("a karras grid needs signal and noise in one basis; use --grid uniform.")
     weight = facts.cov(joint.basis).gain
-    log_sigma = -(snr.detach() * (weight / weight.sum())).flatten(1).sum(1) / 2
+    parts = []
+    for some in fine.reshape(-1, *(1,) * facts.mean.ndim).split(64):  # of a few times of an image
+        snr = recipe.process.log_snr(some)
+        assert snr is not None
+        parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
+    log_sigma = -torch.cat(parts) / 2
     if not bool((log_sigma.diff() > 0).all()):
         raise ValueError("a karras grid needs noise that rises over the signal at all times.")
     log_sigma = log_sigma[log_sigma <= max(math.log(LARGEST), float(log_sigma[0]) + 1)]
