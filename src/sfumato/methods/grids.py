@@ -62,9 +62,8 @@ def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     weight = facts.cov(joint.basis).gain
     parts = []
     for some in fine.reshape(-1, *(1,) * facts.mean.ndim).split(64):  # of a few times of an image
-        snr = recipe.process.log_snr(some)
-        assert snr is not None
-        parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
+        if (snr := recipe.process.log_snr(some)) is not None:
+            parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
     log_sigma = -torch.cat(parts) / 2
     if not bool((log_sigma.diff() > 0).all()):
         raise ValueError("a karras grid needs noise that rises over the signal at all times.")

@@ -81,9 +81,9 @@ class Predictor:
         self.cov = facts.cov(self.basis)
         self.mean = self.basis.analyze(facts.basis.synthesize(facts.mean))
         self.shape = tuple(self.mean.shape)
+        self._drift = _Mean(process, self.cov, self.basis.synthesize(self.mean))
+        self.denoiser = Denoiser(process, wiener(self.cov), self._drift, facts=facts)
         self.start = self._start(prior, one)
-        drift = _Mean(process, self.cov, self.basis.synthesize(self.mean))
-        self.denoiser = Denoiser(process, wiener(self.cov), drift, facts=facts)
 
     def __call__(self, kernel: Kernel, grid: Tensor) -> Moments:
         """The moments after `kernel` along `grid`.
@@ -121,11 +121,9 @@ class Predictor:
 
     def calls(self, kernel: Kernel, grid: Tensor) -> int:
         """How often `kernel` asks the network along `grid`."""
-        known = self.denoiser.backbone
-        assert isinstance(known, _Mean)
-        before = known.calls
+        before = self._drift.calls
         self._draws(kernel, grid)
-        return known.calls - before
+        return self._drift.calls - before
 
     def best_grid(
         self,
@@ -185,10 +183,10 @@ class Predictor:
         if isinstance(prior, GaussianPrior) and isinstance(prior.cov, Diagonal):
             if prior.cov.basis in (None, self.basis):
                 return self.basis.analyze(prior.mean + like), like + prior.cov.gain
-        signal, cov = self.process.signal.at(one), self.process.cov(one)
-        assert isinstance(signal, Diagonal) and isinstance(cov, Diagonal)
-        variance = signal.gain.square() * self.cov.gain + cov.gain
-        return like + signal.gain * self.mean, like + variance
+        signal = self.process.signal.at(one)
+        moved = self.basis.analyze(signal(self.basis.synthesize(self.mean)))
+        total = signal @ self.cov @ signal.T + self.process.cov(one)
+        return moved, like + (total.gain if isinstance(total, Diagonal) else self.cov.gain)
 
     def _draws(self, kernel: Kernel, grid: Tensor) -> int:
         """How often the kernel draws noise along the grid."""
