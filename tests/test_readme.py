@@ -97,6 +97,8 @@ def test_the_other_pages_tell_what_the_records_say():
     assert "\n".join(scores["bits"]()) in (docs / "evaluation.md").read_text(encoding="utf-8")
     page = (docs / "selection.md").read_text(encoding="utf-8")
     assert "\n".join(scores["grids"]()) in page
+    rows = runpy.run_path(str(recipes / "selection.py"))["table"]()
+    assert "\n".join(rows) in page
     rows, correlation, count = scores["predicted"]()
     assert "\n".join(rows) in page
     assert f"was {correlation:.2f} (n = {count}), under 0.6" in MODEL
