@@ -93,6 +93,8 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
         "parameters": pick(values, method.parameters),
         "data": data.record.to_dict(),
         "distance": values.distance,
+        "extractor": values.extractor if values.distance == "features" else None,
+        "seed": values.seed,
         "candidates": values.candidates,
         "epsilon": max(steps),
         "clock": clock,
