@@ -103,6 +103,6 @@ if __name__ == "__main__":
     torch.set_num_threads(asked.threads)
     loaded = from_pretrained(asked.model)
     print(f"{asked.model}, {asked.threads} threads, torch {torch.__version__}")
-    for size, times in ((1, 6), (64, 1)):
+    for size, times in ((1, 12), (64, 1)):
         sampling(loaded, size, times * asked.rounds)
     training(loaded, load("fashion-mnist", "train[:2000]"), asked.rounds)

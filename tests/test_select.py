@@ -335,19 +335,19 @@ def test_kernels_that_size_their_steps_by_x_are_not_predicted():
 @pytest.mark.parametrize("kernel", ["ddim", "multistep", "ancestral"])
 @pytest.mark.parametrize("process", ["vp", "blurring"])
 def test_the_best_grid_of_two_steps_is_brute_force_s(process, kernel):
-    """The error at its one free time, against that at 100 of them."""
+    """The error at its one free time, against that at 40 of them."""
     predictor, chosen = Predictor(PROCESSES[process], typical(SHAPE)), lookup.kernel(kernel)
     grid = predictor.best_grid(chosen, even(2))
-    tries = [torch.tensor([1.0, t, 0.0]).double() for t in np.linspace(0.01, 0.99, 100)]
+    tries = [torch.tensor([1.0, t, 0.0]).double() for t in np.linspace(0.02, 0.98, 40)]
     least = min(predictor(chosen, each).error for each in tries)
     assert predictor(chosen, grid).error <= least * (1 + 2e-3)
 
 
 def test_the_best_grid_is_no_worse_than_those_it_starts_from():
     predictor, kernel = Predictor(PROCESSES["blurring"], typical(SHAPE)), lookup.kernel("ddim")
-    grid = predictor.best_grid(kernel, even(8))
-    assert len(grid) == 9 and bool((grid.diff() < 0).all())
-    starts = [even(8), even(8) ** 2, even(8) ** 0.5]
+    grid = predictor.best_grid(kernel, even(5))
+    assert len(grid) == 6 and bool((grid.diff() < 0).all())
+    starts = [even(5), even(5) ** 2, even(5) ** 0.5]
     assert predictor(kernel, grid).error < 0.98 * min(predictor(kernel, g).error for g in starts)
 
 
