@@ -87,6 +87,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/transforms.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/levels.py
 
 clean:
 	rm -rf out/demo build dist .pytest_cache .ruff_cache .hypothesis

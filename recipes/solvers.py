@@ -142,37 +142,9 @@ def ours(case: Case, kernel: str, calls: int) -> float | None:
         if case.kind == "mixture":
             torch.manual_seed(0)
             return sliced(sample(made, case.denoiser, case.start, grid), case.truth)
-        return exact(case, made, grid)
+        return sf.Predictor(case.process, case.facts)(made, grid).error
     except ValueError:
         return None
-
-
-def exact(case: Case, kernel: sf.Kernel, grid: Tensor) -> float:
-    """W2 of N(0, P) and the data, P by the kernel's own gains; the last step is x_0^."""
-    one = time(1.0)
-    gain = case.process.signal.at(one).gain
-    start = gain**2 * case.cov.gain + case.process.cov(one).gain
-    ones = case.basis.synthesize(torch.ones(SHAPE, dtype=torch.float64))
-    inner = grid[:-1]
-    if deterministic(kernel):
-        x = case.basis.synthesize(start.expand(SHAPE).sqrt())[None]
-        end = case.basis.analyze(sample(kernel, case.denoiser, x, grid))[0]
-        variance = end.square()
-    else:
-        probe = torch.stack([ones, torch.zeros_like(ones)])
-        state, variance = kernel.init(case.denoiser, probe, inner), start.expand(SHAPE)
-        for i in range(len(inner) - 1):
-            y, state = kernel.step(state, probe, i, lambda x: probe.flip(0))
-            gain, fresh = case.basis.analyze(y)
-            variance = gain**2 * variance + fresh**2
-        last = case.denoiser(ones[None], inner[-1]).mean
-        variance = case.basis.analyze(last)[0] ** 2 * variance
-    off = (variance.sqrt() - case.cov.gain.sqrt()).square().sum()
-    return float((off / case.cov.gain.expand(SHAPE).sum()).sqrt())
-
-
-def deterministic(kernel: sf.Kernel) -> bool:
-    return kernel.name in ("ddim", "heun", "euler", "rk4") or "multistep" in kernel.name
 
 
 def theirs(case: Case, name: str, calls: int) -> float | None:

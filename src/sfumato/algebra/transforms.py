@@ -53,11 +53,6 @@ def along(x: Tensor, matrices: Sequence[Cast], transpose: bool = False) -> Tenso
 
 def _along(x: Tensor, matrices: Sequence[Cast], transpose: bool) -> Tensor:
     out, axis = wide(x), -len(matrices)
-    if axis == -2 and out.numel() == out.shape[-2] * out.shape[-1]:
-        # One image alone needs no broadcasting, which at this size costs more than the product.
-        rows, columns = (of(out).mT if transpose else of(out) for of in matrices)
-        flat = F.linear(torch.mm(rows, out.reshape(out.shape[-2:])), columns).reshape(out.shape)
-        return flat if flat.dtype == x.dtype else flat.to(x.dtype)
     for of in matrices:
         matrix = of(out).mT if transpose else of(out)
         if axis == -1:

@@ -18,6 +18,7 @@ from sfumato.names import nearest
 if TYPE_CHECKING:
     from sfumato.evaluation.protocol import Judge
     from sfumato.evaluation.samples import Images
+    from sfumato.model import Model
 
 ABOUT = (
     "Compare samples with real images: FID, KID, precision, recall, density, coverage, with the "
@@ -95,11 +96,15 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
     if made is not None:
         return judge.record(subject, [judge.result(made)])
-    subject |= {"model": model.config.to_dict()}  # pyright: ignore[reportOptionalMemberAccess]
+    if model is None:
+        raise ValueError(f"there is no model at {values.run}, and no finished images.")
+    subject |= {"model": model.config.to_dict()}
     return judge.record(subject, _judged(judge, model, values, keep))
 
 
-def _judged(judge: Judge, model: Any, values: Namespace, keep: Path | None) -> list[dict[str, Any]]:  # noqa: ANN401 - a Model, imported late
+def _judged(
+    judge: Judge, model: Model, values: Namespace, keep: Path | None
+) -> list[dict[str, Any]]:
     """An entry for each number of steps."""
     from sfumato.evaluation.samples import Sampler
 

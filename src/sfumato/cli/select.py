@@ -78,7 +78,7 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
     process = select.still(recipe.process, 0.0) if recipe.own_noise else recipe.process
     times = torch.linspace(0, 1, values.candidates, dtype=torch.float64)
     distances = _distances(process, data, facts, times, values)
-    if values.epsilon:
+    if values.epsilon is not None:
         path = select.shortest(distances, values.epsilon)
     else:
         path = select.select(distances, values.levels)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.corruption.facts import Facts
+    from sfumato.methods.recipe import Recipe
+    from sfumato.sampling.kernels import Kernel
     from sfumato.sampling.predict import Moments, Predictor
 
 ABOUT = (
@@ -39,9 +41,9 @@ KERNELS = (
 """Without `exact-variance`, which is right on Gaussian data by construction."""
 MODEL = (
     "The model behind these numbers: Gaussian data, and a network without error. On images the "
-    "ranking did not hold: for seven kernels of two trained models of Fashion-MNIST at 10, 20 and "
-    "50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It tells a kernel that "
-    "is hopeless at so many calls, not which of two good ones is better."
+    "ranking did not hold: for seven pairs of kernel and trained model of Fashion-MNIST at 10, 20 "
+    "and 50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It tells a kernel "
+    "that is hopeless at so many calls, not which of two good ones is better."
 )
 SHOWN, LINES, BANDS = 12, 5, 24
 
@@ -114,7 +116,9 @@ def _pairs(values: Namespace, facts: Facts) -> Iterator[tuple[str, str, Any]]:
                 yield method, kernel, str(error)
 
 
-def _predicted(predictor: Predictor, kernel: Any, recipe: Any, values: Namespace) -> list[Any]:  # noqa: ANN401 - a Kernel and a Recipe, imported late
+def _predicted(
+    predictor: Predictor, kernel: Kernel, recipe: Recipe, values: Namespace
+) -> list[tuple[int, int, Moments, Predictor]]:
     """(calls, steps, moments, predictor) for each number of calls: as many steps as they allow."""
     found = []
     for calls in values.steps:
@@ -153,7 +157,7 @@ def _draw(best: dict[int, list[Any]], target: Path) -> None:
             ratio = moments.variance / moments.data_variance
             lines[name] = _radial(predictor.basis.laplacian.sqrt(), ratio)
         up = "variance of samples over data's"
-        panels.append(charts.Panel(f"{n} calls", "frequency", up, lines, "y"))
+        panels.append(charts.Panel(f"{n} calls", "frequency", up, lines, "log"))
     charts.save(panels, target)
 
 

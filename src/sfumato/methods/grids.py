@@ -57,13 +57,15 @@ def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     first, last = _ends(recipe, steps)
     fine = torch.linspace(max(last, first / FINE), first, FINE, dtype=torch.float64)
     joint = recipe.process.signal.at(fine[0]) @ recipe.process.noise.at(fine[0])
-    if not isinstance(joint, Diagonal):
-        raise ValueError("a karras grid needs signal and noise in one basis; use --grid uniform.")
-    weight = facts.cov(joint.basis).gain
-    parts = []
-    for some in fine.reshape(-1, *(1,) * facts.mean.ndim).split(64):  # of a few times of an image
-        if (snr := recipe.process.log_snr(some)) is not None:
-            parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
+    basis = joint.basis if isinstance(joint, Diagonal) else None
+    weight, parts = facts.cov(basis).gain, []
+    for some in fine.reshape(-1, *(1,) * facts.mean.ndim).split(64):  # bounds the memory needed
+        snr = recipe.process.log_snr(some)
+        if snr is None:
+            raise ValueError(
+                "a karras grid needs signal and noise in one basis; use --grid uniform."
+            )
+        parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
     log_sigma = -torch.cat(parts) / 2
     if not bool((log_sigma.diff() > 0).all()):
         raise ValueError("a karras grid needs noise that rises over the signal at all times.")

@@ -33,10 +33,9 @@ from sfumato.sampling.sample import check_grid, sample
 
 WARPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Powers of even steps that a search for a grid starts from, the best of them."""
-
-
 KNOTS = 6
 """Pieces of the cubic that a searched grid is."""
+NO_BASIS = "a prediction needs a process whose signal and noise share a basis; this one's do not."
 
 
 class Moments(NamedTuple):
@@ -72,10 +71,7 @@ class Predictor:
         one = torch.ones((), dtype=torch.float64)
         joint = process.signal.at(one) @ process.noise.at(one)
         if not isinstance(joint, Diagonal):
-            raise ValueError(
-                "a prediction needs a process whose signal and noise share a basis; this one's do "
-                "not."
-            )
+            raise ValueError(NO_BASIS)
         self.process, self.facts = process, facts
         self.basis: Basis = joint.basis or facts.basis
         self.cov = facts.cov(self.basis)
@@ -186,7 +182,9 @@ class Predictor:
         signal = self.process.signal.at(one)
         moved = self.basis.analyze(signal(self.basis.synthesize(self.mean)))
         total = signal @ self.cov @ signal.T + self.process.cov(one)
-        return moved, like + (total.gain if isinstance(total, Diagonal) else self.cov.gain)
+        if not isinstance(total, Diagonal):
+            raise ValueError(NO_BASIS)
+        return moved, like + total.gain
 
     def _draws(self, kernel: Kernel, grid: Tensor) -> int:
         """How often the kernel draws noise along the grid."""
