@@ -18,7 +18,6 @@ class Panel(NamedTuple):
     Attributes:
         title, across, up: its words.
         lines: x and y of each line, by its name; a name that starts with "_" is not in the legend.
-        up_scale: of the upright axis, "linear" or "log", as matplotlib has it.
         marks: whether the points are marked.
     """
 
@@ -26,7 +25,6 @@ class Panel(NamedTuple):
     across: str
     up: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-    up_scale: str = "linear"
     marks: bool = False
 
 
@@ -40,7 +38,7 @@ def save(panels: Sequence[Panel], target: str | Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (x, y) in panel.lines.items():
             axes.plot(x, y, "o-" if panel.marks else "-", markersize=3, label=name)
-        axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up, yscale=panel.up_scale)
+        axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
         if any(not name.startswith("_") for name in panel.lines):
             axes.legend(fontsize=8)
         axes.grid(alpha=0.3)

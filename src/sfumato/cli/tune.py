@@ -157,7 +157,7 @@ def _draw(best: dict[int, list[Any]], target: Path) -> None:
             ratio = moments.variance / moments.data_variance
             lines[name] = _radial(predictor.basis.laplacian.sqrt(), ratio)
         up = "variance of samples over data's"
-        panels.append(charts.Panel(f"{n} calls", "frequency", up, lines, "log"))
+        panels.append(charts.Panel(f"{n} calls", "frequency", up, lines))
     charts.save(panels, target)
 
 

@@ -40,7 +40,7 @@ def farthest(
     count: int,
     colour: Operator | None = None,
     exact: int = EXACT,
-    chunk: int = 1024,
+    chunk: int = 256,
 ) -> Farthest:
     r"""The largest distance || L^-1 (x_i - x_j) || of two signals, in the noise's metric.
 
