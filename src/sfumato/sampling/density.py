@@ -19,6 +19,7 @@ from sfumato.sampling.flow import RK4, Tableau
 from sfumato.sampling.sample import check_grid
 
 
+@torch.no_grad()
 def log_prob(
     denoiser: Denoiser,
     prior: Prior,

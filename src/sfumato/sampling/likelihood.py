@@ -121,6 +121,7 @@ def bound_terms(
     return Terms(first.cpu().double(), steps, end)
 
 
+@torch.no_grad()
 def flow_bound(
     denoiser: Denoiser,
     prior: Prior,
