@@ -148,7 +148,9 @@ class Model:
         times = grid if isinstance(grid, Tensor) else self.grid(grid, steps, kernel)
         labels = self._labels(classes, len(seeds))
         device = self._place().device
-        whole, done = self.denoiser.eval(), []
+        whole, done = self.denoiser, []
+        if whole.training or whole.backbone.training:  # `eval` asks every module of the network
+            whole.eval()
         # Taken out while it is used: a long grid's operators are made on the way.
         ready = self._loops.pop("last", None)
         for first in range(0, len(seeds), batch):

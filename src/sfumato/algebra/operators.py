@@ -60,13 +60,13 @@ class Diagonal(Operator):
 
     def like(self, x: Tensor) -> Tensor:
         """Signed gains in the dtype and on the device of `x`, computed once unless learned."""
-        if not x.is_floating_point():
-            raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
-        if self.log_gain.requires_grad:
-            return self.gain.to(x.dtype).to(x.device)
         place = (x.dtype, x.device)
         found = self._gains.get(place)
         if found is None:
+            if not x.is_floating_point():
+                raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
+            if self.log_gain.requires_grad:
+                return self.gain.to(x.dtype).to(x.device)
             # They outlive the inference mode they may be asked for in, as an operator that does not
             # change with time does; training reads them too.
             with torch.inference_mode(False):

@@ -261,7 +261,11 @@ class Denoiser(nn.Module):
         self, x: Tensor, pre: Precondition, spectra: Spectra | None = None
     ) -> tuple[Tensor, ...]:
         """The network's word on x_t (B, *shape): one value for each of `maps` but the first."""
-        label = pre.label.to(x.dtype).to(x.device).reshape(-1).expand(len(x))
+        label = pre.label
+        if label.dtype != x.dtype or label.device != x.device:
+            label = label.to(x.dtype).to(x.device)
+        if label.shape != x.shape[:1]:
+            label = label.reshape(-1).expand(len(x))
         out = self.backbone(apply((pre.inp, x), spectra=spectra), label, **self.cond)
         return (out if _gains(pre) else apply((pre.skip, x), (pre.out, out), spectra=spectra),)
 
@@ -278,7 +282,8 @@ class Denoiser(nn.Module):
 
 
 def _gains(pre: Precondition) -> bool:
-    return all(isinstance(part, Diagonal) for part in (pre.skip, pre.out, pre.of))
+    skip, out, of = pre.skip, pre.out, pre.of
+    return isinstance(skip, Diagonal) and isinstance(out, Diagonal) and isinstance(of, Diagonal)
 
 
 def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:

@@ -299,7 +299,7 @@ def _unbind(tree: Any, count: int, x: Tensor) -> list[Any]:  # noqa: ANN401
     if isinstance(tree, Diagonal):
         return tree.unbind(x) if _batched(tree.log_gain, count, x) else [tree] * count
     label = tree.to(x.dtype).to(x.device)
-    return list(label) if _batched(tree, count, x) else [label] * count
+    return list(label.flatten(1)) if _batched(tree, count, x) else [label] * count
 
 
 def _batched(value: Tensor, count: int, x: Tensor) -> bool:
