@@ -72,6 +72,8 @@ def test_axes_before_the_basis_are_carried_along(name):
     x = signal(basis, 2, 3)
     torch.testing.assert_close(basis.analyze(x)[1, 2], basis.analyze(x[1, 2]))
     torch.testing.assert_close(basis.synthesize(x)[1, 2], basis.synthesize(x[1, 2]))
+    for none in (x[:0], x[:, :0]):
+        assert basis.analyze(none).shape == basis.synthesize(none).shape == none.shape
 
 
 @pytest.mark.parametrize("dtype", HALF)

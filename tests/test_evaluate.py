@@ -88,10 +88,12 @@ def test_a_record_that_does_not_hold_says_where(record, here, capsys):
     found = json.loads(record.read_text())
     found["results"][0]["images_sha256"] = "0" * 64
     found["results"][1]["fid"] *= 1.01
+    found["processor"] = "an abacus"
     Path("odd.json").write_text(json.dumps(found))
     assert run("evaluate", "--verify", "odd.json", "--quiet") == 1
     out = capsys.readouterr().out
-    assert "odd.json: 2 steps: the images' bytes differ" in out and "odd.json: 3 steps: FID" in out
+    assert "2 steps: the images' bytes differ (recorded on an abacus; this is " in out
+    assert "odd.json: 3 steps: FID" in out
 
 
 def test_a_cut_evaluation_goes_on_from_its_blocks(trained, here, monkeypatch):

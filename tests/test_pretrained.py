@@ -43,6 +43,15 @@ def test_seed_i_gives_image_i_at_any_batch_size(name):
     assert (model.sample([4], steps=10, batch=1) - images[4:5]).abs().max() < 1e-4
 
 
+def test_no_sample_is_drawn_by_a_network_in_training():
+    """Whichever of denoiser and network was last trained, sampling leaves both in evaluation."""
+    model = from_pretrained(MODELS[0])
+    for part in (model.denoiser, model.denoiser.backbone):
+        part.train()
+        model.sample([0], steps=1)
+        assert not any(module.training for module in model.denoiser.modules())
+
+
 def test_a_name_goes_before_a_path(tmp_path, monkeypatch, capsys):
     """`./fashion-soft` is a folder of one's own; an unknown name is guessed at."""
     monkeypatch.chdir(tmp_path)

@@ -148,9 +148,23 @@ class Judge:
 
 
 def place() -> dict[str, Any]:
-    """Where a record is made: versions of packages, and the machine."""
+    """Where a record is made: versions of packages, the machine and its processor."""
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    return {"versions": {name: metadata.version(name) for name in PACKAGES}, "machine": machine}
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    return {"versions": versions, "machine": machine, "processor": _processor()}
+
+
+def _processor() -> str:
+    """The processor as far as the system tells; its instructions decide the last digits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    kind = "/".join(told[key] for key in ("cpu family", "model", "stepping") if key in told)
+    able = torch.backends.cpu.get_cpu_capability()
+    return f"{name} {kind}, {able}" if kind else f"{name}, {able}"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -174,14 +188,16 @@ def differences(
 ) -> list[str]:
     """Where a record made again differs: another hash of image bytes, or an FID off by more than
     `tolerance`, relative. Empty where it holds."""
-    found = []
+    found, here = [], new["processor"]
+    elsewhere = f" (recorded on {old.get('processor', 'a processor not told')}; this is {here})"
+    elsewhere = "" if old.get("processor") == here else elsewhere
     for name in ("data", "extractor"):
         if old[name]["sha256"] != new[name]["sha256"]:
             found.append(f"{name} has another sha256 than recorded")
     for before, after in zip(old["results"], new["results"], strict=True):
         label = f"{before['steps']} steps" if "steps" in before else "images"
         if before["images_sha256"] != after["images_sha256"]:
-            found.append(f"{label}: the images' bytes differ")
+            found.append(f"{label}: the images' bytes differ{elsewhere}")
         if not abs(after["fid"] - before["fid"]) <= tolerance * abs(before["fid"]):
             found.append(f"{label}: FID {after['fid']:.6g}, recorded {before['fid']:.6g}")
     return found
