@@ -568,6 +568,19 @@ def test_gains_that_are_a_product_of_axes_are_fused(shape, dtype):
     assert hard.fused() is None
 
 
+def test_what_a_sum_cannot_hear_is_no_slow_subnormal():
+    """Gains from 1 to 10^-60 in a basis that mixes: the signal to rounding, nothing near 10^-38.
+
+    In pixels nothing is mixed, and 10^-35 stays itself.
+    """
+    log_gain, x = -torch.linspace(0, 60, 16, dtype=torch.float64) * math.log(10), normal(3, 16)
+    mixed, alone = Diagonal(log_gain, None, dct(16)), Diagonal(log_gain, None, pixel(16))
+    gain = mixed.like(x.float())
+    assert not bool(((gain != 0) & (gain < 1e-31)).any()) and bool((gain[:8] > 0).all())
+    torch.testing.assert_close(mixed(x.float()), mixed(x).float(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone(x.float()).double()[:, :9], alone(x)[:, :9], rtol=1e-6, atol=0)
+
+
 def test_fused_heat_keeps_its_digits_where_gains_underflow():
     """10^-2197 is a zero in the matrix, and the mean of an image stays what it was."""
     basis = dct(64, 64)

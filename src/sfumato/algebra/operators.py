@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.basis import Basis, Fused, Separable
+from sfumato.algebra.basis import Basis, Fused, Pixel, Separable
 from sfumato.algebra.linear import Composed as Composed
 from sfumato.algebra.linear import MatrixFree as MatrixFree
 from sfumato.algebra.linear import Negated as Negated
@@ -66,12 +66,23 @@ class Diagonal(Operator):
             if not x.is_floating_point():
                 raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
             if self.log_gain.requires_grad:
-                return self.gain.to(x.dtype).to(x.device)
+                return self._heard(x.dtype).to(x.device)
             # They outlive the inference mode they may be asked for in, as an operator that does not
             # change with time does; training reads them too.
             with torch.inference_mode(False):
-                found = self._gains[place] = self.gain.to(x.dtype).to(x.device)
+                found = self._gains[place] = self._heard(x.dtype).to(x.device)
         return found
+
+    def _heard(self, dtype: torch.dtype) -> Tensor:
+        """Gains, 0 where the sum over coefficients that comes next could not hear them.
+
+        What they leave would be subnormal numbers, which many processors are very slow at.
+        """
+        gain = self.gain
+        if self.basis is not None and not isinstance(self.basis, Pixel):
+            kind = torch.finfo(torch.promote_types(dtype, torch.float32))
+            gain = torch.where(gain.abs() < kind.tiny / kind.eps, 0.0, gain)
+        return gain.to(dtype)
 
     def unbind(self, x: Tensor) -> list[Diagonal]:
         """The operators along the leading axis of `log_gain`, gains cast to the place of `x`."""
