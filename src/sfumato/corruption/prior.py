@@ -84,18 +84,28 @@ class CorruptedData(Prior):
         self._facts, self._basis = facts, facts.basis
         self._rank = len(space(self.shape))
         self._signal, self._noise = signal, noise
+        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
         eps, rest = randn_like(like), randn_like(like)
-        place = {"dtype": like.dtype, "device": like.device}
-        u = self._facts.mean.to(**place) + self._facts.spectrum.sqrt().to(**place) * rest
-        low = self._facts.low
+        mean, spread = self._moments(like)
+        u, low = mean + spread * rest, self._facts.low
         # A normal draw read through its own distribution function is uniform: one kind of stream
         # serves for everything.
         uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).cpu().double())
         chosen = (uniform.flatten() * len(low)).long().clamp(max=len(low) - 1)
-        corner(u, self._rank)[...] = low[chosen].to(**place)
+        corner(u, self._rank)[...] = low[chosen].to(like.dtype).to(like.device)
         return self._signal(self._basis.synthesize(u)) + self._noise(eps)
+
+    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the coefficients in the place of `like`."""
+        place = (like.dtype, like.device)
+        if place not in self._cast:
+            moments = self._facts.mean, self._facts.spectrum.sqrt()
+            with torch.inference_mode(False):  # they outlive the inference they are asked for in
+                mean, spread = (x.to(like.dtype).to(like.device) for x in moments)
+            self._cast[place] = mean, spread
+        return self._cast[place]
 
     def log_prob(self, x: Tensor) -> Tensor:
         if not (_diagonal_in(self._signal, self._basis) and _diagonal_in(self._noise, self._basis)):
