@@ -16,6 +16,7 @@ from sfumato.corruption.learned import interior
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.ends import prior_term, reconstruction
 from sfumato.estimation.loss import loss
+from sfumato.evaluation.likelihood import flow_bound
 from sfumato.methods.vdm import vdm
 from sfumato.training.train import _step, draw
 from test_training import OPTIONS, tiny
@@ -125,6 +126,13 @@ def test_the_bound_of_other_values_is_refused():
     recipe, x0 = vdm(IMAGE), normal(2, *IMAGE)
     with pytest.raises(ValueError, match=r"needs data of 17 evenly spaced values .* --bins 17"):
         reconstruction(recipe.process, x0, x0, 17)
+
+
+def test_a_likelihood_keeps_no_graph_of_a_learned_schedule():
+    model, data = tiny("vdm", parameters={"bins": 17, "hidden": 4, "fourier": ()})
+    x0 = data.batch(torch.arange(2))
+    found = flow_bound(model, x0, bins=17, tolerance=0.1), model.log_prob(x0, tolerance=0.1)
+    assert not any(x.requires_grad for x in found)
 
 
 @pytest.mark.parametrize("bands", [0, 64])
