@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.transforms import Cast, along, grid_sum, wide
+from sfumato.algebra.transforms import Axes, check, grid_sum, wide
 
 
 class Basis(ABC):
@@ -48,10 +48,7 @@ class Basis(ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless `x` ends in this basis's axes."""
-        if x.shape[x.ndim - len(self.shape) :] != self.shape:
-            raise ValueError(f"basis {self.name} cannot act on a signal of shape {tuple(x.shape)}.")
-        if not x.is_floating_point():
-            raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
+        check(self.name, self.shape, x)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Basis) and self.key == other.key
@@ -90,20 +87,17 @@ class Separable(Basis):
     """
 
     def __init__(self, name: str, factors: Sequence[Tensor], squared: Sequence[Tensor]) -> None:
-        self.name = name
-        self.shape = tuple(len(q) for q in factors)
-        self._factors = tuple(Cast(q) for q in factors)
-        self._squared = tuple(squared)
+        self.name, self._squared = name, tuple(squared)
+        self._to, self._back = Axes(name, factors), Axes(name, [q.mT for q in factors])
+        self.shape = self._to.shape
 
     def analyze(self, x: Tensor) -> Tensor:
-        self.check(x)
-        return along(x, self._factors)
+        return self._to(x)
 
     def synthesize(self, u: Tensor) -> Tensor:
-        self.check(u)
-        return along(u, self._factors, transpose=True)
+        return self._back(u)
 
-    def fuse(self, log_gain: Tensor) -> Fused | None:
+    def fuse(self, log_gain: Tensor) -> Axes | None:
         """V diag(gain) V^T as a matrix per axis, where `log_gain` is a sum of one term per axis."""
         if not bool(log_gain.isfinite().all()):
             return None
@@ -114,23 +108,12 @@ class Separable(Basis):
         rounding = 1e-13 * (1 + log_gain.abs())
         if bool(((log_gain - grid_sum(parts)).abs() > rounding).any()):
             return None
-        pairs = zip(self._factors, parts, strict=True)
-        return Fused(self, [q.value.mT @ (part.exp()[:, None] * q.value) for q, part in pairs])
+        pairs = zip(self._to.matrices, parts, strict=True)
+        return Axes(self.name, [q.mT @ (part.exp()[:, None] * q) for q, part in pairs])
 
     @property
     def laplacian(self) -> Tensor:
         return grid_sum(self._squared)
-
-
-class Fused:
-    """One matrix for each trailing axis, one after another (final); see `Diagonal.fused`."""
-
-    def __init__(self, basis: Separable, matrices: Sequence[Tensor]) -> None:
-        self._basis, self._matrices = basis, tuple(Cast(matrix) for matrix in matrices)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self._basis.check(x)
-        return along(x, self._matrices)
 
 
 class Hartley(Basis):

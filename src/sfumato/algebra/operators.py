@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.basis import Basis, Fused, Pixel, Separable
+from sfumato.algebra.basis import Basis, Pixel, Separable
 from sfumato.algebra.linear import Composed as Composed
 from sfumato.algebra.linear import MatrixFree as MatrixFree
 from sfumato.algebra.linear import Negated as Negated
@@ -22,6 +22,7 @@ from sfumato.algebra.linear import NotPositive as NotPositive
 from sfumato.algebra.linear import Operator as Operator
 from sfumato.algebra.linear import Sum as Sum
 from sfumato.algebra.logs import log_of, product_sign, signed_sum
+from sfumato.algebra.transforms import Axes
 
 
 class Diagonal(Operator):
@@ -49,7 +50,7 @@ class Diagonal(Operator):
         self.sign = None if sign is None else sign.to(torch.float64)
         self.basis = basis
         self._gains: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._fused: Fused | bool | None = False  # not asked yet
+        self._fused: Axes | bool | None = False  # not asked yet
         self._vanishes: bool | None = None  # likewise
 
     @property
@@ -110,7 +111,7 @@ class Diagonal(Operator):
             return self.like(x) * x
         return self.basis.synthesize(self.like(x) * self.basis.analyze(x))
 
-    def fused(self) -> Fused | None:
+    def fused(self) -> Axes | None:
         """V diag(gain) V^T as a matrix for each axis; None where gains are no product of axes.
 
         Heat is one: it costs half of analyse, weigh, synthesise. Asked once, where no derivative
