@@ -96,6 +96,35 @@ def test_a_record_that_does_not_hold_says_where(record, here, capsys):
     assert "odd.json: 3 steps: FID" in out
 
 
+def test_another_processor_adds_its_bytes_where_fid_holds(record, here, capsys):
+    """Made elsewhere, a record fails here, is attested, and then holds; its scores stay."""
+    found = json.loads(record.read_text())
+    found["processor"] = "an abacus"
+    for row in found["results"]:
+        row["images_sha256"] = "0" * 64
+        row["fid"] *= 1.0005
+    Path("made.json").write_text(json.dumps(found))
+    words = ("evaluate", "--verify", "made.json", "--quiet")
+    assert run(*words) == 1
+    assert run(*words, "--attest") == 0
+    assert "made.json: holds on " in capsys.readouterr().out
+    assert run(*words) == 0
+    added = json.loads(Path("made.json").read_text())
+    assert protocol.processors(added) == ["an abacus", json.loads(record.read_text())["processor"]]
+    for row in added["results"]:
+        del row[protocol.ELSEWHERE]
+    assert added == found
+
+
+def test_nothing_is_attested_where_fid_differs(record, here):
+    found = json.loads(record.read_text())
+    found["processor"] = "an abacus"
+    found["results"][0]["fid"] *= 1.01
+    Path("far.json").write_text(json.dumps(found))
+    assert run("evaluate", "--verify", "far.json", "--quiet", "--attest") == 1
+    assert json.loads(Path("far.json").read_text()) == found
+
+
 def test_a_cut_evaluation_goes_on_from_its_blocks(trained, here, monkeypatch):
     """Killed after some blocks, it draws only the others, and the record is the same."""
     monkeypatch.setattr(samples, "BLOCK", 8)
@@ -169,6 +198,7 @@ def test_pca_is_labelled_and_other_data_have_no_classifier(trained, here, capsys
         (("evaluate", "RUN", "--split", "test[400:]", "--out", "a.json"), "there is none in test"),
         (("evaluate", "nowhere", "--out", "a.json"), "no model 'nowhere'"),
         (("evaluate", "--verify", "there.json"), "there.json is no record of an evaluation"),
+        (("evaluate", "RUN", "--attest", "--out", "a.json"), "--attest adds to a record: name it"),
         (("evaluate", "made.npz", "--out", "a.json"), "finished images need --data"),
     ],
 )

@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     values = parser.read(argv, settings(argv))
     if values.run is None and values.verify is None:
         raise ValueError("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
+    if values.attest and values.verify is None:
+        raise ValueError("--attest adds to a record: name it, as in --verify FILE.json --attest.")
     if values.dry_run:
         print(resolved(parser, values))
         return 0
@@ -168,6 +170,10 @@ def _verify(values: Namespace) -> int:
     again.steps = tuple(old["subject"]["steps"] or ()) or None
     new = _evaluate(again, path.with_name(f"{path.name}.blocks"))
     _forget(path.with_name(f"{path.name}.blocks"))
+    if values.attest and (added := protocol.attested(old, new)):
+        protocol.write(added, path)
+        print(f"{path}: holds on {new['processor']} too, whose bytes it now knows")
+        return 0
     found = protocol.differences(old, new)
     for sentence in found:
         print(f"{path}: {sentence}")
@@ -214,6 +220,8 @@ def _parser() -> Parser:
     parser.option("out", kinds.optional(kinds.PATH), None, "the record, FILE.json")
     again = "make the record FILE.json again and say whether bytes and FID are the same"
     parser.option("verify", kinds.optional(kinds.PATH), None, again)
+    added = "with --verify: where FID holds on another processor, add the hash of its bytes"
+    parser.option("attest", kinds.YES, False, added)
     data = "real images to compare with (default: what the model was trained on)"
     parser.option("data", kinds.optional(kinds.TEXT), None, data)
     split = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,8 @@ FORMAT = 1
 ENOUGH = 10_000
 """Images below which a score says little about one's true value."""
 ROUNDING = "uint8, round((x + 1) 127.5)"
+ELSEWHERE = "images_sha256_elsewhere"
+"""Key of a result: the hash of its images by other kinds of processors."""
 PACKAGES = ("sfumato", "torch", "torchmetrics", "diffusers", "numpy")
 
 
@@ -186,21 +188,53 @@ def write(record: Mapping[str, Any], path: Path) -> None:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float = 1e-3
 ) -> list[str]:
-    """Where a record made again differs: another hash of image bytes, or an FID off by more than
-    `tolerance`, relative. Empty where it holds."""
-    found, here = [], new["processor"]
-    elsewhere = f" (recorded on {old.get('processor', 'a processor not told')}; this is {here})"
-    elsewhere = "" if old.get("processor") == here else elsewhere
+    """Where a record made again differs: another hash of image bytes than this kind of processor
+    had, or an FID off by more than `tolerance`, relative. Empty where it holds."""
+    here, told = new["processor"], ", ".join(processors(old)) or "a processor not told"
+    elsewhere = "" if here in processors(old) else f" (recorded on {told}; this is {here})"
+    found = [*_others(old, new, tolerance)]
+    for before, after in zip(old["results"], new["results"], strict=True):
+        known = before.get(ELSEWHERE, {}).get(here, before["images_sha256"])
+        if known != after["images_sha256"]:
+            found.append(f"{_label(before)}: the images' bytes differ{elsewhere}")
+    return found
+
+
+def attested(
+    old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float = 1e-3
+) -> dict[str, Any] | None:
+    """`old` with the hashes of `new`, made again on a kind of processor that `old` does not know.
+
+    None where it knows this processor, or where more differs than the bytes of images.
+    """
+    here = new["processor"]
+    if here in processors(old) or any(_others(old, new, tolerance)):
+        return None
+    results = [
+        {**before, ELSEWHERE: {**before.get(ELSEWHERE, {}), here: after["images_sha256"]}}
+        for before, after in zip(old["results"], new["results"], strict=True)
+    ]
+    return {**old, "results": results}
+
+
+def processors(record: Mapping[str, Any]) -> list[str]:
+    """The kinds of processors whose bytes `record` knows, that of its scores first."""
+    first = [record["processor"]] if "processor" in record else []
+    return [*first, *record["results"][0].get(ELSEWHERE, {})]
+
+
+def _others(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
+    """What differs beside bytes of images, which processors round differently."""
     for name in ("data", "extractor"):
         if old[name]["sha256"] != new[name]["sha256"]:
-            found.append(f"{name} has another sha256 than recorded")
+            yield f"{name} has another sha256 than recorded"
     for before, after in zip(old["results"], new["results"], strict=True):
-        label = f"{before['steps']} steps" if "steps" in before else "images"
-        if before["images_sha256"] != after["images_sha256"]:
-            found.append(f"{label}: the images' bytes differ{elsewhere}")
         if not abs(after["fid"] - before["fid"]) <= tolerance * abs(before["fid"]):
-            found.append(f"{label}: FID {after['fid']:.6g}, recorded {before['fid']:.6g}")
-    return found
+            yield f"{_label(before)}: FID {after['fid']:.6g}, recorded {before['fid']:.6g}"
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    return f"{result['steps']} steps" if "steps" in result else "images"
 
 
 def _some(data: RealImages, count: int, seed: int) -> Tensor:
