@@ -1,6 +1,6 @@
 """Train the two classifiers whose features measure samples, and put them into the package.
 
-    python recipes/classifiers.py            # both; `make classifiers` is the same
+    python recipes/classifiers.py            # both
     python recipes/classifiers.py digits
 
 Writes src/sfumato/pretrained/features-NAME.safetensors, in half precision, with the accuracy on
@@ -9,7 +9,7 @@ the test split in its metadata.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -87,6 +87,17 @@ def train(name: str) -> None:
     files.write(HOME / f"features-{name}.safetensors", lambda p: save_file(tensors, p, about))
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="*", help=f"of {', '.join(PLANS)} (default: both)")
+    asked = parser.parse_args().name
+    if unknown := set(asked) - set(PLANS):
+        parser.error(f"no classifier {', '.join(sorted(unknown))}; there are {', '.join(PLANS)}")
+    for name in asked or PLANS:
+        train(name)
+
+
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or PLANS:
-        train(chosen)
+    main()

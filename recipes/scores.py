@@ -12,8 +12,8 @@ and of real images, largest n first.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,11 +159,22 @@ def _cell(fid: float | None, best: float) -> str:
     return f"**{fid:.3g}**" if fid <= best else f"{fid:.3g}"
 
 
-if __name__ == "__main__":
-    wanted = sys.argv[1] if len(sys.argv) > 1 else "--table"
-    if wanted == "--predicted":
-        rows_, correlation, count = predicted()
-        print("\n".join(rows_), f"\nrank correlation {correlation:.2f}, n = {count}")
+def main() -> None:
+    """Print the table that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    which = parser.add_mutually_exclusive_group()
+    for made in (table, kernels, grids, predicted, bits):
+        flag, text = f"--{made.__name__}", (made.__doc__ or "").split("\n")[0]
+        which.add_argument(flag, dest="made", action="store_const", const=made, help=text)
+    made = parser.parse_args().made or table
+    if made is predicted:
+        lines, correlation, count = predicted()
+        print("\n".join(lines), f"\nrank correlation {correlation:.2f}, n = {count}")
     else:
-        tables = {"--table": table, "--kernels": kernels, "--grids": grids, "--bits": bits}
-        print("\n".join(tables[wanted]()))
+        print("\n".join(made()))
+
+
+if __name__ == "__main__":
+    main()
