@@ -198,6 +198,7 @@ def test_pca_is_labelled_and_other_data_have_no_classifier(trained, here, capsys
         (("evaluate", "RUN", "--split", "test[400:]", "--out", "a.json"), "there is none in test"),
         (("evaluate", "nowhere", "--out", "a.json"), "no model 'nowhere'"),
         (("evaluate", "--verify", "there.json"), "there.json is no record of an evaluation"),
+        (("evaluate", "RUN", "--verify", "there.json"), "leave out RUN and --out"),
         (("evaluate", "RUN", "--attest", "--out", "a.json"), "--attest adds to a record: name it"),
         (("evaluate", "made.npz", "--out", "a.json"), "finished images need --data"),
     ],

@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     values = parser.read(argv, settings(argv))
     if values.run is None and values.verify is None:
         raise ValueError("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
+    if values.verify is not None and (values.run or values.out):
+        raise ValueError("--verify takes all from the record: leave out RUN and --out.")
     if values.attest and values.verify is None:
         raise ValueError("--attest adds to a record: name it, as in --verify FILE.json --attest.")
     if values.dry_run:
