@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -372,6 +373,40 @@ def test_the_command_line_prints_and_records(tmp_path, monkeypatch, capsys):
     assert "a.json exists" in capsys.readouterr().err
     assert main([*words[:2], "--n", "9999999", "--quiet"]) == 2
     assert "Use a smaller --n" in capsys.readouterr().err
+
+
+def test_a_cut_measurement_goes_on_from_its_batches(tmp_path, monkeypatch, capsys):
+    """Killed in its second batch, it measures the rest alone, and the record is that of one go."""
+    from sfumato.evaluation import likelihood
+
+    model, _ = tiny("ddpm")
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    measured: list[int] = []
+    one = likelihood.bound
+
+    def counted(model, x0, *rest):
+        measured.append(len(x0))
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return one(model, x0, *rest)
+
+    monkeypatch.setattr(likelihood, "bound", counted)
+    words = "likelihood model --by bound --n 5 --batch 2 --draws 2 --quiet --out".split()
+    assert main([*words, "cut.json"]) == 130
+    assert not Path("cut.json").exists()
+    (kept,) = Path("cut.json.blocks").glob("*/*.npz")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    assert main([*words, "cut.json"]) == 2
+    assert "is damaged" in (said := capsys.readouterr().err) and "Remove it" in said
+    kept.write_bytes(whole)
+    assert main([*words, "cut.json"]) == 0
+    assert measured == [2, 2, 2, 1]
+    assert not Path("cut.json.blocks").exists()
+    assert main([*words, "one.json"]) == 0
+    assert measured[4:] == [2, 2, 1]
+    assert json.loads(Path("cut.json").read_text()) == json.loads(Path("one.json").read_text())
 
 
 def test_likelihoods_of_conditional_models_are_refused():

@@ -64,13 +64,12 @@ def run(argv: Sequence[str]) -> int:
         )
 
     from sfumato import files
-    from sfumato.evaluation import protocol
+    from sfumato.evaluation import blocks, protocol
 
     files.check_writable(out)
-    keep = out.with_name(f"{out.name}.blocks")
-    record = _evaluate(values, keep)
+    record = _evaluate(values, blocks.beside(out))
     protocol.write(record, out)
-    _forget(keep)
+    blocks.forget(out)
     if not values.quiet:
         _show(record, out)
     return 0
@@ -164,14 +163,14 @@ def _finished(path: str, n: int | None) -> Images:
 
 def _verify(values: Namespace) -> int:
     """Make a record again and say where it differs; 0 where it holds."""
-    from sfumato.evaluation import protocol
+    from sfumato.evaluation import blocks, protocol
 
     path = Path(values.verify)
     old = protocol.read(path)
     again = Namespace(**{**values.as_dict(), **old["subject"]})
     again.steps = tuple(old["subject"]["steps"] or ()) or None
-    new = _evaluate(again, path.with_name(f"{path.name}.blocks"))
-    _forget(path.with_name(f"{path.name}.blocks"))
+    new = _evaluate(again, blocks.beside(path))
+    blocks.forget(path)
     if values.attest and (added := protocol.attested(old, new)):
         protocol.write(added, path)
         print(f"{path}: holds on {new['processor']} too, whose bytes it now knows")
@@ -206,13 +205,6 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"{out}", highlight=False)
-
-
-def _forget(keep: Path) -> None:
-    """Remove the blocks, once the record is there."""
-    import shutil
-
-    shutil.rmtree(keep, ignore_errors=True)
 
 
 def _parser() -> Parser:

@@ -42,12 +42,14 @@ def run(argv: Sequence[str]) -> int:
     import torch
 
     from sfumato import files
+    from sfumato.evaluation import blocks
     from sfumato.evaluation.likelihood import ALL, measure
     from sfumato.training.data import load as load_data
     from sfumato.training.sources import NAMED
 
-    if values.out is not None:
-        files.check_writable(values.out)
+    out = values.out and Path(values.out)
+    if out is not None:
+        files.check_writable(out)
     if values.threads:
         torch.set_num_threads(values.threads)
     model = load(values.run, values)
@@ -71,11 +73,13 @@ def run(argv: Sequence[str]) -> int:
             bins=values.bins,
             seed=values.seed,
             batch=values.batch,
+            keep=out and blocks.beside(out),
             tick=advance,
         )
     record = {"run": values.run, **found}
-    if values.out is not None:
-        files.write(values.out, json.dumps(record, indent=2) + "\n")
+    if out is not None:
+        files.write(out, json.dumps(record, indent=2) + "\n")
+        blocks.forget(out)
     if not values.quiet:
         _show(record)
     return 0

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato.corruption.prior import RandnLike
+from sfumato.evaluation.blocks import Blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
+from sfumato.evaluation.samples import fingerprint
 from sfumato.model import Model
 from sfumato.sampling import likelihood
 from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform
@@ -40,6 +44,7 @@ def measure(
     bins: int | None = None,
     seed: int = 0,
     batch: int = 50,
+    keep: Path | None = None,
     tick: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Bits per dimension of `n` images of `data`: the mean of each, with its standard error.
@@ -58,6 +63,7 @@ def measure(
         bins: values that a pixel can have; by default those of whole numbers in the data's range.
         seed: of the images, the noise and the probes.
         batch: images at once.
+        keep: folder of finished batches, from which a cut measurement goes on; None keeps none.
         tick: called with the number of images done, each by each of `which`.
 
     Raises:
@@ -68,31 +74,7 @@ def measure(
     steps = steps or (model.recipe.steps if model.recipe.fixed else CHAIN)
     bins = bins or values_of(data.record.low, data.record.high)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    rows: dict[str, list[Tensor]] = {name: [] for name in which}
-    terms: list[Terms] = []
-    for some in torch.arange(n).split(batch):
-        x0, seeds = data.batch(chosen[some]), Seeds([seed * 2**32 + int(i) for i in some])
-        if UNIFORM in rows:
-            filled = x0 + (2 / (bins - 1) * (uniform(x0, seeds) - 0.5)).to(x0)
-            log_prob = model.log_prob(filled, tolerance, probes, seeds)
-            rows[UNIFORM].append(-log_prob - x0[0].numel() * math.log(2 / (bins - 1)))
-            tick(len(x0))
-        if FLOW in rows:
-            rows[FLOW].append(flow_bound(model, x0, steps, bins, tolerance, probes, seeds))
-            tick(len(x0))
-        if BOUND in rows:
-            found = bound(model, x0, steps, bins, draws, seeds)
-            terms.append(found)
-            rows[BOUND].append(found.total)
-            tick(len(x0))
-    size = math.prod(model.shape)
-    result = {name: _summary(torch.cat(nats), size) for name, nats in rows.items()}
-    if {FLOW, BOUND} <= rows.keys():
-        result["gap"] = _summary(torch.cat(rows[BOUND]) - torch.cat(rows[FLOW]), size)
-    for name in Terms._fields if terms else ():
-        result[name] = _summary(torch.cat([getattr(term, name) for term in terms]), size)
-    return {
-        "format": FORMAT,
+    about = {
         "n": n,
         "seed": seed,
         "bins": bins,
@@ -101,8 +83,47 @@ def measure(
         "tolerance": tolerance,
         "probes": probes,
         "data": data.record.to_dict(),
+    }
+    shared = {"model": fingerprint(model), "batch": batch, "torch": torch.__version__}
+    blocks, done = Blocks(keep, about | shared | {"which": [*which]}), 0
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        tick(count)
+
+    def nats(some: Tensor) -> dict[str, np.ndarray]:
+        x0, seeds = data.batch(chosen[some]), Seeds([seed * 2**32 + int(i) for i in some])
+        found: dict[str, Tensor] = {}
+        if UNIFORM in which:
+            filled = x0 + (2 / (bins - 1) * (uniform(x0, seeds) - 0.5)).to(x0)
+            log_prob = model.log_prob(filled, tolerance, probes, seeds)
+            found[UNIFORM] = -log_prob - x0[0].numel() * math.log(2 / (bins - 1))
+            told(len(x0))
+        if FLOW in which:
+            found[FLOW] = flow_bound(model, x0, steps, bins, tolerance, probes, seeds)
+            told(len(x0))
+        if BOUND in which:
+            terms = bound(model, x0, steps, bins, draws, seeds)
+            found |= {BOUND: terms.total, **terms._asdict()}
+            told(len(x0))
+        if FLOW in found and BOUND in found:
+            found["gap"] = found[BOUND] - found[FLOW]
+        return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+    parts = []
+    for some in torch.arange(n).split(batch):
+        parts.append(blocks(int(some[0]), lambda some=some: nats(some)))
+        told((int(some[-1]) + 1) * len(which) - done)  # where it was kept
+    size = math.prod(model.shape)
+    return {
+        "format": FORMAT,
+        **about,
         "model": model.config.to_dict(),
-        "bits_per_dim": result,
+        "bits_per_dim": {
+            name: _summary(np.concatenate([part[name] for part in parts]), size)
+            for name in parts[0]
+        },
         **place(),
     }
 
@@ -151,7 +172,7 @@ def flow_bound(
     )
 
 
-def _summary(nats: Tensor, size: int) -> dict[str, float]:
-    bits = bits_per_dim(nats.double(), size)
+def _summary(nats: np.ndarray, size: int) -> dict[str, float]:
+    bits = bits_per_dim(torch.from_numpy(nats), size)
     error = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
     return {"mean": float(bits.mean()), "standard_error": error}

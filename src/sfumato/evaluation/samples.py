@@ -1,7 +1,7 @@
 """Samples are the images that are judged: blocks of seeds of a model, or images made before.
 
-A block that is finished is kept as a file, so that an evaluation that was cut goes on from there;
-a block belongs to one network, sampler and set of seeds, by a key in its folder's name.
+A block that is finished is kept, so that an evaluation that was cut goes on from there; it belongs
+to one network, sampler and set of seeds.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import functools
 import hashlib
 import json
 import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import files
+from sfumato.evaluation.blocks import Blocks
 from sfumato.methods import lookup
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
@@ -68,22 +67,14 @@ class Sampler:
     def images(self, steps: int) -> Images:
         """The images at `steps` steps, and the record of how they were drawn."""
         about = self.about(steps)
-        folder = self.keep and self.keep / _key(about)
+        blocks = Blocks(self.keep, about)
         parts, seconds = [], 0.0
         for first in range(0, self.count, BLOCK):
             seeds = range(first, min(first + BLOCK, self.count))
-            path = folder and folder / f"{first:08d}.npz"
-            if path is not None and path.is_file():
-                block, spent = _read(path)
-            else:
-                began = time.perf_counter()
-                block = self._block(seeds, steps)
-                spent = time.perf_counter() - began
-                if path is not None:
-                    _write(path, block, spent)
-            parts.append(block)
-            seconds += spent
-            self.tick(len(block))
+            block = blocks(first, lambda seeds=seeds: self._block(seeds, steps))
+            parts.append(block["images"])
+            seconds += float(block["seconds"])
+            self.tick(len(seeds))
         pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
         return Images(pixels, about | {"seconds_per_image": round(seconds / self.count, 5)})
 
@@ -102,13 +93,15 @@ class Sampler:
             "torch": torch.__version__,
         }
 
-    def _block(self, seeds: Sequence[int], steps: int) -> np.ndarray:
+    def _block(self, seeds: Sequence[int], steps: int) -> dict[str, np.ndarray]:
+        began = time.perf_counter()
         classes = None
         if self.model.config.conditional:
             known = len(self.model.config.record.classes or ())
             classes = [seed % known for seed in seeds]
         kernel, times = self._kernel(), self._grid(steps)
-        return to_uint8(self.model.sample(seeds, steps, kernel, classes, self.batch, grid=times))
+        made = self.model.sample(seeds, steps, kernel, classes, self.batch, grid=times)
+        return {"images": to_uint8(made), "seconds": np.array(time.perf_counter() - began)}
 
     @functools.cache  # noqa: B019 - a search of seconds for some grids; a sampler lives no longer
     def _grid(self, steps: int) -> Tensor:
@@ -130,24 +123,3 @@ def fingerprint(model: Model) -> str:
 def digest(pixels: Tensor) -> str:
     """SHA-256 of images' bytes, in hex."""
     return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-
-
-def _key(about: Mapping[str, Any]) -> str:
-    """A folder's name for blocks that were drawn so."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write(path: Path, block: np.ndarray, seconds: float) -> None:
-    def fill(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, images=block, seconds=np.float64(seconds))
-
-    files.write(path, fill)
-
-
-def _read(path: Path) -> tuple[np.ndarray, float]:
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return held["images"], float(held["seconds"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it to draw it again.") from error
