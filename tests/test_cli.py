@@ -259,6 +259,27 @@ def test_a_method_s_name_goes_before_a_folder(trained, here):
     assert run("show", "./soft", "--seeds", "0", "--quiet", "--out", "back.png") == 0
 
 
+def test_a_sampler_that_diverges_is_told_of(here, capsys):
+    """Clamped to bytes its images are black and white noise; where they are NaN none is written."""
+    words = "sample fashion-soft --kernel euler-maruyama --seeds 0-1 --steps".split()
+    told = "euler-maruyama diverged in 2 of the samples at {} steps. Use another --kernel"
+    assert main([*words, "3", "--out", "far.png"]) == 0
+    assert f"note: {told.format(3)}" in capsys.readouterr().err
+    assert main([*words, "50", "--out", "nan.png"]) == 2
+    assert capsys.readouterr().err.startswith(f"sfumato: {told.format(50)}")
+    assert not Path("nan.png").exists()
+    words = "show fashion-soft --kernel euler-maruyama --seeds 0-1 --steps 3 --out show.png".split()
+    assert main(words) == 0
+    assert told.format(3) in capsys.readouterr().err
+    assert main("sample fashion-soft --seeds 0-69 --steps 2 --out near.npz".split()) == 0
+    assert not capsys.readouterr().err
+    words = "evaluate fashion-soft --kernel euler-maruyama --n 8 --steps 3 --out a.json".split()
+    assert main([*words, "--data", "near.npz", "--extractor", "pca"]) == 0
+    told = told.replace(" 2 ", " 8 ").format(3)
+    assert f"note: {told}" in capsys.readouterr().err
+    assert json.loads(Path("a.json").read_text())["warnings"][-1].startswith(told)
+
+
 def test_dry_run_prints_what_config_reads_and_writes_nothing(here, capsys):
     words = ("train", "soft", "--blur", "0.01,0.3", "--images", "1e3", "--multipliers", "[1,2]")
     assert run(*words, "--out", "r", "--dry-run") == 0

@@ -80,7 +80,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     import torch
 
     from sfumato.evaluation.extractor import choose
-    from sfumato.evaluation.protocol import Judge
+    from sfumato.evaluation.protocol import Judge, divergences
 
     if values.threads:
         torch.set_num_threads(values.threads)
@@ -92,9 +92,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     made = None if model is not None else _finished(values.run, values.n)
     count = values.n if made is None else len(made.pixels)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
-    if not values.quiet:
-        for sentence in judge.warnings():
-            print(f"sfumato: note: {sentence}", file=sys.stderr)
+    _note(judge.warnings(), values)
     subject = {name: values[name] for name in PLAN}
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
     if made is not None:
@@ -102,7 +100,15 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     if model is None:
         raise ValueError(f"there is no model at {values.run}, and no finished images.")
     subject |= {"model": model.config.to_dict()}
-    return judge.record(subject, _judged(judge, model, values, keep))
+    results = _judged(judge, model, values, keep)
+    _note(divergences(results), values)
+    return judge.record(subject, results)
+
+
+def _note(sentences: Sequence[str], values: Namespace) -> None:
+    if not values.quiet:
+        for sentence in sentences:
+            print(f"sfumato: note: {sentence}", file=sys.stderr)
 
 
 def _judged(

@@ -56,6 +56,7 @@ def run(argv: Sequence[str]) -> None:
             grid=values.grid,
         )
     spent = time.perf_counter() - clock
+    check_converged(images, values.kernel or model.kernel_name, steps, values.quiet)
     keep(images, values.out, seeds)
     if not values.quiet:
         sampler = f"kernel {values.kernel}" if kernel else model.kernel_name
@@ -74,6 +75,22 @@ def check_out(model: Model, out: str) -> None:
         raise ValueError(
             f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
         )
+
+
+def check_converged(images: Tensor, kernel: str, steps: int, quiet: bool) -> None:
+    """Say on standard error how many images a sampler lost; ValueError where they are no numbers.
+
+    Clamped to bytes, such images look like noise and not like a mistake.
+    """
+    from sfumato.sampling.sample import diverged, divergence
+
+    if not (lost := int(diverged(images).sum())):
+        return
+    sentence = divergence(kernel, lost, steps)
+    if not bool(images.isfinite().all()):
+        raise ValueError(sentence)
+    if not quiet:
+        print(f"sfumato: note: {sentence}", file=sys.stderr)
 
 
 def keep(images: Tensor, out: str, seeds: Sequence[int]) -> None:

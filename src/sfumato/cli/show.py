@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from sfumato import pretrained
 from sfumato.cli import kinds, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
-from sfumato.cli.sample import labels, load, model_options
+from sfumato.cli.sample import check_converged, labels, load, model_options
 from sfumato.cli.signatures import Signature
 from sfumato.names import nearest
 
@@ -75,9 +75,10 @@ def _made(target: str, values: Namespace) -> Tensor:
     kernel = values.kernel and lookup.kernel(values.kernel)
     model, seeds = load(target, values), kinds.expand(values.seeds)
     classes = labels(model, values.classes, seeds)
-    return trajectory.reverse(
-        model, seeds, values.frames, values.steps, kernel, classes, values.grid
-    )
+    steps = values.steps or model.steps
+    path = trajectory.reverse(model, seeds, values.frames, steps, kernel, classes, values.grid)
+    check_converged(path[:, -1], values.kernel or model.kernel_name, steps, values.quiet)
+    return path
 
 
 def _reduced(image: Tensor, size: int) -> Tensor:

@@ -23,6 +23,7 @@ from sfumato.evaluation.extractor import Extractor
 from sfumato.evaluation.samples import Images, digest
 from sfumato.pictures import to_uint8
 from sfumato.record import Record
+from sfumato.sampling.sample import divergence
 
 FORMAT = 1
 ENOUGH = 10_000
@@ -126,7 +127,7 @@ class Judge:
                     },
                     "floor": self.floor,
                     "results": results,
-                    "warnings": self.warnings(),
+                    "warnings": [*self.warnings(), *divergences(results)],
                     **place(),
                 }
             )
@@ -147,6 +148,15 @@ class Judge:
         elif self.floor["n"] < self.count:
             said.append(f"the floor has only n = {self.floor['n']}.")
         return said
+
+
+def divergences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each set of samples of which some diverged."""
+    return [
+        divergence(one["kernel"], one["diverged"], one["steps"])
+        for one in results
+        if one.get("diverged")
+    ]
 
 
 def place() -> dict[str, Any]:

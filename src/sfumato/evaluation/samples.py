@@ -24,7 +24,7 @@ from sfumato.methods import lookup
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import check_grid
+from sfumato.sampling.sample import check_grid, diverged, divergence
 
 BLOCK = 500
 """Images in one file."""
@@ -68,15 +68,17 @@ class Sampler:
         """The images at `steps` steps, and the record of how they were drawn."""
         about = self.about(steps)
         blocks = Blocks(self.keep, about)
-        parts, seconds = [], 0.0
+        parts, seconds, lost = [], 0.0, 0
         for first in range(0, self.count, BLOCK):
             seeds = range(first, min(first + BLOCK, self.count))
             block = blocks(first, lambda seeds=seeds: self._block(seeds, steps))
             parts.append(block["images"])
             seconds += float(block["seconds"])
+            lost += int(block.get("diverged", 0))
             self.tick(len(seeds))
         pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
-        return Images(pixels, about | {"seconds_per_image": round(seconds / self.count, 5)})
+        about |= {"seconds_per_image": round(seconds / self.count, 5)}
+        return Images(pixels, about | {"diverged": lost} if lost else about)
 
     def about(self, steps: int) -> dict[str, Any]:
         """What decides the images: network, sampler, grid, seeds, threads."""
@@ -101,7 +103,14 @@ class Sampler:
             classes = [seed % known for seed in seeds]
         kernel, times = self._kernel(), self._grid(steps)
         made = self.model.sample(seeds, steps, kernel, classes, self.batch, grid=times)
-        return {"images": to_uint8(made), "seconds": np.array(time.perf_counter() - began)}
+        lost = int(diverged(made).sum())
+        if not bool(made.isfinite().all()):
+            raise ValueError(divergence(self.kernel or self.model.kernel_name, lost, steps))
+        return {
+            "images": to_uint8(made),
+            "seconds": np.array(time.perf_counter() - began),
+            "diverged": np.array(lost),
+        }
 
     @functools.cache  # noqa: B019 - a search of seconds for some grids; a sampler lives no longer
     def _grid(self, steps: int) -> Tensor:

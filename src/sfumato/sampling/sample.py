@@ -107,6 +107,22 @@ def check_grid(grid: Tensor) -> Tensor:
     return grid
 
 
+def diverged(x: Tensor) -> Tensor:
+    """Which signals a sampler lost: of root mean square above 2, or not finite.
+
+    For x (n, *shape) of data in [-1, 1], whose root mean square is 1 at most; (n,) of bool.
+    """
+    return ~(x.flatten(1).square().mean(1) <= 4)
+
+
+def divergence(kernel: str, lost: int, steps: int) -> str:
+    """What to say of `lost` signals that `diverged`."""
+    return (
+        f"{kernel} diverged in {lost} of the samples at {steps} steps. Use another --kernel, such "
+        "as ddim, or many more --steps."
+    )
+
+
 class Seeds:
     """Standard normal numbers with a stream for each image (final).
 
