@@ -56,12 +56,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise ValueError(f"cannot write {path}: {error}.") from error
 
 
-def write_array(name: str, array: np.ndarray, path: Path) -> None:
-    """Write one array as a .npz under `name`, whole or not at all."""
+def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write arrays by name as a .npz, whole or not at all."""
 
     def fill(part: Path) -> None:
         with part.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **{name: array})
+            np.savez(stream, allow_pickle=False, **arrays)
 
     write(path, fill)
 

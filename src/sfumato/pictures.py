@@ -131,7 +131,7 @@ def save(
     elif kind == ".png":
         _write_png(path, grid(images))
     elif kind == ".npz":
-        files.write_array("images", to_uint8(images), path)
+        files.write_arrays({"images": to_uint8(images)}, path)
     else:
         array = to_uint8(images)
         if (channels := array.shape[-1]) not in (1, 3):

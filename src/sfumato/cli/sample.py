@@ -98,7 +98,7 @@ def keep(images: Tensor, out: str, seeds: Sequence[int]) -> None:
     from sfumato import files, pictures
 
     if images.ndim != 4:
-        return files.write_array("signals", images.numpy(), Path(out))
+        return files.write_arrays({"signals": images.numpy()}, Path(out))
     folder = Path(out).is_dir() or not Path(out).suffix
     names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
     pictures.save(images, out, names)

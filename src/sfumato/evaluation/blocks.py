@@ -43,7 +43,7 @@ class Blocks:
         if path.is_file():
             return _read(path)
         made = make()
-        files.write(path, lambda part: _write(part, made))
+        files.write_arrays(made, path)
         return made
 
 
@@ -55,11 +55,6 @@ def beside(out: Path) -> Path:
 def forget(out: Path) -> None:
     """Remove the parts of the record `out`, once it is there."""
     shutil.rmtree(beside(out), ignore_errors=True)
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
