@@ -99,10 +99,12 @@ def test_autocast_does_not_reach_the_transform(name):
     torch.testing.assert_close(y, basis.synthesize(x.double()).float(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("fresh", [lambda: dct(5), lambda: dense(rotation(5)), lambda: haar(5)])
+@pytest.mark.parametrize(
+    "fresh", [lambda: dct(5), lambda: dct(4, 5), lambda: dense(rotation(5)), lambda: haar(5)]
+)
 def test_a_basis_first_used_for_inference_can_be_trained_through(fresh):
     """Matrices cached under inference mode are still good for gradients: d(V^T x)/dx = V."""
-    basis, x = fresh(), signal(fresh(), 1).float().requires_grad_()
+    basis, x = fresh(), signal(fresh(), 2).float().requires_grad_()
     with torch.inference_mode():
         basis.analyze(x)
     basis.analyze(x).square().sum().backward()
@@ -124,6 +126,21 @@ def test_dct_is_scipys(name):
     np.testing.assert_allclose(
         basis.synthesize(x), scipy.fft.idctn(x.numpy(), axes=axes, norm="ortho"), atol=1e-13
     )
+
+
+def test_dct_is_scipys_at_every_shape_and_dtype_in_turn():
+    """What is planned for one signal serves no other: more shapes than are kept, there and back."""
+    basis, axes = dct(3, 4), (-2, -1)
+    before = [(n, m) for n in range(9) for m in range(9)]
+    for lead in [*before, *before[::-1], (), (5,), (2, 1, 3)]:
+        x = signal(basis, *lead)
+        whole = scipy.fft.dctn(x.numpy(), axes=axes, norm="ortho")
+        for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+            found = basis.analyze(x.to(dtype))
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found, whole, rtol=0, atol=bound)
+        turned = signal(basis, *lead).mT.contiguous().mT  # the same numbers, otherwise in memory
+        np.testing.assert_allclose(basis.analyze(turned), whole, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", FOURIER)

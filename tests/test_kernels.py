@@ -71,7 +71,7 @@ from sfumato.estimation.oracle import Mixture, gaussian
 from sfumato.sampling import kernels
 from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
 from sfumato.sampling.kernels import Kernel, chain, corrector, langevin, reverse
-from sfumato.sampling.sample import Seeds, even, sample
+from sfumato.sampling.sample import Seeds, diverged, even, sample
 
 N = math.prod(SHAPE)
 GRID = torch.tensor([1.0, 0.7, 0.4, 0.12, 0.0], dtype=torch.float64)
@@ -861,3 +861,12 @@ def test_grids_that_do_not_fall_are_refused(grid, sentence):
 def test_wrong_calls_are_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
+def test_a_signal_has_diverged_where_no_data_in_range_could_be(shape):
+    """The root mean square of each signal by itself: of (3, 0, 3, 0) it is 2.1, over 2."""
+    kept = [[1, -1, 1, -1], [2, -2, 2, -2], [3, 0, 0, 0], [0, 0, 0, 0]]
+    lost = [[3, 0, 3, 0], [0, math.nan, 0, 0], [0, 0, -math.inf, 0], [1e30, 0, 0, 0]]
+    x = torch.tensor([*kept, *lost])[[0, 4, 1, 5, 2, 6, 3, 7]]
+    assert diverged(x.view(-1, *shape)).tolist() == [False, True] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,14 +26,12 @@ def grid_sum(axes: Sequence[Tensor]) -> Tensor:
 class Product(NamedTuple):
     """One product of plain matrices: broadcasting would cost a small signal more than its sums."""
 
-    multiply: Callable[[Tensor, Tensor], Tensor]
-    matrix: Tensor
-    first: bool  # whether the matrix stands before the signal
+    multiply: Callable[[Tensor], Tensor]
     shape: tuple[int, ...] | None  # that the signal must have; None where it has it already
 
 
 class Axes:
-    """One square matrix applied along each of the last axes of a signal, in the signal's dtype.
+    """One square matrix applied along each of the last axes of a signal, in its dtype (final).
 
     What depends on a signal's shape, dtype and device is planned once: beside a network of small
     images, finding it out took longer than the products.
@@ -53,10 +52,8 @@ class Axes:
         if plan is None:
             return self._first(x)
         y = x
-        for multiply, matrix, first, shape in plan:
-            if shape is not None:
-                y = y.reshape(shape)
-            y = multiply(matrix, y) if first else multiply(y, matrix)
+        for multiply, shape in plan:
+            y = multiply(y if shape is None else y.reshape(shape))
         if y.dtype is not x.dtype:  # autocast: cheaper to see afterwards than to ask before
             with torch.autocast(x.device.type, enabled=False):
                 return self(x)
@@ -79,12 +76,12 @@ class Axes:
         for matrix, side in zip(self._cast(x), self.shape, strict=True):
             after //= side
             if after == 1:
-                product = Product(torch.mm, matrix.mT, False, (before, side))
+                product = Product(partial(torch.mm, mat2=matrix.mT), (before, side))
             elif before == 1:
-                product = Product(torch.mm, matrix, True, (side, after))
+                product = Product(partial(torch.mm, matrix), (side, after))
             else:
                 many = matrix.expand(before, side, side)
-                product = Product(torch.bmm, many, True, (before, side, after))
+                product = Product(partial(torch.bmm, many), (before, side, after))
             plan.append(product._replace(shape=None) if product.shape == last else product)
             before, last = before * side, product.shape
         return plan

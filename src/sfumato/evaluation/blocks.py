@@ -7,7 +7,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,32 @@ import numpy as np
 from sfumato import files
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Parts of one piece of work, kept in a folder until its record is written (final).
+def kept(
+    home: Path | None,
+    about: Mapping[str, Any],
+    first: int,
+    make: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The part of a piece of work that begins at number `first`: as it was kept, or made and kept.
 
     Args:
-        home: the folder, which several pieces of work may share; None keeps nothing.
-        about: all that decides the numbers, as JSON holds it: other work does not find these parts.
+        home: a folder, which several pieces of work may share; None keeps nothing.
+        about: all that decides the numbers, as JSON holds it: other work does not find this part.
+        first: of the part.
+        make: the part's arrays by name.
+
+    Raises:
+        ValueError: its file is damaged, or cannot be written.
     """
-
-    home: Path | None
-    about: Mapping[str, Any]
-
-    def __call__(
-        self, first: int, make: Callable[[], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """The part that begins at number `first`: as it was kept, or made and kept.
-
-        Raises:
-            ValueError: its file is damaged, or cannot be written.
-        """
-        if self.home is None:
-            return make()
-        key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.home / key / f"{first:08d}.npz"
-        if path.is_file():
-            return _read(path)
-        made = make()
-        files.write_arrays(made, path)
-        return made
+    if home is None:
+        return make()
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    path = home / key / f"{first:08d}.npz"
+    if path.is_file():
+        return _read(path)
+    made = make()
+    files.write_arrays(made, path)
+    return made
 
 
 def beside(out: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption.prior import RandnLike
-from sfumato.evaluation.blocks import Blocks
+from sfumato.evaluation import blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
 from sfumato.evaluation.samples import fingerprint
 from sfumato.model import Model
@@ -85,7 +86,7 @@ def measure(
         "data": data.record.to_dict(),
     }
     shared = {"model": fingerprint(model), "batch": batch, "torch": torch.__version__}
-    blocks, done = Blocks(keep, about | shared | {"which": [*which]}), 0
+    work, done = about | shared | {"which": [*which]}, 0
 
     def told(count: int) -> None:
         nonlocal done
@@ -113,7 +114,7 @@ def measure(
 
     parts = []
     for some in torch.arange(n).split(batch):
-        parts.append(blocks(int(some[0]), lambda some=some: nats(some)))
+        parts.append(blocks.kept(keep, work, int(some[0]), partial(nats, some)))
         told((int(some[-1]) + 1) * len(which) - done)  # where it was kept
     size = math.prod(model.shape)
     return {

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.evaluation.blocks import Blocks
+from sfumato.evaluation import blocks
 from sfumato.methods import lookup
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
@@ -67,14 +67,14 @@ class Sampler:
     def images(self, steps: int) -> Images:
         """The images at `steps` steps, and the record of how they were drawn."""
         about = self.about(steps)
-        blocks = Blocks(self.keep, about)
         parts, seconds, lost = [], 0.0, 0
         for first in range(0, self.count, BLOCK):
             seeds = range(first, min(first + BLOCK, self.count))
-            block = blocks(first, lambda seeds=seeds: self._block(seeds, steps))
+            make = functools.partial(self._block, seeds, steps)
+            block = blocks.kept(self.keep, about, first, make)
             parts.append(block["images"])
             seconds += float(block["seconds"])
-            lost += int(block.get("diverged", 0))
+            lost += int(block["diverged"])
             self.tick(len(seeds))
         pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
         about |= {"seconds_per_image": round(seconds / self.count, 5)}
