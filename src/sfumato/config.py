@@ -40,6 +40,11 @@ class Config:
     steps: int | None = None
     clock: tuple[float, ...] | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether the method is code in a file of the user's, which only the user may name."""
+        return self.sha256 is not None or ":" in str(self.method)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         found = {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}

@@ -43,12 +43,13 @@ class Model:
         build: Method | None = None,
     ) -> None:
         if build is None:
-            if config.sha256 is not None:
+            if config.own:
                 raise ValueError(
-                    f"this model's method is {config.method}, a file of yours that no checkpoint "
-                    "may run by itself. Pass it: --method FILE.py:NAME, or build=... in Python."
+                    f"this model's method is {config.method}, code in a file, which no checkpoint "
+                    "may run by itself. If you trust that file, name it: --method FILE.py:NAME, or "
+                    "build=... in Python."
                 )
-            build, _ = lookup.method(config.method)
+            build = lookup.known(config.method)
         self.config, self.build = config, build
         self.facts = facts or typical(self.shape)
         try:

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from sfumato import pretrained
 from sfumato.cli import kinds
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Parser, refuse_code, resolved, settings
 from sfumato.cli.sample import bar, grid_option, load, which_model
 from sfumato.names import nearest
 
@@ -173,6 +173,7 @@ def _verify(values: Namespace) -> int:
 
     path = Path(values.verify)
     old = protocol.read(path)
+    refuse_code(old["subject"], {values.extractor, values.method}, str(path))
     again = Namespace(**{**values.as_dict(), **old["subject"]})
     again.steps = tuple(old["subject"]["steps"] or ()) or None
     new = _evaluate(again, blocks.beside(path))

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from sfumato.names import nearest
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options that are about one call, not about what it does."""
+CODE = ("method", "extractor", "target")
+"""Options that may name code to run, FILE.py:NAME, on the command line and in no file."""
 WIDTH = 78
 
 
@@ -140,7 +142,7 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
     """What the file after `--config` in `argv` says, by option; a run's `run.json` is one too.
 
     Raises:
-        ValueError: it cannot be read, or is no table of options.
+        ValueError: it cannot be read, is no table of options, or names code to run.
     """
     path = None
     for word, after in itertools.pairwise([*argv, ""]):
@@ -156,7 +158,30 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--config {path} cannot be read: {why}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"--config {path} holds no table of options.")
-    return {str(key).replace("-", "_"): value for key, value in _flat(found).items()}
+    options = {str(key).replace("-", "_"): value for key, value in _flat(found).items()}
+    typed = {part for word in argv for part in (word, word.partition("=")[2])}
+    refuse_code(options, typed, f"--config {path}")
+    return options
+
+
+def refuse_code(options: Mapping[str, Any], typed: Container[object], where: str) -> None:
+    """Refuse options read from a file that name code to run, unless the user typed the same.
+
+    Args:
+        options: as the file has them.
+        typed: what the command line has.
+        where: the file, for the error sentence.
+
+    Raises:
+        ValueError: an option of `CODE` names code that the command line does not.
+    """
+    for key in CODE:
+        spec = options.get(key)
+        if isinstance(spec, str) and ":" in spec and spec not in typed:
+            raise ValueError(
+                f"{where} names code to run as its {key}, {spec}, and no file may do that. If you "
+                "trust it, name it on the command line as well."
+            )
 
 
 def first(

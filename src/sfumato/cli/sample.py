@@ -148,7 +148,7 @@ def load(run: str, values: Namespace) -> Model:
     if values.method is not None:
         build, sha256 = lookup.method(values.method)
         config = read_config(locate(run))
-        if config.sha256 is None:
+        if not config.own:
             raise ValueError(f"{run} was trained by {config.method}; leave --method out.")
         if config.sha256 != sha256:
             note = f"{values.method} is not the file that {run} was trained with."

@@ -91,7 +91,7 @@ def choose(spec: str, record: Record, reference: Tensor) -> Extractor:
         ValueError: there is none for this data set, no such file or function, or Inception is not
             installed.
     """
-    if ":" in spec:
+    if lookup.names_code(spec):
         function, sha256 = lookup.own("extractor", spec)
         return Extractor(Path(spec).name, sha256, function)
     if spec == "pca":

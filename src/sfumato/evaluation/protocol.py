@@ -185,7 +185,9 @@ def read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a record: {error}.") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT or "results" not in found:
+    tables = {"subject": dict, "results": list}
+    whole = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in tables.items())
+    if not whole or found.get("format") != FORMAT:
         raise ValueError(f"{path} is no record of an evaluation in format {FORMAT}.")
     return found
 

@@ -21,17 +21,29 @@ Method = Callable[..., Recipe]
 def method(spec: str) -> tuple[Method, str | None]:
     """The method named `spec`, and the SHA-256 of its file where it is the user's own.
 
-    One's own is spelled `file.py:function`, and its file is run: only ever name one you trust. No
-    checkpoint can make this happen.
+    One's own is spelled `file.py:function`, and its file is run. `spec` is therefore what a person
+    typed for this call, and never what a file says: that goes to `known`.
 
     Raises:
         ValueError: no such method, file or function.
     """
-    if ":" in spec:
-        return own("method", spec)
-    if spec not in METHODS:
-        raise ValueError(nearest("method", spec, METHODS))
-    return METHODS[spec], None
+    return own("method", spec) if names_code(spec) else (known(spec), None)
+
+
+def known(name: str) -> Method:
+    """The method of the library called `name`; no file is run, whatever the name is.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if name not in METHODS:
+        raise ValueError(nearest("method", name, METHODS))
+    return METHODS[name]
+
+
+def names_code(spec: object) -> bool:
+    """Whether `spec` is of the form `file.py:function`, for which a file would be run."""
+    return isinstance(spec, str) and ":" in spec
 
 
 def own(what: str, spec: str) -> tuple[Callable[..., Any], str]:
