@@ -191,7 +191,7 @@ EXCEPTIONS = {
     ("sfumato.cli", "sfumato.demo"): "the verb `demo` serves the page",
 }
 EXEMPT = ("sfumato", "sfumato.__main__")  # they tie all rooms together
-LONGEST = 320  # lines of one module
+LONGEST = 400  # lines of one module
 PICKLING = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
 ROOT = Path(__file__).parents[1]

@@ -312,6 +312,32 @@ def test_the_decoder_is_a_discretised_gaussian():
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_decoder_of_ddpm_has_the_variance_of_its_recipe(variance):
+    """Log-variances as in the code of DDPM: the first of the posterior's replaced by the second's.
+
+    sqrt(beta_1) = .0100 for the large variance, .00738 for the small one.
+    """
+    beta = np.linspace(1e-4, 0.02, 1000)
+    left = np.cumprod(1 - beta)
+    posterior = beta * (1 - np.append(1.0, left[:-1])) / (1 - left)
+    expected = math.sqrt(beta[0] if variance == "large" else np.append(posterior[1], 0)[0])
+    recipe, seen = METHODS["ddpm"](SHAPE, variance=variance), []
+
+    def decoder(denoiser, x0, eps, t, deviation, bins):
+        seen.append((float(t), float(deviation)))
+        return discretised(denoiser, x0, eps, t, deviation, bins)
+
+    evidence = recipe.evidence._replace(decoder=decoder)
+    denoiser = Denoiser(recipe.process, recipe.parametrization, Zero())
+    x0, grid = torch.zeros(1, *SHAPE), recipe.grid(1000)[[0, 500, -3, -2, -1]]
+    bound_terms(denoiser, recipe.prior, x0, grid, evidence, 3, draws=1)
+    flow_bound(denoiser, recipe.prior, x0, grid, evidence, 3, solver=HEUN, probes=0)
+    assert [t for t, _ in seen] == pytest.approx([1e-3, 1e-3])
+    assert [found for _, found in seen] == pytest.approx([expected] * 2, rel=1e-9)
+    assert round(expected, 5) == {"small": 0.00738, "large": 0.01}[variance]
+
+
 def test_the_flow_with_a_decoder_is_below_the_chain():
     """With the exact denoiser the flow's density is q_t1, the best that any chain could reach."""
     process = PROCESSES["vp"]

@@ -17,13 +17,14 @@ from cases import PROCESSES, SHAPE, Toy, matrix, normal, time
 from sfumato.algebra import Dense
 from sfumato.corruption.colours import colour, measured, power_law
 from sfumato.corruption.facts import measure
-from sfumato.estimation.denoise import Denoiser, noise
+from sfumato.corruption.process import Process
+from sfumato.estimation.denoise import Denoiser, Precondition, noise
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
 from sfumato.methods.ncsn import ratio, step_size
 from sfumato.sampling.flow import HEUN, churn, flow
 from sfumato.sampling.kernels import corrector, moves, reverse_diffusion
-from sfumato.sampling.sample import Seeds, sample
+from sfumato.sampling.sample import Seeds, even, sample
 
 IMAGE = (1, 8, 8)
 
@@ -93,27 +94,49 @@ def test_langevin_corrector(name):
     torch.testing.assert_close(found, x + size * score + (2 * size).sqrt() * z)
 
 
-def test_edm_with_churn():
-    """Algorithm 2 with S_noise = 1: sigma^ = sigma (1 + gamma), Euler, then Heun's correction."""
-    recipe = METHODS["edm"](IMAGE, stir=4.0)
-    grid = recipe.grid(8)[2:]
+@pytest.mark.parametrize("between", [(0.0, math.inf), (0.05, 50.0), (1.0, math.inf), (0.0, 0.5)])
+@pytest.mark.parametrize("s_noise", [1.0, 1.007])
+def test_edm_with_churn(between, s_noise):
+    """Algorithm 2, line for line, with its four parameters: from sigma_max down to 0."""
+    s_churn, (s_min, s_max) = 4.0, between
+    stirred = (s_min, 0.0 if s_max == math.inf else s_max)
+    recipe = METHODS["edm"](IMAGE, stir=s_churn, stir_between=stirred, stir_noise=s_noise)
+    grid = recipe.grid(8)
     denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
-    x = 80 * float(grid[0]) * normal(2, *IMAGE)
-    found = sample(churn(HEUN, 4.0), denoiser, x, grid, Seeds([1, 2]))
-    sigmas, gamma = (80 * grid).tolist(), min(4.0 / (len(grid) - 1), math.sqrt(2) - 1)
+    x = 80 * normal(2, *IMAGE)
+    found = sample(recipe.kernel, denoiser, x, grid, Seeds([1, 2]))
+    sigmas = (80 * grid).tolist()
 
     def clean(y: Tensor, sigma: float) -> Tensor:
         total = sigma**2 + 0.25
-        out = Toy()(y / math.sqrt(total), torch.full((2,), math.log(sigma) / 4).double())
+        out = Toy()(
+            y / math.sqrt(total), torch.full((2,), math.log(sigma) / 4, dtype=torch.float64)
+        )
         return 0.25 / total * y + sigma * 0.5 / math.sqrt(total) * out
 
-    for sigma, after, z in zip(sigmas[:-2], sigmas[1:-1], drawn([1, 2], 9, IMAGE), strict=False):
-        raised = sigma * (1 + gamma)
-        y = x + math.sqrt(raised**2 - sigma**2) * z
+    for sigma, after, z in zip(sigmas[:-1], sigmas[1:], drawn([1, 2], 8, IMAGE), strict=True):
+        gamma = min(s_churn / 8, math.sqrt(2) - 1) if s_min <= sigma <= s_max else 0.0
+        raised = sigma + gamma * sigma
+        y = x + math.sqrt(raised**2 - sigma**2) * s_noise * z
         slope = (y - clean(y, raised)) / raised
-        ahead = y + (after - raised) * slope
-        x = y + (after - raised) * (slope + (ahead - clean(ahead, after)) / after) / 2
-    torch.testing.assert_close(found, clean(x, sigmas[-2]), rtol=1e-8, atol=1e-8)
+        x = y + (after - raised) * slope
+        if after:
+            x = y + (after - raised) * (slope + (x - clean(x, after)) / after) / 2
+    torch.testing.assert_close(found, x, rtol=1e-8, atol=1e-8)
+
+
+def test_churn_leaves_a_process_within_its_times():
+    """A blur has no time above 1: its first step is not raised, and the law is kept."""
+    process = PROCESSES["blurring"]
+    assert not process.endless and METHODS["edm"](IMAGE).process.endless
+    asked: list[float] = []
+
+    def watched(process: Process, t: Tensor) -> Precondition:
+        asked.append(float(t.max()))
+        return noise(process, t)
+
+    sample(churn(HEUN, 9.0), Denoiser(process, watched, Toy()), normal(2, *SHAPE), even(4))
+    assert max(asked) <= 1.0
 
 
 def test_churn_of_nothing_is_the_flow():

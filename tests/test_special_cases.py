@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from sfumato.corruption.schedules import (
 )
 from sfumato.estimation.denoise import Denoiser, clean, noise, residual
 from sfumato.methods import METHODS
+from sfumato.methods.spacing import SPACINGS, leading, spaced
 from sfumato.sampling.flow import EULER, HEUN, flow
 from sfumato.sampling.kernels import Kernel, langevin, reverse
 from sfumato.sampling.sample import Seeds, even, sample
@@ -392,6 +394,59 @@ def test_diffusers_ddim(betas, eta):
     scheduler = diffusers.DDIMScheduler(beta_schedule=betas, clip_sample=False)
     expected = scheduled(scheduler, 20, eta=eta)
     same(ours(reverse(coupling.ddim(eta)), betas, scheduler), expected, 1e-5)
+
+
+@pytest.mark.parametrize("rule", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 5, 10, 20, 30, 50, 1000])
+def test_spacings_are_those_of_diffusers(rule, steps):
+    """Its timesteps count from 0, our levels from 1."""
+    diffusers = pytest.importorskip("diffusers")
+    if rule == "linspace" and steps == 1:
+        pytest.skip("diffusers asks the least noisy level alone, which samples nothing")
+    scheduler = diffusers.DDIMScheduler(timestep_spacing=rule, clip_sample=False)
+    scheduler.set_timesteps(steps)
+    expected = (scheduler.timesteps.double() + 1) / 1000
+    found = spaced(1000, SPACINGS[rule])(steps)
+    torch.testing.assert_close(found[:-1], expected.cpu(), rtol=0, atol=1e-12)
+    assert found[-1] == 0
+
+
+def test_the_uniform_skip_of_ddim():
+    """The published grid: 981, 961, ..., 21, 1 of 1,000 at 50 steps."""
+    found = spaced(1000, leading)(50)[:-1] * 1000
+    torch.testing.assert_close(found, torch.arange(981, 0, -20).double())
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ni-ddpm"])
+@pytest.mark.parametrize("length", [100, 1000])
+def test_chains_are_asked_at_trained_levels(name, length):
+    recipe = METHODS[name](SHAPE, length=length)
+    assert recipe.levels == length and recipe.steps <= length
+    for steps in (1, 3, 7, 30, 99, length):
+        asked = recipe.grid(steps) * length
+        assert len(asked) == steps + 1 and asked[-1] == 0 and bool((asked.diff() < 0).all())
+        torch.testing.assert_close(asked, asked.round(), rtol=0, atol=1e-9)
+        assert asked[0] == length
+    with pytest.raises(ValueError, match=f"a chain of {length} levels is sampled in 1 to {length}"):
+        recipe.grid(length + 1)
+
+
+@pytest.mark.parametrize("name", ["ncsn", "ncsnv2", "ni-smld", "ihdm"])
+def test_annealing_visits_the_levels_it_was_trained_on(name):
+    """Down to the last sigma that was trained, never to one between (.0279 for .0100)."""
+    recipe = METHODS[name](SHAPE)
+    with pytest.raises(ValueError, match=rf"trained on {recipe.steps} levels.*--steps"):
+        recipe.grid(recipe.steps - 1)
+    asked = recipe.grid(recipe.steps)[:-1]
+    torch.testing.assert_close(asked, torch.arange(recipe.steps, 0, -1).double() / recipe.steps)
+    if name == "ncsn":
+        noise_ = [float(recipe.process.noise.at(t).gain) for t in asked]
+        np.testing.assert_allclose(noise_, 2 * np.geomspace(1.0, 0.01, 10))
+
+
+def test_the_sde_of_ni_smld_takes_any_number_of_steps():
+    recipe = METHODS["ni-smld"](SHAPE, sde=True)
+    assert len(recipe.grid(37)) == 38
 
 
 @pytest.mark.parametrize("steps", [5, 18])

@@ -131,7 +131,8 @@ class Model:
             start: a seed whose x_1 all signals start from: they share what x_1 tells, such as the
                 blurred image, and differ in what is drawn later. That seed's own stays as it is.
             grid: falling times, or how to choose them: own (the method's), uniform, quadratic,
-                karras, or auto: the least error predicted of Gaussian data.
+                karras; auto: the least error predicted of Gaussian data; or on the levels of a
+                chain leading, trailing, linspace.
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
@@ -242,7 +243,7 @@ class Model:
 
         For x (B, *shape) in [-1, 1]; see `sfumato.log_prob`.
         """
-        grid = self.recipe.grid(self.recipe.steps if self.recipe.fixed else 1_000)
+        grid = self.recipe.grid(self.recipe.finest)
         ends, x = grid[grid > 0][[0, -1]], self.placed(x)
         denoiser, prior = self.denoiser.eval(), self.recipe.prior
         return log_prob(denoiser, prior, x, ends, None, probes, randn_like, tolerance)

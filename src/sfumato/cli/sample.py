@@ -120,8 +120,8 @@ def model_options(parser: Parser, seeds: str) -> None:
 def grid_option(parser: Parser) -> None:
     """Add how the sampler's times are chosen."""
     text = (
-        "times of the sampler: own, uniform, quadratic, karras, or auto, the least error predicted "
-        "of Gaussian data (default: the method's own)"
+        "times of the sampler: own, uniform, quadratic, karras, auto (the least error predicted of "
+        "Gaussian data), or on a chain's levels leading, trailing, linspace (default: own)"
     )
     parser.option("grid", kinds.optional(kinds.TEXT), None, text)
 

@@ -55,6 +55,11 @@ class Family(nn.Module, ABC):
         """The operator as a table may print it, factor by factor; none for the identity."""
         return (f"{type(self).__name__.lower()}_t",)
 
+    @property
+    def endless(self) -> bool:
+        """Whether the operator is defined above t = 1 too."""
+        return False
+
 
 class Scale(Family):
     """A schedule's level times the identity, or a level for each coefficient of a basis (final).
@@ -74,6 +79,10 @@ class Scale(Family):
     @property
     def factors(self) -> tuple[str, ...]:
         return () if self.level.formula == "1" else (self.level.formula,)
+
+    @property
+    def endless(self) -> bool:
+        return self.level.endless
 
 
 class Heat(Family):

@@ -34,6 +34,11 @@ class Process(nn.Module):
         super().__init__()
         self.signal, self.noise = signal, noise
 
+    @property
+    def endless(self) -> bool:
+        """Whether the process is defined above t = 1 too."""
+        return self.signal.endless and self.noise.endless
+
     def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = C_t x_0 + S_t eps.
 

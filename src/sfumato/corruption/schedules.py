@@ -29,6 +29,11 @@ class Schedule(nn.Module, ABC):
         """The level as a table may print it."""
         return f"{type(self).__name__.lower()}_t"
 
+    @property
+    def endless(self) -> bool:
+        """Whether the level is defined above t = 1 too, as a straight line's is."""
+        return False
+
 
 class Constant(Schedule):
     """The same level at all times (final)."""
@@ -43,6 +48,10 @@ class Constant(Schedule):
     @property
     def formula(self) -> str:
         return f"{self.level:g}"
+
+    @property
+    def endless(self) -> bool:
+        return True
 
     def extra_repr(self) -> str:
         return f"{self.level:g}"
@@ -63,6 +72,10 @@ class Linear(Schedule):
         return (
             f"({self.start:g} + {self.end - self.start:g} t)" if self.start else f"{self.end:g} t"
         )
+
+    @property
+    def endless(self) -> bool:
+        return True
 
     def extra_repr(self) -> str:
         return f"{self.start:g}, {self.end:g}"

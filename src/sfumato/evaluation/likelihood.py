@@ -24,8 +24,6 @@ from sfumato.sampling.sample import Seeds
 UNIFORM, FLOW, BOUND = ALL = ("uniform", "flow", "bound")
 """The flow's density of data in uniform noise; the flow from the decoder on; the chain's bound."""
 
-CHAIN = 1_000
-
 
 def values_of(low: float, high: float) -> int:
     """How many values a pixel of whole numbers from `low` to `high` can have."""
@@ -57,7 +55,7 @@ def measure(
         data: real images.
         n: how many, drawn without repetition.
         which: some of `ALL`.
-        steps: of the chain that is bounded; 1,000 by default, or the only number there is.
+        steps: of the chain that is bounded; 1,000 by default, or as many as the method has.
         draws: steps of the chain looked at for each image; all where None.
         tolerance: of the solver of the flow.
         probes: of the flow's divergence; 0 for the exact trace.
@@ -72,7 +70,7 @@ def measure(
     """
     if n > len(data):
         raise ValueError(f"there are {len(data)} images; {n} were asked for. Use a smaller --n.")
-    steps = steps or (model.recipe.steps if model.recipe.fixed else CHAIN)
+    steps = steps or model.recipe.finest
     bins = bins or values_of(data.record.low, data.record.high)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
     about = {

@@ -72,9 +72,9 @@ def _redrawn(delta: float = 0.025) -> Kernel:
     return reverse(coupling.redrawn(delta))
 
 
-def _churn(amount: float = 10.0, low: float = 0.0, high: float = 1.0) -> Kernel:
+def _churn(amount: float = 10.0, low: float = 0.0, high: float = 1.0, noise: float = 1.0) -> Kernel:
     """EDM's stochastic sampler: noise added back, then Heun's method."""
-    return churn(HEUN, amount, low, high)
+    return churn(HEUN, amount, low, high, noise)
 
 
 def _langevin(delta: float = 0.1, steps: int = 1) -> Kernel:

@@ -37,7 +37,7 @@ def ddim(
         betas: the chain's variances, as in ddpm.
         eta: share of DDPM's noise that is drawn, from 0 (none) to 1 (DDPM, small variance).
         length: number of steps of the chain, and of training times.
-        steps: steps of the sampler, evenly along the chain.
+        steps: steps of the sampler, at most one for each level of the chain.
     """
     recipe = ddpm(shape, facts, betas=betas, length=length, steps=steps)
     return replace(recipe, kernel=reverse(coupling.ddim(eta)), reference=__doc__ or "")

@@ -23,8 +23,9 @@ from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, linear_betas
 from sfumato.estimation.denoise import angular, noise
-from sfumato.estimation.loss import levels, unit
+from sfumato.estimation.loss import unit
 from sfumato.methods.recipe import Recipe
+from sfumato.methods.spacing import discrete
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
@@ -56,7 +57,7 @@ def ddpm(
             the velocity C_t eps - S_t x_0, likewise (progressive distillation's v), which few steps
             of sampling like better.
         length: number of steps of the chain, and of training times.
-        steps: steps of the sampler.
+        steps: steps of the sampler, at most one for each level of the chain.
     """
     least = 21 if betas == "linear" else 1  # the linear variances reach 0.02 * 1000 / length
     if length < least:
@@ -73,14 +74,8 @@ def ddpm(
     kernel = reverse(VARIANCES[variance])
     prior = standard(process, shape)
     output = PREDICTIONS[prediction]
-    return Recipe(
-        process,
-        output,
-        unit(output),
-        kernel,
-        prior,
-        __doc__ or "",
-        times=levels(length),
-        steps=steps,
-        evidence=Evidence(backward=VARIANCES[variance]),
+    about, evidence = __doc__ or "", Evidence(backward=VARIANCES[variance])
+    recipe = Recipe(
+        process, output, unit(output), kernel, prior, about, steps=steps, evidence=evidence
     )
+    return discrete(recipe, length)

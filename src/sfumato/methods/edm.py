@@ -10,6 +10,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,8 @@ def edm(
     center: float = -1.2,
     spread: float = 1.2,
     stir: float = 0.0,
+    stir_between: tuple[float, float] = (0.0, 0.0),
+    stir_noise: float = 1.0,
     steps: int = 18,
 ) -> Recipe:
     """EDM: growing white noise, preconditioned network, Heun's method on a warped grid.
@@ -55,9 +59,13 @@ def edm(
         center: mean of log sigma in training.
         spread: deviation of log sigma in training.
         stir: noise added back in sampling, the paper's S_churn; 0 for none.
+        stir_between: smallest and largest sigma at which it is added, S_min and S_max; 0 for the
+            largest: no limit.
+        stir_noise: deviation of that noise over what keeps the law of x, S_noise.
         steps: steps of the sampler, of two network calls each but the last.
     """
     low, high = rising("sigma", sigma)
+    least, most = stir_between[0] / high, (stir_between[1] or math.inf) / high
     process = Process(signal=Scale(Constant(1.0)), noise=Scale(Linear(0.0, high)))
 
     def times(u: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ def edm(
         process,
         preconditioned,
         unit(preconditioned),
-        churn(HEUN, stir) if stir else flow(HEUN),
+        churn(HEUN, stir, least, most, stir_noise) if stir else flow(HEUN),
         standard(process, shape),
         __doc__ or "",
         times=times,

@@ -15,6 +15,7 @@ from torch import Tensor
 from sfumato.algebra.operators import Diagonal
 from sfumato.corruption.facts import Facts
 from sfumato.methods.recipe import Recipe
+from sfumato.methods.spacing import SPACINGS, spaced
 from sfumato.names import nearest
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.predict import Predictor
@@ -86,8 +87,21 @@ def auto(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     return Predictor(recipe.process, facts, recipe.prior).best_grid(kernel, recipe.grid(steps))
 
 
+def _on_levels(name: str) -> Grid:
+    def placed(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+        if recipe.levels is None:
+            raise ValueError(
+                f"a {name} grid lies on the levels of a chain, and this method is trained at all "
+                "times; use --grid uniform."
+            )
+        return spaced(recipe.levels, SPACINGS[name])(steps)
+
+    return placed
+
+
 GRIDS: dict[str, Grid] = {
     "own": own,
+    **{name: _on_levels(name) for name in SPACINGS},
     "uniform": uniform,
     "quadratic": quadratic,
     "karras": karras,

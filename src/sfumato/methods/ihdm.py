@@ -25,9 +25,9 @@ from sfumato.corruption.schedules import Constant, Table
 from sfumato.estimation.denoise import previous
 from sfumato.estimation.loss import levels as times
 from sfumato.methods.recipe import Recipe
+from sfumato.methods.spacing import every
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
-from sfumato.sampling.sample import even
 
 
 def ihdm(
@@ -72,14 +72,6 @@ def ihdm(
         """W = F_{k-1}: the error of the next image itself."""
         return estimated(process, t).of
 
-    def grid(steps: int) -> Tensor:
-        if steps != levels:
-            raise ValueError(
-                f"this model was trained on {levels} levels and takes no other number of steps; "
-                f"got {steps}. Use --steps {levels}."
-            )
-        return even(levels)
-
     return Recipe(
         process,
         estimated,
@@ -89,7 +81,7 @@ def ihdm(
         __doc__ or "",
         times=times(levels),
         steps=levels,
-        grid=grid,
+        grid=every(levels),
         fixed=True,
         evidence=Evidence(naive, redrawn(fresh)),
     )

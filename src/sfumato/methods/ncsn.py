@@ -29,6 +29,7 @@ from sfumato.corruption.schedules import Constant, Geometric
 from sfumato.estimation.denoise import noise, unit_input
 from sfumato.estimation.loss import levels, simple
 from sfumato.methods.recipe import Recipe, rising
+from sfumato.methods.spacing import every
 from sfumato.sampling.kernels import langevin
 
 
@@ -73,7 +74,8 @@ def ncsnv2(
         smallest: noise for data in [0, 1], the paper's units.
         largest: likewise; 0 for the largest distance between two images (technique 1).
         count: number of levels, and steps of the sampler; 0 for technique 2.
-        inner: Langevin steps at each level; their size is technique 4's.
+        inner: Langevin steps at each level but the first, which the sampler starts from; their
+            size is technique 4's for these levels.
     """
     facts = facts or typical(shape)
     # Data span [-1, 1] here, [0, 1] in the paper.
@@ -109,6 +111,8 @@ def annealed(
         __doc__ or "",
         times=levels(count),
         steps=count,
+        grid=every(count),
+        fixed=True,
     )
 
 

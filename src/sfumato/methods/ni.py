@@ -35,12 +35,14 @@ from sfumato.corruption.schedules import (
 )
 from sfumato.estimation.denoise import Parametrization, clean, coloured, gradient
 from sfumato.estimation.denoise import noise as whitened
-from sfumato.estimation.loss import levels, simple, uniform
+from sfumato.estimation.loss import simple, uniform
 from sfumato.methods.ncsn import annealed
 from sfumato.methods.recipe import Recipe, rising
+from sfumato.methods.spacing import discrete
 from sfumato.names import nearest
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
+from sfumato.sampling.sample import even
 
 CHAINS = ("linear", "cosine", "sde")
 VARIANCES = {"small": ancestral, "large": ancestral_large}
@@ -80,7 +82,7 @@ def ni_ddpm(
         prediction: of the network: the whitened noise, the coloured noise, the score or x_0, all
             with the same loss.
         length: number of steps of the chain, and of training times, but for the SDE.
-        steps: steps of the sampler.
+        steps: steps of the sampler, at most one for each level of the chain.
     """
     if chain not in CHAINS:
         raise ValueError(nearest("chain", chain, CHAINS))
@@ -95,17 +97,17 @@ def ni_ddpm(
         raise ValueError(nearest("prediction", prediction, known))
     root = _root(noise, shape, facts, exponent, dc, covariance)
     process = Process(signal=Scale(Amplitude(power)), noise=Scale(level) @ Fixed(root))
-    return Recipe(
+    recipe = Recipe(
         process,
         known[prediction],
         simple,
         reverse(VARIANCES[variance]),
         standard(process, shape),
         __doc__ or "",
-        times=uniform if chain == "sde" else levels(length),
         steps=steps,
         evidence=Evidence(backward=VARIANCES[variance]),
     )
+    return recipe if chain == "sde" else discrete(recipe, length)
 
 
 def ni_smld(
@@ -136,7 +138,7 @@ def ni_smld(
         sigma: smallest and largest noise for data in [0, 1], as in ncsn.
         count: number of levels, and steps of the sampler.
         delta: step of Langevin dynamics over the variance of the level.
-        inner: Langevin steps at each level.
+        inner: Langevin steps at each level but the first, which the sampler starts from.
         sde: train on all times between the levels too: the NIVE SDE.
         prediction: of the network, as in ni-ddpm.
     """
@@ -146,8 +148,8 @@ def ni_smld(
     known = predictions(Geometric(low * (high / low) ** (-1 / (count - 1)), high))
     if prediction not in known:
         raise ValueError(nearest("prediction", prediction, known))
-    times = uniform if sde else recipe.times
-    return replace(recipe, parametrization=known[prediction], times=times, reference=__doc__ or "")
+    recipe = replace(recipe, parametrization=known[prediction], reference=__doc__ or "")
+    return replace(recipe, times=uniform, grid=even, fixed=False) if sde else recipe
 
 
 def _root(

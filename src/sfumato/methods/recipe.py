@@ -16,6 +16,8 @@ from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.likelihood import MARKOV, Evidence
 from sfumato.sampling.sample import even
 
+FINEST = 1_000
+
 Ends = Callable[[Process, Tensor, Tensor], Tensor]
 """(process, x0, eps) -> (B,): terms of the bound at the ends of time, added to the loss."""
 
@@ -53,6 +55,7 @@ class Recipe:
         times: how training times are drawn from uniform numbers.
         steps: steps of the sampler where nobody says otherwise.
         fixed: whether the sampler takes that number of steps and no other.
+        levels: of a chain at whose times k / levels alone the network is trained; None for all.
         evidence: how the likelihood is bounded.
         own_noise: whether the noise has a time of its own, that selected levels leave alone.
         grid: number of steps -> falling times.
@@ -74,12 +77,18 @@ class Recipe:
     ends: Ends | None = None
     fourier: tuple[int, ...] = ()
     fixed: bool = False
+    levels: int | None = None
     evidence: Evidence = MARKOV
     own_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a sampler needs one step or more; got {self.steps}.")
+
+    @property
+    def finest(self) -> int:
+        """Steps of the grid that likelihoods are taken on: 1,000, or as many as the method has."""
+        return self.steps if self.fixed else min(FINEST, self.levels or FINEST)
 
 
 def reclocked(recipe: Recipe, clock: Sequence[float]) -> Recipe:

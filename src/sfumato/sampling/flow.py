@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.combine import apply
-from sfumato.algebra.operators import Operator
+from sfumato.algebra.operators import Operator, scaled
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators, velocity
-from sfumato.sampling.kernels import Kernel, Pulls, Table, moved, pulled
+from sfumato.sampling.kernels import Ending, Kernel, Pulls, Table, estimated, moved, pulled
 
 
 class Tableau(NamedTuple):
@@ -115,42 +115,52 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
     return Kernel(init, step, "dormand-prince")
 
 
-def churn(tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0) -> Kernel:
+def churn(
+    tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0, noise: float = 1.0
+) -> Kernel:
     r"""EDM's stochastic sampler: noise up to t^ = t (1 + gamma), then the flow from there.
 
     gamma = min(amount / N, sqrt(2) - 1) on N times between `low` and `high`, else 0; noise is added
     by the Markov process itself, so that x keeps its law. Where sigma_t is proportional to t, as in
-    EDM, this is its Algorithm 2 with S_noise = 1; t^ stays within [0, 1].
+    EDM, this is its Algorithm 2, from the first step, where t^ is above 1, to the last, which ends
+    with the estimate at t^. A process that has no times above 1 is not taken there.
 
     Args:
         tableau: of the flow.
         amount: S_churn, >= 0; at 0 this is `flow(tableau)`.
         low: S_min / sigma_max.
         high: S_max / sigma_max.
+        noise: S_noise, the deviation of what is added over that of the Markov process.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
         Algorithm 2, https://arxiv.org/abs/2206.00364
     """
-    if not amount >= 0 or not 0 <= low <= high <= 1:
+    if not amount >= 0 or not 0 <= low <= high or not noise > 0:
         raise ValueError(
-            f"churn needs an amount >= 0 and 0 <= low <= high <= 1; got {amount:g}, {low:g}, "
-            f"{high:g}."
+            "churn needs an amount >= 0, 0 <= low <= high and a positive noise; got "
+            f"{amount:g}, {low:g}, {high:g}, {noise:g}."
         )
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
-        grid = grid.to(torch.float64)
-        gamma = min(amount / len(grid), 2**0.5 - 1)
+    def raised(process: Process, t: Tensor, steps: int) -> Tensor:
+        gamma = min(amount / steps, 2**0.5 - 1)
+        up = t * (1 + gamma)
+        up = up if process.endless else torch.maximum(up.clamp(max=1.0), t)
+        return torch.where((t >= low) & (t <= high), up, t)
 
-        def raised(t: Tensor) -> Tensor:
-            inside = (t >= low) & (t <= high)
-            return torch.where(inside, (t * (1 + gamma)).clamp(max=1.0), t)
+    def lift(process: Process, t: Tensor, up: Tensor) -> tuple[Operator, Operator]:
+        forward, cov = process.transition(t, up)
+        return forward, scaled(noise) @ cov.sqrt()
+
+    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
+        process, grid = denoiser.process, grid.to(torch.float64)
 
         def make(t: Tensor, s: Tensor) -> tuple[Operator, Operator, tuple[Stage, ...]]:
-            forward, cov = denoiser.process.transition(t, raised(t))
-            return forward, cov.sqrt(), stages(denoiser, tableau, raised(t), s)
+            up = raised(process, t, len(grid))
+            return *lift(process, t, up), stages(denoiser, tableau, up, s)
 
-        return denoiser, Table(make, x, grid), (grid[1:] - raised(grid[:-1])).tolist()
+        spans = grid[1:] - raised(process, grid[:-1], len(grid))
+        return denoiser, Table(make, x, grid), spans.tolist()
 
     def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
         denoiser, table, spans = state
@@ -158,7 +168,13 @@ def churn(tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0) 
         x = apply((forward, x), (fresh, randn_like(x)))
         return slopes(denoiser, tableau, parts, x, spans[i]), state
 
-    return Kernel(init, step, f"{_name(tableau)} with churn")
+    def end(denoiser: Denoiser, grid: Tensor) -> Ending:
+        process, last = denoiser.process, grid[-1]
+        up = raised(process, last, len(grid))
+        (forward, fresh), finish = lift(process, last, up), estimated(denoiser, up.reshape(1))
+        return lambda x, randn_like: finish(apply((forward, x), (fresh, randn_like(x))), randn_like)
+
+    return Kernel(init, step, f"{_name(tableau)} with churn", end)
 
 
 def _name(tableau: Tableau) -> str:

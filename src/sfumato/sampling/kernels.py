@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.combine import Spectra, apply
-from sfumato.algebra.operators import Diagonal, Operator, identity, scaled
+from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
 from sfumato.corruption.coupling import Coupling, ancestral, matched
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
@@ -51,12 +51,30 @@ def moved(
     return apply(*zip(pulls, (x, *values), strict=True), *drawn, spectra=spectra)
 
 
+Ending = Callable[[Tensor, RandnLike], Tensor]
+"""(x at the last time of a grid, randn_like) -> x_0^."""
+
+
+def estimated(denoiser: Denoiser, grid: Tensor) -> Ending:
+    """The estimate of x_0 at the last time of `grid`, what most kernels end with."""
+    pre = denoiser.precondition(grid[-1])
+    pulls = pulled(denoiser, pre, zero(), identity())
+    return lambda x, randn_like: moved(denoiser, pre, pulls, x)
+
+
 class Kernel(NamedTuple):
-    """A sampler's step (final): see the module."""
+    """A sampler's step (final): see the module.
+
+    Attributes:
+        init, step: of the loop.
+        name: for error sentences and records.
+        end: (denoiser, grid above 0) -> how a grid that goes on to 0 is ended.
+    """
 
     init: Callable[[Denoiser, Tensor, Tensor], Any]
     step: Callable[[Any, Tensor, int, RandnLike], tuple[Tensor, Any]]
     name: str = "a kernel"
+    end: Callable[[Denoiser, Tensor], Ending] = estimated
 
 
 class Table:
@@ -283,7 +301,7 @@ def chain(*kernels: Kernel) -> Kernel:
             after.append(state)
         return x, after
 
-    return Kernel(init, step, " + ".join(kernel.name for kernel in kernels))
+    return Kernel(init, step, " + ".join(kernel.name for kernel in kernels), kernels[0].end)
 
 
 def _leaves(tree: Any) -> Sequence[Any]:  # noqa: ANN401

@@ -117,7 +117,7 @@ def bound_terms(
             t, s = t[0].reshape(()), s[0].reshape(())
         term = _divergence(denoiser, x0, t, s, randn_like(x0), evidence)
         steps += term.cpu().double() / share
-    end = _decoded(denoiser, x0, grid[-1], evidence, bins, randn_like(x0))
+    end = _decoded(denoiser, x0, grid, evidence, bins, randn_like(x0))
     return Terms(first.cpu().double(), steps, end)
 
 
@@ -153,18 +153,18 @@ def flow_bound(
         grid = grid[grid > 0]
     eps, last = randn_like(x0), grid[-1]
     x = process.corrupt(x0, last, eps)
-    grid = grid if solver is not None else grid[[0, -1]]
-    density = log_prob(denoiser, prior, x, grid, solver, probes, randn_like, tolerance)
+    way = grid if solver is not None else grid[[0, -1]]
+    density = log_prob(denoiser, prior, x, way, solver, probes, randn_like, tolerance)
     filled = process.log_prob(x, x0, last).cpu().double()
-    return filled - density + _decoded(denoiser, x0, last, evidence, bins, eps)
+    return filled - density + _decoded(denoiser, x0, grid, evidence, bins, eps)
 
 
 @torch.no_grad()
 def _decoded(
-    denoiser: Denoiser, x0: Tensor, last: Tensor, evidence: Evidence, bins: int, eps: Tensor
+    denoiser: Denoiser, x0: Tensor, grid: Tensor, evidence: Evidence, bins: int, eps: Tensor
 ) -> Tensor:
-    deviation = _deviation(denoiser.process, last, evidence, x0)
-    return evidence.decoder(denoiser, x0, eps, last, deviation, bins).cpu().double()
+    deviation = _deviation(denoiser.process, grid, evidence, x0)
+    return evidence.decoder(denoiser, x0, eps, grid[-1], deviation, bins).cpu().double()
 
 
 def bits_per_dim(nats: Tensor, values: int) -> Tensor:
@@ -237,13 +237,20 @@ def _spread(ratio: Operator, x0: Tensor) -> Tensor:
     return (log.exp() - 1 - log).reshape(-1, math.prod(x0.shape[1:])).sum(1) / 2
 
 
-def _deviation(process: Process, last: Tensor, evidence: Evidence, x0: Tensor) -> Tensor:
-    """Of p(x_0 | x_t1) for each pixel: what the last step draws afresh, or the noise at t1."""
-    back, found = evidence.backward or evidence.forward, process.noise.at(last)
+def _deviation(process: Process, grid: Tensor, evidence: Evidence, x0: Tensor) -> Tensor:
+    """Of p(x_0 | x_t1) for each pixel: what the last step that draws anything draws afresh.
+
+    With the forward kernel's variance that is the step from t1 to 0, DDPM's sqrt(beta_1); with the
+    posterior's, which is 0 there, the step before it, as in the code of DDPM. Where the decoder
+    reads x at t = 0, or no step draws, the noise at t1.
+    """
+    back, last = evidence.backward or evidence.forward, grid[-1]
     if not evidence.to_zero:
-        fresh = back(process, last, torch.zeros_like(last)).fresh
-        found = fresh if _rms(fresh, x0) > 0 else found
-    return _rms(found, x0)
+        for t, s in ((last, torch.zeros_like(last)), *pairwise(grid[-2:])):
+            found = _rms(back(process, t, s).fresh, x0)
+            if found > 0:
+                return found
+    return _rms(process.noise.at(last), x0)
 
 
 def _rms(operator: Operator, x0: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import identity, zero
 from sfumato.corruption.prior import RandnLike
-from sfumato.estimation.denoise import Denoiser, Precondition
-from sfumato.sampling.kernels import Kernel, Pulls, moved, pulled
+from sfumato.estimation.denoise import Denoiser
+from sfumato.sampling.kernels import Kernel
 
 Callback = Callable[[int, Tensor], None]
 """(steps done, x) -> None, after every step."""
@@ -54,12 +53,9 @@ class Prepared:
         grid = check_grid(grid)
         ends_clean = float(grid[-1]) == 0.0
         inner = grid[:-1] if ends_clean else grid
-        self._kernel, self._denoiser, self._steps = kernel, denoiser, len(inner) - 1
+        self._kernel, self._steps = kernel, len(inner) - 1
         self._state = kernel.init(denoiser, x, inner)
-        self._last: tuple[Precondition, Pulls] | None = None
-        if ends_clean:
-            pre = denoiser.precondition(inner[-1])
-            self._last = pre, pulled(denoiser, pre, zero(), identity())
+        self._end = kernel.end(denoiser, inner) if ends_clean else None
 
     @torch.no_grad()
     def __call__(
@@ -74,8 +70,8 @@ class Prepared:
             x, state = self._kernel.step(state, x, i, randn_like)
             if callback is not None:
                 callback(i + 1, x)
-        if self._last is not None:
-            x = moved(self._denoiser, *self._last, x)
+        if self._end is not None:
+            x = self._end(x, randn_like)
             if callback is not None:
                 callback(self._steps + 1, x)
         return x
