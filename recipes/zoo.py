@@ -65,7 +65,7 @@ PLANS = {
     "ve": Plan(50),
     "vp": Plan(50),
     "subvp": Plan(50),
-    "ihdm": Plan(None, None, {"levels": 25}),
+    "ihdm": Plan(None, None, {"count": 25}),
     "blurring": Plan(50),
     "soft-mask": Plan(50),
     "soft-down": Plan(50),

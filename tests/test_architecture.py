@@ -171,6 +171,7 @@ LEAVES = {
     "config": {"checks", "model", "store", "training", "evaluation", "cli", "demo"},
     "pretrained": {"store", "evaluation", "cli", "demo"},
     "names": {
+        "config",
         "estimation",
         "sampling",
         "methods",

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from sfumato import from_pretrained
+from sfumato import cli, from_pretrained
 from sfumato.cli import kinds, main, signatures
 from sfumato.cli.sample import bar
 from sfumato.methods import KERNELS, METHODS
@@ -296,6 +296,51 @@ def test_dry_run_prints_what_config_reads_and_writes_nothing(here, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["seeds"] == "0-63"
     assert run("show", "soft", "no.png", "--dry-run") == 0
     assert [path.name for path in here.iterdir()] == ["again.yaml"]
+
+
+VERBS = [
+    *(("cite", name) for name in METHODS),
+    *((verb, name) for verb in ("train", "select", "show") for name in METHODS),
+    *((verb, "fashion-soft") for verb in ("show", "sample", "evaluate", "likelihood")),
+    ("tune",),
+    ("methods",),
+]
+
+
+def test_every_verb_is_among_these():
+    assert {words[0] for words in VERBS} == {*cli.VERBS}
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_explains_itself_and_dry_runs_for_every_method(words, here, capsys):
+    """`--help` ends with 0, and so does `--dry-run` where it is offered; neither writes a thing."""
+    assert run(*words, "--help") == 0, capsys.readouterr().err
+    if "--dry-run" in capsys.readouterr().out:
+        assert run(*words, "--dry-run") == 0, capsys.readouterr().err
+        assert isinstance(yaml.safe_load(capsys.readouterr().out), dict)
+    assert not [*here.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("method", "then", "now", "value"),
+    [("soft-down", "width", "scale", [0.01, 0.3]), ("ihdm", "levels", "count", 3)],
+)
+def test_parameters_by_their_old_names_are_read(method, then, now, value, here, capsys):
+    """A run from before loads, is a `--config`, and goes on."""
+    chosen = f"--{now}", ",".join(map(str, value)) if isinstance(value, list) else value
+    words = ("train", method, *chosen, "--images", 64, "--out", "r", *TINY)
+    assert run(*words) == 0
+    for record in [Path("r/run.json"), *Path("r/checkpoints").glob("*/config.json")]:
+        found = json.loads(record.read_text())
+        model = found.get("model", found)
+        assert model["parameters"] == {now: value}
+        model["parameters"] = {then: value}
+        record.write_text(json.dumps(found))
+    assert from_pretrained("r").config.parameters == {now: value}
+    capsys.readouterr()
+    assert run("train", "--config", "r/run.json", "--dry-run") == 0
+    assert yaml.safe_load(capsys.readouterr().out)[now] == value
+    assert run(*words) == 0, capsys.readouterr().err
 
 
 def test_flags_win_over_the_file_which_wins_over_defaults(here, capsys):

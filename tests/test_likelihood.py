@@ -369,7 +369,7 @@ def test_bits():
 
 @pytest.mark.parametrize("method", ["ddpm", "vdm", "ihdm", "soft", "ni-ddpm"])
 def test_methods_print_their_terms(method):
-    parameters = {"ihdm": {"levels": 4}, "vdm": {"bins": 17}}.get(method, {})
+    parameters = {"ihdm": {"count": 4}, "vdm": {"bins": 17}}.get(method, {})
     model, data = tiny(method, parameters=parameters)
     found = bound(model, data.batch([0, 1, 2]), 4, bins=17, draws=2, randn_like=Seeds([0, 1, 2]))
     assert all(bool(term.isfinite().all()) and term.shape == (3,) for term in found)

@@ -157,7 +157,7 @@ def heated(x: Tensor, width: float) -> Tensor:
 
 def test_ihdm():
     """Loss || F_{k-1} x_0 - (x_k + f) ||^2, sampler x + f + delta z, and the last mean (3)."""
-    recipe = METHODS["ihdm"](IMAGE, levels=4)
+    recipe = METHODS["ihdm"](IMAGE, count=4)
     widths = [0.0, *np.exp(np.linspace(math.log(0.5), math.log(6.0), 4))]
     denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
     x0, eps, k = normal(2, *IMAGE) / 2, normal(2, *IMAGE, seed=1), 3

@@ -83,7 +83,7 @@ def rank(number: int, port: int, out: Path) -> None:
 
 
 SMALL = {
-    "ihdm": {"levels": 3},
+    "ihdm": {"count": 3},
     "vdm": {"bins": 17},
     "ncsn": {"inner": 1},
     "ncsnv2": {"inner": 1},
@@ -288,7 +288,7 @@ def test_every_kernel_samples_or_says_why_not(method, kernel):
 def test_a_method_of_fixed_steps_is_trained_and_previewed(tmp_path):
     """IHDM takes its number of levels and no other, also where a quick look would take fewer."""
     options = replace(OPTIONS, images=16, preview_every=16)
-    model, data = tiny("ihdm", options, parameters={"levels": 60})
+    model, data = tiny("ihdm", options, parameters={"count": 60})
     train(model, data, options, tmp_path / "run", device="cpu")
     assert (tmp_path / "run" / "previews" / "samples-000000016.png").is_file()
     assert model.few(4) == 60

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sfumato.names import renamed
 from sfumato.networks.backbones import UNetOptions
 from sfumato.record import Record
 
@@ -57,7 +58,7 @@ class Config:
         """From what JSON held; ValueError for another format or a field out of place."""
         if not isinstance(values, Mapping):
             raise ValueError("the checkpoint's config.json holds no table.")
-        values = dict(values)
+        values = renamed(values)
         if (found := values.pop("format", None)) != FORMAT:
             raise ValueError(
                 f"the checkpoint has format {found}; this version of sfumato reads format {FORMAT}."

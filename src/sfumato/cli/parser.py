@@ -16,7 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
 from sfumato.cli.signatures import Parameter
-from sfumato.names import nearest
+from sfumato.names import nearest, renamed
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options that are about one call, not about what it does."""
@@ -216,6 +216,7 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     model = found["model"]
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
         raise ValueError("--config holds `model` and `options`, but not those of a run.")
+    model = renamed(model)
     clock = model.get("clock")
     return {
         **({"clock": ",".join(map(repr, clock))} if clock else {}),

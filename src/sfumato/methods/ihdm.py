@@ -34,7 +34,7 @@ def ihdm(
     shape: tuple[int, ...],
     facts: Facts | None = None,
     *,
-    levels: int = 200,
+    count: int = 200,
     blur: tuple[float, float] = (0.5, 0.75),
     sigma: float = 0.01,
     delta: float = 0.0125,
@@ -45,7 +45,7 @@ def ihdm(
     Args:
         shape: of one signal, (C, *space) or (n,).
         facts: what is known of the data; a 1/f^2 spectrum where nothing is.
-        levels: K, levels of blur and steps of the sampler, which no other number of steps can
+        count: K, levels of blur and steps of the sampler, which no other number of steps can
             replace.
         blur: width of the first level in pixels, and of the last as a fraction of the longest side
             (the paper's 24 px of 32 is 0.75); geometric between, and none at level 0.
@@ -54,19 +54,19 @@ def ihdm(
         memory: training images whose low frequencies start the sampler, 1 or more.
     """
     first, last = blur[0], blur[1] * max(space(shape))
-    if levels < 2 or not 0 < first < last:
+    if count < 2 or not 0 < first < last:
         raise ValueError(
-            f"ihdm needs two levels or more, from a small to a large blur; got {levels} levels, "
+            f"ihdm needs two levels or more, from a small to a large blur; got {count} levels, "
             f"{first:g} to {last:g} pixels."
         )
     if memory < 1:
         raise ValueError(f"memory must be 1 or more; got {memory}.")
     facts = facts or typical(shape)
-    widths = torch.logspace(0, 1, levels, base=last / first, dtype=torch.float64) * first
-    path = Table(torch.linspace(0, 1, levels + 1), torch.cat([torch.zeros(1), widths]))
+    widths = torch.logspace(0, 1, count, base=last / first, dtype=torch.float64) * first
+    path = Table(torch.linspace(0, 1, count + 1), torch.cat([torch.zeros(1), widths]))
     noise, fresh = 2 * sigma, 2 * delta  # data span [-1, 1] here, [0, 1] in the paper
     process = Process(signal=Heat(path, dct(*space(shape))), noise=Scale(Constant(noise)))
-    estimated = previous(levels)
+    estimated = previous(count)
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
         """W = F_{k-1}: the error of the next image itself."""
@@ -79,9 +79,9 @@ def ihdm(
         reverse(redrawn(fresh)),
         CorruptedData(facts._replace(low=facts.low[:memory]), process),
         __doc__ or "",
-        times=times(levels),
-        steps=levels,
-        grid=every(levels),
+        times=times(count),
+        steps=count,
+        grid=every(count),
         fixed=True,
         evidence=Evidence(naive, redrawn(fresh)),
     )

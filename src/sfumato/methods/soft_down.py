@@ -35,7 +35,7 @@ def soft_down(
     facts: Facts | None = None,
     *,
     bands: Literal["haar", "dct"] = "haar",
-    width: tuple[float, float] = (0.005, 0.36),
+    scale: tuple[float, float] = (0.005, 0.36),
     sharpness: float = 2.0,
     sigma: tuple[float, float] = (0.01, 0.3),
     knee: float = 0.25,
@@ -48,8 +48,8 @@ def soft_down(
         shape: of one signal, (C, *space) or (n,).
         facts: what is known of the data; a 1/f^2 spectrum where nothing is.
         bands: of Haar (block averages) or of the DCT (low-pass).
-        width: smallest and largest width as a fraction of the longest side, geometric between them
-            and none at t = 0: a frequency f fades as exp(-(f width)^sharpness).
+        scale: smallest and largest scale as a fraction of the longest side, geometric between them
+            and none at t = 0: a frequency f fades as exp(-(f scale)^sharpness).
         sharpness: 1 or more; 2 is a blur, larger ones fade one band after another.
         sigma: smallest and largest noise for data in [0, 1], the paper's units; more than a blur's,
             since a whole band has to come out of it at once.
@@ -59,10 +59,10 @@ def soft_down(
     """
     if bands not in BANDS:
         raise ValueError(nearest("bands", bands, BANDS))
-    rising("width", width)
+    rising("scale", scale)
     facts, longest = facts or typical(shape), max(space(shape))
     basis = BANDS[bands](*space(shape))
-    path = Geometric(width[0] * longest, width[1] * longest, zero_at_start=True)
+    path = Geometric(scale[0] * longest, scale[1] * longest, zero_at_start=True)
     low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     signal = Damp(path, basis.laplacian.sqrt(), basis, sharpness)
     grow = Scale(Geometric(low, high, until=knee))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sfumato import files
 from sfumato.files import load_weights, read_tensors
 from sfumato.model import Model
+from sfumato.names import renamed
 from sfumato.store import DIGITS
 
 
@@ -168,9 +169,9 @@ def _read(record: Path) -> Mapping[str, Any]:
         found = json.loads(record.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{record} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise ValueError(f"{record} is not the record of a run.")
-    return found
+    return {**found, "model": renamed(found["model"])}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
