@@ -10,7 +10,7 @@ import torch
 from cases import COUPLINGS, FAMILIES, OPERATORS, PROCESSES, SHAPE, normal, time
 from sfumato.algebra import Dense, MatrixFree, Operator, identity, scaled
 from sfumato.checks import check_coupling, check_method, check_operator
-from sfumato.corruption.coupling import Step
+from sfumato.corruption.coupling import Step, ddim
 from sfumato.corruption.families import Family, Fixed, Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Linear
@@ -79,6 +79,76 @@ class Broken(Operator):
 
     def _plus(self, other):
         return self.lies.get("plus")
+
+
+class Single(Operator):
+    """A positive matrix that computes in float32, whatever it is given."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix.float()
+
+    def __call__(self, x):
+        return (x.float().flatten(1) @ self.matrix.T).reshape(x.shape).to(x.dtype)
+
+    @property
+    def T(self):
+        return Single(self.matrix.T)
+
+    def inv(self):
+        return Single(torch.linalg.inv(self.matrix.double()))
+
+    def logdet(self, shape):
+        return torch.linalg.slogdet(self.matrix.double())[1]
+
+
+def near(size: int) -> torch.Tensor:
+    """A positive matrix near the identity."""
+    square = normal(size, size) / size**0.5
+    return torch.eye(size).double() + square @ square.T / 4
+
+
+def convolved(x):
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None] / 16
+    return torch.nn.functional.conv2d(x.float(), kernel, padding=1).to(x.dtype)
+
+
+SINGLE = {
+    "matrix": Single(near(64)),
+    "its inverse": Single(near(64)).inv(),
+    "convolution": MatrixFree(convolved),
+    "after float64": MatrixFree(convolved) @ scaled(0.7),
+    "beside float64": MatrixFree(convolved) + scaled(0.5),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_operators_in_float32_are_held_to_float32(name):
+    """Off by some 1e-7, as matrix products in float32 are."""
+    x, y = normal(3, *IMAGE), normal(3, *IMAGE, seed=1)
+    operator = SINGLE[name]
+    gap = operator(2 * x - 3 * y) - 2 * operator(x) + 3 * operator(y)
+    assert 1e-8 < float(gap.abs().max()) < 1e-5
+    check_operator(operator, IMAGE)
+
+
+def test_couplings_and_methods_in_float32_pass():
+    blur = Mapping(lambda t: scaled(1 - t) + scaled(t) @ MatrixFree(convolved))
+    root = Fixed(Single(near(64)))
+    check_coupling(ddim(), Process(Scale(Linear(1.0, 0.5)), Scale(Linear(0.1, 0.5)) @ root), IMAGE)
+    residual, cold = METHODS["soft"](IMAGE), METHODS["cold"](IMAGE)
+    process = Process(blur, Scale(Linear(0.1, 0.5)))
+    recipe = replace(residual, process=process, weighting=flat, kernel=cold.kernel)
+    check_method(lambda shape, facts=None: recipe, IMAGE)
+
+
+@pytest.mark.parametrize("off", [1e-2, 1e-5])
+def test_what_is_wrong_in_float64_is_no_matter_of_float32(off):
+    with pytest.raises(ValueError, match=r"A \(2x - 3y\)"):
+        check_operator(MatrixFree(lambda x: x.roll(1, -1) + off), IMAGE)
+    with pytest.raises(ValueError, match="<A x, y>"):
+        check_operator(MatrixFree(lambda x: x, lambda y: (1 + off) * y), IMAGE)
+    with pytest.raises(ValueError, match="<A x, y>"):
+        check_operator(MatrixFree(convolved, lambda y: 1.01 * convolved(y)), IMAGE)
 
 
 LIES = {

@@ -10,6 +10,7 @@ Each returns None, or raises one ValueError that names the law, what was found a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -32,8 +33,8 @@ from sfumato.sampling.sample import Seeds, check_grid
 
 T = TypeVar("T")
 
-TOLERANCE = 1e-7
-"""Of the largest value on either side, in float64."""
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}
+"""Of the largest value on either side, by the dtype that an operator computes in."""
 
 LARGEST = 256
 """Values of a signal up to which matrices are written out."""
@@ -47,7 +48,8 @@ def check_operator(operator: Operator, shape: Sequence[int]) -> None:
 
     Linear; each sample by itself; dtype and shape kept; <A x, y> = <x, A^T y>; products and sums
     are those of the maps. Where the operator offers them: A A^-1 A = A, sqrt^2 = A, logdet that of
-    its matrix (up to 256 values).
+    its matrix (up to 256 values). Signals are of float64; an operator that computes in float32 is
+    held to float32.
 
     Raises:
         ValueError: the first law that fails.
@@ -64,28 +66,30 @@ def check_operator(operator: Operator, shape: Sequence[int]) -> None:
         raise ValueError(
             "an operator keeps the dtype; it made float64 of float32. Cast its constants: c.to(x)."
         )
-    _same(
+    dtype = _computed_in(shape, operator)
+    same = functools.partial(_same, limit=TOLERANCE[dtype])
+    same(
         operator(2 * x - 3 * y), 2 * found - 3 * operator(y), "A (2x - 3y) = 2 A x - 3 A y", AFFINE
     )
-    _same(operator(x[1:2]), found[1:2], "A acts on each sample alone", ALONE)
+    same(operator(x[1:2]), found[1:2], "A acts on each sample alone", ALONE)
     inner = (found * y).flatten(1).sum(1), (x * operator.T(y)).flatten(1).sum(1)
-    _same(*inner, "<A x, y> = <x, A^T y>", "Give MatrixFree the right `transpose`, or none.")
-    _same((operator @ operator)(x), operator(found), "(A A) x = A (A x)", CLOSED)
-    _same((operator + operator)(x), 2 * found, "(A + A) x = 2 A x", CLOSED)
+    same(*inner, "<A x, y> = <x, A^T y>", "Give MatrixFree the right `transpose`, or none.")
+    same((operator @ operator)(x), operator(found), "(A A) x = A (A x)", CLOSED)
+    same((operator + operator)(x), 2 * found, "(A + A) x = 2 A x", CLOSED)
     if (inverse := _offered(operator.inv)) is not None:
         # What is small is lost beside what is large: as far as the condition number says.
         grown = float(inverse(y).detach().norm() * found.detach().norm() / (x.norm() * y.norm()))
-        again = (operator @ inverse @ operator)(x)
-        _same(again, found, "A A^-1 A = A", "Mend `inv`.", max(TOLERANCE, 1e-14 * grown))
+        again, lost = (operator @ inverse @ operator)(x), 50 * torch.finfo(dtype).eps * grown
+        _same(again, found, "A A^-1 A = A", "Mend `inv`.", max(TOLERANCE[dtype], lost))
     if (root := _offered(operator.sqrt)) is not None:
-        _same(root(root(x)), found, "sqrt(A) sqrt(A) = A", "Mend `sqrt`.")
+        same(root(root(x)), found, "sqrt(A) sqrt(A) = A", "Mend `sqrt`.")
     logdet = _offered(lambda: operator.logdet(shape))
     if logdet is not None and math.prod(shape) <= LARGEST:
         values = torch.linalg.svdvals(_matrix(operator, shape))
         if bool(values.min() > 1e-6 * values.max()):  # else the matrix has lost the determinant
             # A determinant of 1 has the logarithm 0, which rounding must not be held against.
             gap = (logdet.reshape(()) - values.log().sum()).abs() / (1 + values.log().abs().sum())
-            _same(1 + gap, torch.ones(()), "logdet is that of the matrix", "Mend `logdet`.")
+            same(1 + gap, torch.ones(()), "logdet is that of the matrix", "Mend `logdet`.")
 
 
 AFFINE = "A corruption is linear: put what is constant into the data, not into the operator."
@@ -113,17 +117,17 @@ def check_coupling(
             "smaller shape."
         )
     for t, s in PAIRS:
-        excess, size = _excess(coupling, process, shape, t, s)
-        if consistency == "exact" and not excess <= TOLERANCE * size:
+        excess, size, limit = _excess(coupling, process, shape, t, s)
+        if consistency == "exact" and not excess <= limit * size:
             raise ValueError(
                 f"V_s = K V_t K^T + L L^T fails by {excess / size:.2g} of V_s between t={t:g} and "
                 f"s={s:g}. Draw L L^T = V_s - K V_t K^T afresh (`given`), or declare "
                 'consistency="first" or "none".'
             )
     if consistency == "first":
-        long, size = _excess(coupling, process, shape, 0.5, 0.49)
-        short, _ = _excess(coupling, process, shape, 0.5, 0.495)
-        if long > TOLERANCE * size and not short < long / 3:
+        long, size, limit = _excess(coupling, process, shape, 0.5, 0.49)
+        short, *_ = _excess(coupling, process, shape, 0.5, 0.495)
+        if long > limit * size and not short < long / 3:
             raise ValueError(
                 f"a step half as long leaves {short / long:.2g} of the excess of K V_t K^T + L L^T "
                 'over V_s, where first order leaves a quarter. Declare consistency="none".'
@@ -133,12 +137,13 @@ def check_coupling(
         torch.tensor(column, dtype=torch.float64).reshape(-1, *(1,) * len(shape))
         for column in zip(*PAIRS, strict=True)
     )
-    together = [part(x) for part in coupling(process, times, before)]
+    step = coupling(process, times, before)
+    together, limit = [part(x) for part in step], _limit(shape, *step)
     for i, (t, s) in enumerate(PAIRS):
         alone = [part(x[i : i + 1]) for part in coupling(process, _time(t), _time(s))]
         for one, all_ in zip(alone, together, strict=True):
             rows = all_[i : i + 1]
-            _same(one, rows, "a time for each sample is that time", "Broadcast t and s.")
+            _same(one, rows, "a time for each sample is that time", "Broadcast t and s.", limit)
 
 
 def check_method(
@@ -171,8 +176,8 @@ def check_method(
         check_operator(recipe.process.signal.at(t), shape)
         root = recipe.process.noise.at(t)
         check_operator(root, shape)
-        x = _normal(2, shape, 0)
-        _same(root(x), root.T(x), "S_t is symmetric", "Use its symmetric root: cov.sqrt().")
+        x, limit = _normal(2, shape, 0), _limit(shape, root)
+        _same(root(x), root.T(x), "S_t is symmetric", "Use its symmetric root: cov.sqrt().", limit)
     _check_labels(recipe, times)
     _check_loss(model, times)
     _check_samples(model)
@@ -211,7 +216,7 @@ def _check_loss(model: Model, times: Tensor) -> None:
     if exact is not None:
         bound = Denoiser(denoiser.process, recipe.parametrization, exact, denoiser.cond)
         left = loss(bound, recipe.weighting, x0, t, eps).detach()
-        worst = float((left / value.detach().clamp(min=TOLERANCE)).max())
+        worst = float((left / value.detach().clamp(min=TOLERANCE[torch.float64])).max())
         if not worst <= 1e-4:
             raise ValueError(
                 f"the network that knows x_0 leaves {worst:.2g} of the loss. "
@@ -256,17 +261,17 @@ class _Exact(nn.Module):
 
 def _excess(
     coupling: Coupling, process: Process, shape: Sequence[int], t: float, s: float
-) -> tuple[float, float]:
-    """(largest |K V_t K^T + L L^T - V_s|, largest |V_s|)."""
-    carry, fresh = (_matrix(part, shape) for part in coupling(process, _time(t), _time(s)))
-    cov_t, cov_s = (_matrix(process.cov(_time(u)), shape) for u in (t, s))
+) -> tuple[float, float, float]:
+    """(largest |K V_t K^T + L L^T - V_s|, largest |V_s|, how well their dtype can agree)."""
+    parts = *coupling(process, _time(t), _time(s)), *(process.cov(_time(u)) for u in (t, s))
+    carry, fresh, cov_t, cov_s = (_matrix(part, shape) for part in parts)
     if not (bool(carry.isfinite().all()) and bool(fresh.isfinite().all())):
         raise ValueError(
             f"K or L is not finite between t={t:g} and s={s:g}. Work in log-gains, by products of "
             "operators."
         )
     left = carry @ cov_t @ carry.T + fresh @ fresh.T - cov_s
-    return float(left.abs().max()), float(cov_s.abs().max())
+    return float(left.abs().max()), float(cov_s.abs().max()), _limit(shape, *parts)
 
 
 def _offered(make: Callable[[], T]) -> T | None:
@@ -277,7 +282,21 @@ def _offered(make: Callable[[], T]) -> T | None:
         return None
 
 
-def _same(found: Tensor, expected: Tensor, law: str, cure: str, limit: float = TOLERANCE) -> None:
+def _computed_in(shape: Sequence[int], *operators: Operator) -> torch.dtype:
+    """float32 where some operator cannot tell (1 + 2^-30) x from x; else float64."""
+    x, little = _normal(1, shape, 2), 2.0**-30
+    for operator in operators:
+        found, more = operator(x).detach(), operator((1 + little) * x).detach()
+        if float((more - (1 + little) * found).norm()) > 0.1 * little * float(found.norm()):
+            return torch.float32
+    return torch.float64
+
+
+def _limit(shape: Sequence[int], *operators: Operator) -> float:
+    return TOLERANCE[_computed_in(shape, *operators)]
+
+
+def _same(found: Tensor, expected: Tensor, law: str, cure: str, limit: float) -> None:
     found, expected = found.detach(), expected.detach()
     size = max(float(found.abs().max()), float(expected.abs().max()), 1e-300)
     wrong = float((found - expected).abs().max()) / size
