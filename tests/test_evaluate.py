@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato import from_pretrained, load, pretrained
+from sfumato import Model, from_pretrained, load, pretrained
 from sfumato.cli import main
 from sfumato.evaluation import extractor, protocol, samples
 from sfumato.pictures import to_uint8
@@ -210,6 +210,53 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(words, sentence, traine
     err = capsys.readouterr().err
     assert err.startswith("sfumato: ") and err.count("\n") == 1 and sentence in err
     assert not Path("a.json").exists()
+
+
+@pytest.fixture
+def unasked(monkeypatch) -> None:
+    """Nothing is sampled, and no features are looked at."""
+
+    def refuse(*args, **given):
+        raise AssertionError("something was made that could not be judged")
+
+    monkeypatch.setattr(Model, "sample", refuse)
+    monkeypatch.setattr(extractor.Extractor, "features", refuse)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 8, 3), (4, 4)], ids=str)
+@pytest.mark.parametrize("which", ["model", "images"])
+def test_other_shapes_are_refused_before_anything_is_made(
+    shape, which, trained, here, unasked, capsys
+):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, *shape), dtype=np.uint8)
+    np.savez("other.npz", images=pixels)
+    found = (shape[2] if len(shape) > 2 else 1, *shape[:2])
+    words = ("other.npz", "--data", "digits") if which == "images" else (trained, "--data")
+    words = words if which == "images" else (*words, "other.npz", "--extractor", "pca")
+    assert run("evaluate", *words, *QUICK, "--out", "a.json") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "(1, 8, 8)" in err and str(found) in err
+    assert [path.name for path in here.iterdir()] == ["other.npz"]
+
+
+def test_samples_of_another_shape_are_refused_in_python():
+    digits = load("digits", "test")
+    judge = protocol.Judge(digits, None, lambda *_: extractor.shipped("digits"), COUNT)
+    for shape in [(1, 12, 8), (3, 8, 8)]:
+        with pytest.raises(ValueError, match=r"\(1, 8, 8\); those of the samples have"):
+            judge.scores(torch.zeros(COUNT, *shape, dtype=torch.uint8))
+
+
+def test_who_is_too_few_is_named(trained, here, unasked, capsys):
+    np.savez("few.npz", images=np.zeros((3, 8, 8), np.uint8))
+    words = ("--quiet", "--device", "cpu", "--threads", 1, "--out", "a.json")
+    for few in (("few.npz", "--data", "digits"), (trained, "--n", 3)):
+        assert run("evaluate", *few, *words) == 2
+        assert "needs 6 samples or more" in (err := capsys.readouterr().err)
+        assert "got 3." in err and err.count("\n") == 1
+    assert run("evaluate", trained, "--data", "few.npz", "--extractor", "pca", *words) == 2
+    assert "needs 6 real images or more" in (err := capsys.readouterr().err) and "got 3." in err
+    assert [path.name for path in here.iterdir()] == ["few.npz"]
 
 
 @pytest.mark.parametrize("name", pretrained.features())

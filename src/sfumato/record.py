@@ -31,6 +31,14 @@ class Record:
     split: str = "train"
     sha256: str = ""
 
+    def check_shape(self, shape: tuple[int, ...], whose: str) -> None:
+        """Raise ValueError, with both shapes, unless `shape`, that of `whose`, is this data's."""
+        if shape != self.shape:
+            raise ValueError(
+                f"{self.name} has signals of shape {self.shape}; those of {whose} have {shape}. "
+                "Name data of the same shape."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)

@@ -81,26 +81,27 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
 
     from sfumato.evaluation.extractor import choose
     from sfumato.evaluation.protocol import Judge, divergences
+    from sfumato.evaluation.samples import Images
 
     if values.threads:
         torch.set_num_threads(values.threads)
-    model = load(values.run, values) if _is_model(values.run) else None
-    source = values.data or (model and model.config.record.name)
+    made = load(values.run, values) if _is_model(values.run) else _finished(values.run, values.n)
+    if isinstance(made, Images):
+        source, shape, count = values.data, tuple(made.pixels.shape[1:]), len(made.pixels)
+    else:
+        source, shape, count = values.data or made.config.record.name, made.shape, values.n
     if source is None:
         raise ValueError("finished images need --data, the real images to compare them with.")
     real, other = _splits(source, values.split)
-    made = None if model is not None else _finished(values.run, values.n)
-    count = values.n if made is None else len(made.pixels)
+    real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
     _note(judge.warnings(), values)
     subject = {name: values[name] for name in PLAN}
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
-    if made is not None:
+    if isinstance(made, Images):
         return judge.record(subject, [judge.result(made)])
-    if model is None:
-        raise ValueError(f"there is no model at {values.run}, and no finished images.")
-    subject |= {"model": model.config.to_dict()}
-    results = _judged(judge, model, values, keep)
+    subject |= {"model": made.config.to_dict()}
+    results = _judged(judge, made, values, keep)
     _note(divergences(results), values)
     return judge.record(subject, results)
 

@@ -55,10 +55,7 @@ def run(argv: Sequence[str]) -> int:
     model = load(values.run, values)
     source = values.data or model.config.record.name
     data = load_data(source, values.split or ("test" if source in NAMED else "train"))
-    if data.record.shape != model.shape:
-        raise ValueError(
-            f"{source} has images of shape {data.record.shape}; this model's are {model.shape}."
-        )
+    data.record.check_shape(model.shape, values.run)
     which = tuple(name for name in ALL if name in values.by)
     with bar("images", values.n * len(which), values.quiet) as advance:
         found = measure(

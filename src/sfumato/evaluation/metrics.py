@@ -26,6 +26,8 @@ ROWS = 1024
 """Rows of a matrix of distances in memory at once."""
 SUBSETS, SUBSET = 100, 1000
 """Of KID: how many, and how large at most."""
+PRECISION_K, DENSITY_K = 3, 5
+"""Neighbours, as the papers of precision and recall, and of density and coverage, take."""
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:
@@ -129,7 +131,7 @@ class PrecisionRecall(Neighbours):
         Karras, S. Laine, J. Lehtinen, T. Aila, 2019), https://arxiv.org/abs/1904.06991
     """
 
-    def __init__(self, k: int = 3) -> None:
+    def __init__(self, k: int = PRECISION_K) -> None:
         super().__init__(k)
 
     def compute(self) -> dict[str, Tensor]:
@@ -154,7 +156,7 @@ class DensityCoverage(Neighbours):
         Choi, J. Yoo, 2020), https://arxiv.org/abs/2002.09797
     """
 
-    def __init__(self, k: int = 5) -> None:
+    def __init__(self, k: int = DENSITY_K) -> None:
         super().__init__(k)
 
     def compute(self) -> dict[str, Tensor]:

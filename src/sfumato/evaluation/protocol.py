@@ -28,6 +28,8 @@ from sfumato.sampling.sample import divergence
 FORMAT = 1
 ENOUGH = 10_000
 """Images below which a score says little about one's true value."""
+LEAST = metrics.DENSITY_K + 1
+"""Samples, and real images, without which there is no k-th neighbour."""
 ROUNDING = "uint8, round((x + 1) 127.5)"
 ELSEWHERE = "images_sha256_elsewhere"
 """Key of a result: the hash of its images by other kinds of processors."""
@@ -54,6 +56,9 @@ class Judge:
         choose: from a record and real images (n, C, H, W) of uint8 to the extractor.
         count: images in a set; precision, recall, density and coverage see as many real ones.
         seed: of the choice of real images and of KID's subsets.
+
+    Raises:
+        ValueError: there are too few images; (on use) images of another shape than the real ones.
     """
 
     def __init__(
@@ -64,6 +69,12 @@ class Judge:
         count: int,
         seed: int = 0,
     ) -> None:
+        for what, found in (("samples", count), ("real images", len(real))):
+            if found < LEAST:
+                raise ValueError(
+                    f"an evaluation needs {LEAST} {what} or more, for distances to the "
+                    f"{LEAST - 1} nearest; got {found}."
+                )
         self.real, self.count, self.seed = real, count, seed
         pixels = _some(real, len(real), seed)
         self.extractor = choose(real.record, pixels)
@@ -75,6 +86,7 @@ class Judge:
 
     def scores(self, images: Tensor) -> dict[str, Any]:
         """FID, KID, precision, recall, density, coverage and class shares of uint8 `images`."""
+        self.real.record.check_shape(tuple(images.shape[1:]), "the samples")
         real, fake = self._features, self.extractor.features(images)
         kid = metrics.kernel(real, fake, self.seed)
         found: dict[str, Any] = {
@@ -122,8 +134,8 @@ class Judge:
                         "seed": self.seed,
                         "kid_subsets": metrics.SUBSETS,
                         "kid_subset_size": min(metrics.SUBSET, self.count, len(self.real)),
-                        "precision_recall_k": 3,
-                        "density_coverage_k": 5,
+                        "precision_recall_k": metrics.PRECISION_K,
+                        "density_coverage_k": metrics.DENSITY_K,
                     },
                     "floor": self.floor,
                     "results": results,
