@@ -417,6 +417,41 @@ def test_a_parameter_may_not_hide_an_option(here, capsys):
     assert "'batch' is an option of train own.py:f already" in capsys.readouterr().err
 
 
+def test_a_torchvision_that_does_not_fit_is_told_of_in_one_line(trained, here):
+    """Beside the CPU's torch lies a torchvision that another package brought."""
+    stand_in(here / "site", "torchvision", "raise RuntimeError('no operator torchvision::nms')")
+    words = [
+        ["evaluate", str(trained), "--n", "6", "--steps", "1", "--out", "a.json"],
+        ["sample", str(trained), "--seeds", "0", "--steps", "1"],
+        ["train", "soft", "--images", "32", "--out", "r"],
+    ]
+    script = f"import sys; from sfumato.cli import main; sys.exit(sum(map(main, {words!r})))"
+    path = os.pathsep.join([str(here / "site"), *filter(None, sys.path)])
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2 * len(words) and not ran.stdout, ran.stderr
+    lines = ran.stderr.splitlines()
+    assert len(lines) == len(words)
+    assert all("(no operator torchvision::nms)" in line for line in lines)
+    assert all(line.endswith("or remove it: pip uninstall torchvision.") for line in lines)
+    assert [path.name for path in here.iterdir()] == ["site"]
+
+
+def stand_in(place: Path, name: str, source: str) -> None:
+    """An installed package of one line, with what pip leaves beside it."""
+    about = place / f"{name}-0.1.dist-info"
+    for folder in (place / name, about):
+        folder.mkdir(parents=True)
+    (place / name / "__init__.py").write_text(source + "\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (about / "RECORD").write_text(f"{name}/__init__.py,,\n")
+
+
 def test_slips_in_the_code_keep_their_traceback(here, monkeypatch):
     def slip(*words, **given):
         return int("not a number")
