@@ -15,6 +15,7 @@ from sfumato import files
 from sfumato.config import Config as Config
 from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.prior import RandnLike
+from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser
 from sfumato.methods import grids, lookup
 from sfumato.methods.lookup import Method
@@ -117,22 +118,22 @@ class Model:
         *,
         start: int | None = None,
         grid: str | Tensor | None = None,
+        clip: bool = False,
     ) -> Tensor:
         """Draw one signal for each seed; seed i gives signal i at any `batch`.
 
         Args:
             seeds: integers >= 0.
-            steps: steps of the sampler (`self.steps` by default), of one network call for most
-                kernels.
+            steps: of the sampler, one network call each for most kernels; `self.steps` by default.
             kernel: `self.kernel` by default; a kernel, or its name as the command line spells it.
             classes: one class for each seed, for a conditional model.
             batch: signals in memory at once.
             callback: (steps done in this batch, x) after each step.
-            start: a seed whose x_1 all signals start from: they share what x_1 tells, such as the
-                blurred image, and differ in what is drawn later. That seed's own stays as it is.
+            start: a seed whose x_1 all signals start from; they differ in what is drawn later.
             grid: falling times, or how to choose them: own (the method's), uniform, quadratic,
                 karras; auto: the least error predicted of Gaussian data; or on the levels of a
                 chain leading, trailing, linspace.
+            clip: clip every estimate of x_0 to [-1, 1], as official code of DDPM does.
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
@@ -150,7 +151,7 @@ class Model:
         times = grid if isinstance(grid, Tensor) else self.grid(grid, steps, kernel)
         labels = self._labels(classes, len(seeds))
         device = self._place().device
-        whole, done = self.denoiser, []
+        whole, done = limit.limited(self.denoiser, limit.clip) if clip else self.denoiser, []
         if whole.training or whole.backbone.training:  # `eval` asks every module of the network
             whole.eval()
         # Taken out while it is used: a long grid's operators are made on the way.

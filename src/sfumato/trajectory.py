@@ -44,6 +44,7 @@ def reverse(
     kernel: Kernel | None = None,
     classes: Sequence[int] | None = None,
     grid: str | None = None,
+    clip: bool = False,
 ) -> Tensor:
     """x along the sampler's way from t = 1 to the sample, at `frames` even steps.
 
@@ -61,6 +62,7 @@ def reverse(
         classes,
         batch=len(seeds),
         grid=grid,
+        clip=clip,
         callback=lambda _, x: seen.append(x.float().cpu()),
     )
     path = [start, *seen]

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from sfumato import pretrained
 from sfumato.cli import kinds
 from sfumato.cli.parser import Parser, refuse_code, resolved, settings
-from sfumato.cli.sample import bar, grid_option, load, which_model
+from sfumato.cli.sample import bar, load, way_options, which_model
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
     _note(judge.warnings(), values)
-    subject = {name: values[name] for name in PLAN}
+    subject = {name: values[name] for name in PLAN} | ({"clip": True} if values.clip else {})
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
     if isinstance(made, Images):
         return judge.record(subject, [judge.result(made)])
@@ -122,7 +122,14 @@ def _judged(
     for steps in values.steps or (model.steps,):
         with bar("images", values.n, values.quiet) as advance:
             sampler = Sampler(
-                model, values.n, values.kernel, values.batch, keep, advance, values.grid
+                model,
+                values.n,
+                values.kernel,
+                values.batch,
+                keep,
+                advance,
+                values.grid,
+                values.clip,
             )
             images: Images = sampler.images(steps)
         found.append(judge.result(images))
@@ -233,7 +240,7 @@ def _parser() -> Parser:
     parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)
     kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the model's)"
     parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
-    grid_option(parser)
+    way_options(parser)
     extractor = "auto (the classifier for this data set), FILE.py:NAME, inception, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.option("batch", kinds.POSITIVE, 100, "images in memory at once")

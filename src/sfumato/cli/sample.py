@@ -54,6 +54,7 @@ def run(argv: Sequence[str]) -> None:
             callback=lambda *_: advance(1),
             start=seeds[0] if values.fix_start else None,
             grid=values.grid,
+            clip=values.clip,
         )
     spent = time.perf_counter() - clock
     check_converged(images, values.kernel or model.kernel_name, steps, values.quiet)
@@ -111,19 +112,21 @@ def model_options(parser: Parser, seeds: str) -> None:
     parser.option("steps", kinds.optional(kinds.POSITIVE), None, steps)
     kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the method's)"
     parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
-    grid_option(parser)
+    way_options(parser)
     classes = "for a conditional model: names or numbers, taken in turn (default: all)"
     parser.option("classes", kinds.optional(kinds.several(kinds.TEXT)), None, classes)
     which_model(parser)
 
 
-def grid_option(parser: Parser) -> None:
-    """Add how the sampler's times are chosen."""
+def way_options(parser: Parser) -> None:
+    """Add how the sampler's times are chosen, and whether its estimates are clipped."""
     text = (
         "times of the sampler: own, uniform, quadratic, karras, auto (the least error predicted of "
         "Gaussian data), or on a chain's levels leading, trailing, linspace (default: own)"
     )
     parser.option("grid", kinds.optional(kinds.TEXT), None, text)
+    text = "clip every estimate of x_0 to [-1, 1], as official code of DDPM does"
+    parser.option("clip", kinds.YES, False, text)
 
 
 def which_model(parser: Parser) -> None:

@@ -76,7 +76,9 @@ def _made(target: str, values: Namespace) -> Tensor:
     model, seeds = load(target, values), kinds.expand(values.seeds)
     classes = labels(model, values.classes, seeds)
     steps = values.steps or model.steps
-    path = trajectory.reverse(model, seeds, values.frames, steps, kernel, classes, values.grid)
+    path = trajectory.reverse(
+        model, seeds, values.frames, steps, kernel, classes, values.grid, values.clip
+    )
     check_converged(path[:, -1], values.kernel or model.kernel_name, steps, values.quiet)
     return path
 

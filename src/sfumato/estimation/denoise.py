@@ -219,6 +219,7 @@ class Denoiser(nn.Module):
         backbone: any module f(x, label, **cond) -> like x, with label (B,).
         cond: conditions handed to the backbone on every call, such as classes.
         facts: what was measured of the data, for kernels that make use of it.
+        limit: what is made of an estimate of x_0 itself (of = I): see `limit`.
     """
 
     def __init__(
@@ -228,10 +229,11 @@ class Denoiser(nn.Module):
         backbone: nn.Module,
         cond: dict[str, Any] | None = None,
         facts: Facts | None = None,
+        limit: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.process, self.parametrization, self.backbone = process, parametrization, backbone
-        self.cond, self.facts = cond or {}, facts
+        self.cond, self.facts, self.limit = cond or {}, facts, limit
 
     def given(self, **cond: Any) -> Denoiser:
         """The same denoiser with conditions bound; parameters are shared."""
@@ -240,7 +242,7 @@ class Denoiser(nn.Module):
     def under(self, process: Process, **cond: Any) -> Denoiser:
         """The same denoiser of another process, with conditions bound; parameters are shared."""
         both = {**self.cond, **cond}
-        return Denoiser(process, self.parametrization, self.backbone, both, self.facts)
+        return Denoiser(process, self.parametrization, self.backbone, both, self.facts, self.limit)
 
     def precondition(self, t: Tensor) -> Precondition:
         """The parametrization at times `t`; what a sampler computes once before its loop."""
@@ -253,7 +255,7 @@ class Denoiser(nn.Module):
         that a step transforms each once. Other operators are applied once instead, to their sum.
         """
         back = pre.of.inv()
-        if _gains(pre):
+        if self._apart(pre):
             return back @ pre.skip, back @ pre.out
         return zero(), back
 
@@ -267,23 +269,27 @@ class Denoiser(nn.Module):
         if label.shape != x.shape[:1]:
             label = label.reshape(-1).expand(len(x))
         out = self.backbone(apply((pre.inp, x), spectra=spectra), label, **self.cond)
-        return (out if _gains(pre) else apply((pre.skip, x), (pre.out, out), spectra=spectra),)
+        if not self._apart(pre):
+            out = apply((pre.skip, x), (pre.out, out), spectra=spectra)
+        return (out if self.limit is None else self.limit(out),)
 
     def target(self, x: Tensor, pre: Precondition) -> Tensor:
         """`pre.of` x_0^, which the parametrization estimates, from x_t (B, *shape)."""
         spectra: Spectra = {}
         (value,) = self.values(x, pre, spectra)
-        return apply((pre.skip, x), (pre.out, value), spectra=spectra) if _gains(pre) else value
+        return (
+            apply((pre.skip, x), (pre.out, value), spectra=spectra) if self._apart(pre) else value
+        )
 
     def forward(self, x: Tensor, t: Tensor) -> Estimate:
         """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1)."""
         pre = self.precondition(t)
         return Estimate((x, *self.values(x, pre)), self.maps(pre))
 
-
-def _gains(pre: Precondition) -> bool:
-    skip, out, of = pre.skip, pre.out, pre.of
-    return isinstance(skip, Diagonal) and isinstance(out, Diagonal) and isinstance(of, Diagonal)
+    def _apart(self, pre: Precondition) -> bool:
+        """Whether x and F are shares of their own: gains, of an estimate without a limit."""
+        parts = (pre.skip, pre.out, pre.of)
+        return self.limit is None and all(isinstance(part, Diagonal) for part in parts)
 
 
 def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:

@@ -54,6 +54,7 @@ class Sampler:
         keep: folder of finished blocks; None keeps none.
         tick: called with the number of images in each block, once it is there.
         grid: as `--grid` spells it; None for the method's own.
+        clip: whether every estimate of x_0 is clipped.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class Sampler:
     keep: Path | None = None
     tick: Callable[[int], None] = lambda _: None
     grid: str | None = None
+    clip: bool = False
 
     def images(self, steps: int) -> Images:
         """The images at `steps` steps, and the record of how they were drawn."""
@@ -83,7 +85,7 @@ class Sampler:
     def about(self, steps: int) -> dict[str, Any]:
         """What decides the images: network, sampler, grid, seeds, threads."""
         grid = self._grid(steps)
-        return {
+        about = {
             "model": fingerprint(self.model),
             "kernel": self.kernel or self.model.kernel_name,
             "steps": steps,
@@ -94,6 +96,7 @@ class Sampler:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+        return about | ({"clip": True} if self.clip else {})
 
     def _block(self, seeds: Sequence[int], steps: int) -> dict[str, np.ndarray]:
         began = time.perf_counter()
@@ -102,7 +105,9 @@ class Sampler:
             known = len(self.model.config.record.classes or ())
             classes = [seed % known for seed in seeds]
         kernel, times = self._kernel(), self._grid(steps)
-        made = self.model.sample(seeds, steps, kernel, classes, self.batch, grid=times)
+        made = self.model.sample(
+            seeds, steps, kernel, classes, self.batch, grid=times, clip=self.clip
+        )
         lost = int(diverged(made).sum())
         if not bool(made.isfinite().all()):
             raise ValueError(divergence(self.kernel or self.model.kernel_name, lost, steps))
