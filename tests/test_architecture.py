@@ -370,6 +370,33 @@ def test_nothing_is_left_to_do():
     assert not left, "\n".join(left)
 
 
+def docstrings() -> Iterator[tuple[str, str]]:
+    """(place, words) of every docstring of the package, also those under assignments."""
+    for path, node in nodes():
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            if isinstance(said := node.value.value, str):
+                yield place(path, node), " ".join(said.split())
+
+
+def test_docstrings_cite_what_is_there():
+    """Every page or file that a docstring names is in the repository, and so is the section."""
+    known, missing, found = {}, [], 0
+    for page in (ROOT / "docs").glob("*.md"):
+        lines = page.read_text(encoding="utf-8").splitlines()
+        known[f"docs/{page.name}"] = {line.lstrip("# ") for line in lines if line.startswith("#")}
+    for where, said in docstrings():
+        for name in re.findall(
+            r"[\w./-]*\w\.md\b|\b(?:docs|recipes|tests|benchmarks)/[\w./-]*\w", said
+        ):
+            found += 1
+            if not (ROOT / name).is_file():
+                missing.append(f"{where}: there is no {name}")
+        for name, section in re.findall(r'(docs/\w+\.md), "([^"]+)"', said):
+            if section not in known.get(name, ()):
+                missing.append(f"{where}: {name} has no section '{section}'")
+    assert found >= 10 and not missing, "\n".join(missing)
+
+
 def test_public_names_are_those_of_this_file():
     names = public()
     assert len(names) == len(set(names)), "sfumato.__all__ names something twice"

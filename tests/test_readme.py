@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from sfumato.cli import main
 from sfumato.cli.tune import MODEL
 from sfumato.methods import KERNELS, METHODS
@@ -58,10 +60,23 @@ def test_blocks_are_found_with_their_lines_and_marks():
     assert commands(quick) == [["list"]]
 
 
-def test_readme_links_lead_somewhere():
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/evaluation.md"])
+def test_links_lead_somewhere(page):
+    text = (README.parent / page).read_text(encoding="utf-8")
     local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    assert local and not [link for link in local if not (README.parent / link).exists()]
+    folder = (README.parent / page).parent
+    assert local and not [link for link in local if not (folder / link.partition("#")[0]).exists()]
+
+
+def test_the_mathematics_names_its_sources():
+    """Every section ends with title, authors, year and address, or refers to sections above."""
+    text = (README.parent / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    for section in text.split("\n## ")[1:]:
+        _, found, sources = section.rpartition("\nSources: ")
+        name = section.partition("\n")[0]
+        assert found, f"{name} names no sources"
+        entries = re.findall(r"\([^()]+, 20\d\d\), https://arxiv\.org/abs/\d{4}\.\d{5}", sources)
+        assert entries or "above" in sources, name
 
 
 def test_readme_tells_what_the_records_say():

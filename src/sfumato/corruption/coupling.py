@@ -27,7 +27,13 @@ class Step(NamedTuple):
 
 
 Coupling = Callable[[Process, Tensor, Tensor], Step]
-"""(process, t, s) -> Step, for s < t of shapes () or (B, 1, ..., 1)."""
+"""(process, t, s) -> Step(carry=K, fresh=L): how the noise at s is tied to that at t, given x_0.
+
+`process` is a `Process`; `t` and `s` are times in [0, 1] of shapes () or (B, 1, ..., 1), s < t for
+each sample. K and L are operators on signals of the process; L is 0 where nothing is drawn. A
+coupling raises ValueError or NotImplementedError where the process allows no such step. See
+docs/mathematics.md, "Couplings and consistency", and `check_coupling` for one of your own.
+"""
 
 _GROWING = "noise that never falls with time, V_s <= V_t"
 
@@ -62,7 +68,7 @@ def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""`ancestral` with the forward kernel's variance, L L^T = V_{t|s}: DDPM's "fixedlarge" beta_t.
 
     Excess V_{t|s} - L L^T of `ancestral`; exact for unit-variance data under a variance-preserving
-    process (methods.md 10.3).
+    process (docs/mathematics.md, "Predictions for Gaussian data").
     """
     _, fresh = process.transition(s, t)
     return Step(ancestral(process, t, s).carry, fresh.sqrt())
@@ -161,8 +167,8 @@ def matched(coupling: Coupling, cov: Operator) -> Coupling:
     With the exact denoiser of such data, whose gain is G = cov C_t^T M_t^-1, a step takes x_t to
     B x_t + L eps, B = C_s G + K (I - C_t G); L L^T = M_s - B M_t B^T makes the law of x_s that of
     q_s, M = C cov C^T + V. Not marginal-consistent given x_0: the excess stands for what an
-    estimate of x_0 lacks (methods.md 10.3). The optimal variance of Analytic-DPM, for each
-    coefficient and any process, from the data's spectrum.
+    estimate of x_0 lacks (docs/mathematics.md, "Predictions for Gaussian data"). The optimal
+    variance of Analytic-DPM, for each coefficient and any process, from the data's spectrum.
 
     References:
         Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in Diffusion
@@ -188,7 +194,7 @@ def naive(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""Independent noise, Soft Diffusion's Naive Sampler (Algorithm 1): Gamma = 0, K = 0, L = S_s.
 
     Marginal-consistent given x_0, and yet with an estimate of x_0 it tends to half the data's
-    variance (methods.md 10.4).
+    variance (docs/mathematics.md, "Predictions for Gaussian data").
     """
     return Step(zero(), process.noise.at(s))
 

@@ -1,7 +1,8 @@
 """Learned schedules: paths whose shape and ends are trained with the network.
 
 `interior` are the parameters that move a path between its ends. The bound of continuous time does
-not depend on them (methods.md 6.3), so that training lets them lower the loss's variance instead.
+not depend on them (docs/mathematics.md, "Learned schedules"), so that training lets them lower the
+loss's variance instead.
 """
 
 from __future__ import annotations

@@ -296,7 +296,7 @@ def flow_operators(process: Process, t: Tensor) -> tuple[Operator, Operator]:
     r"""(D, G) of the probability flow dx/dt = D x_0^ + G x at times `t`.
 
     dx/dt = d/du [C_u x_0^ + S_u eps^] at u = t with eps^ = S_t^-1 (x - C_t x_0^), hence
-    G = S' S^-1 and D = C' - G C. The same flow for every method of the family (methods.md 1.7).
+    G = S' S^-1 and D = C' - G C: one flow for all methods (docs/mathematics.md, "The flow").
 
     Raises:
         ValueError: noise starts at `t`: S_t = 0 and S' is not, where the flow has no velocity.

@@ -2,7 +2,8 @@ r"""The ends of the likelihood bound: what x_1 tells of x_0, and what x_0 costs 
 
     -log p(x_0) <= KL(q(x_1 | x_0) || N(0, I)) + E[-log p(x_0 | z)] + diffusion,  z ~ q(x_t=0 | x_0)
 
-The diffusion term is the loss with weight `rate`, halved; see methods.md 1.8.
+The diffusion term is the loss with weight `rate`, halved; see
+docs/mathematics.md, "Objectives and the bound".
 
 References:
     Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),

@@ -58,8 +58,9 @@ def bound(coupling: Coupling) -> Weighting:
     r"""W = L^-1 (C_s - K C_t): || W (x_0^ - x_0) ||^2 is twice the KL divergence of a reverse step.
 
     For `ancestral` W^T W = SNR_s - SNR_t. Couplings that do not keep the marginals are refused:
-    their "bound" can beat the data's entropy (methods.md 1.8). So is a step that draws nothing
-    where its mean depends on x_0, such as `ddim(0)`: its divergence is infinite.
+    their "bound" can beat the data's entropy (docs/mathematics.md, "Objectives and the bound"). So
+    is a step that draws nothing where its mean depends on x_0, such as `ddim(0)`: its divergence is
+    infinite.
 
     Raises:
         ValueError: the coupling is one of those, or s is not before t.
@@ -100,7 +101,7 @@ def rate(process: Process, t: Tensor, s: Tensor) -> Operator:
     r"""W^T W = -dSNR/dt: the bound in continuous time, and the SDEs' likelihood weight.
 
     || W (x_0^ - x_0) ||^2 / 2 is the limit of `bound(ancestral)` for short steps; g^2 || error of
-    the score ||^2 is the same (methods.md 1.8).
+    the score ||^2 is the same (docs/mathematics.md, "Objectives and the bound").
 
     Raises:
         ValueError: C_t and S_t share no basis, or the ratio rises somewhere.

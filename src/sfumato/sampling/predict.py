@@ -6,7 +6,8 @@ from what the kernel makes of units. Their distance from the data's law,
 
     W2^2 = sum (mean_i - m_i)^2 + (sqrt P_i - sqrt S_i)^2,
 
-ranks kernels, and chooses grids of few steps, for any process and kernel (methods.md 10.3, 10.6).
+ranks kernels, and chooses grids of few steps, for any process and kernel: docs/mathematics.md,
+"Predictions for Gaussian data".
 The data are not Gaussian and networks err: what is chosen so is a prediction.
 """
 

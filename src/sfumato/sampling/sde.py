@@ -2,8 +2,8 @@ r"""The reverse SDEs: one family for every diffusion nu^2, which begins with the
 
     dx = [b - nu^2 score / 2] dt + nu dw,  backwards from t = 1,   score = V_t^-1 (C_t x_0^ - x)
 
-b is the flow's velocity. Whatever nu is, the marginals are q_t (methods.md 1.7): more noise forgets
-more of what went wrong before, and asks for more steps.
+b is the flow's velocity. Whatever nu is, the marginals are q_t (docs/mathematics.md, "The reverse
+SDE"): more noise forgets more of what went wrong before, and asks for more steps.
 """
 
 from __future__ import annotations
