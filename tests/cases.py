@@ -375,7 +375,7 @@ def variance(steps: Tensor, start: Tensor) -> Tensor:
     return start
 
 
-# What the laws of algebra and corruption compare with: numpy and scipy, formulas of methods.md.
+# What the laws of algebra and corruption compare with: numpy and scipy, formulas re-typed.
 
 FAMILIES |= {
     "linear-from-zero": Scale(Linear(0.0, 1.0)),
@@ -429,7 +429,7 @@ class Closed(NamedTuple):
 
 
 def _power(t: float) -> float:
-    """abar of a log-SNR -2 log tan(A t + B) from 10 to -10 (methods.md 4)."""
+    """abar of a log-SNR -2 log tan(A t + B) from 10 to -10."""
     offset = math.atan(math.exp(-5))
     return math.cos((math.atan(math.exp(5)) - offset) * t + offset) ** 2
 
@@ -440,7 +440,7 @@ def _width(t: float) -> float:
 
 
 def _heat(basis: Basis, t: float) -> np.ndarray:
-    """exp(-lambda tau), tau = sigma_B^2 / 2 (methods.md 3)."""
+    """exp(-lambda tau), tau = sigma_B^2 / 2."""
     return np.exp(-basis.laplacian.numpy() * _width(t) ** 2 / 2)
 
 
@@ -471,7 +471,7 @@ CLOSED: dict[str, Closed] = {
         lambda t: (1 - _power(t)) * _one(t),
     ),
 }
-"""PROCESSES once more, typed from methods.md."""
+"""PROCESSES once more, re-typed."""
 
 
 class General(NamedTuple):

@@ -371,11 +371,12 @@ def test_nothing_is_left_to_do():
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
-    """(place, words) of every docstring of the package, also those under assignments."""
-    for path, node in nodes():
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(said := node.value.value, str):
-                yield place(path, node), " ".join(said.split())
+    """(place, words) of every docstring of package and tests, also those under assignments."""
+    for path in [*PATHS, *sorted((ROOT / "tests").glob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                if isinstance(said := node.value.value, str):
+                    yield place(path, node), " ".join(said.split())
 
 
 def test_docstrings_cite_what_is_there():

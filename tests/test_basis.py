@@ -116,7 +116,7 @@ def test_a_basis_first_used_for_inference_can_be_trained_through(fresh):
 
 @pytest.mark.parametrize("name", COSINES)
 def test_dct_is_scipys(name):
-    """D_kj = sqrt(2/N) cos(pi k (j + 1/2) / N), row 0 over sqrt(2) (methods.md 7.1)."""
+    """D_kj = sqrt(2/N) cos(pi k (j + 1/2) / N), row 0 over sqrt(2)."""
     basis = BASES[name]
     x = signal(basis, 3)
     axes = range(1, x.ndim)
@@ -193,7 +193,7 @@ def test_hartley_diagonalises_even_periodic_kernels(name):
 
 @pytest.mark.parametrize("name", COSINES)
 def test_dct_diagonalises_symmetric_kernels_with_reflected_edges(name):
-    """Half-sample symmetric edges: eigenvalue sum_j k_j prod_axis cos(omega j) (methods.md 7.2)."""
+    """Half-sample symmetric edges: eigenvalue sum_j k_j prod_axis cos(omega j)."""
     basis = BASES[name]
     rank = len(basis.shape)
     half = normal(*(2,) * rank).numpy()

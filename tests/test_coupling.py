@@ -69,7 +69,7 @@ EXCESS: dict[str, Callable[..., np.ndarray]] = {
     "cold": lambda v_t, v_s, q: v_t - v_s,
     "redrawn": lambda v_t, v_s, q: 0.09 * np.eye(len(q)) - v_s,
 }
-"""K V_t K' + L L' - V_s as declared (methods.md 1.6); every other coupling declares none."""
+"""K V_t K' + L L' - V_s as declared; every other coupling declares none."""
 
 
 def impossible(name: str, process: str, t: float, s: float) -> bool:
@@ -164,7 +164,7 @@ def conditioned(c_s, v_s, c_t, v_t) -> tuple[np.ndarray, np.ndarray]:
 @each_process
 @pytest.mark.parametrize(("t", "s"), [(0.2, 0.1), (0.31, 0.3), (0.5, 0.25)])
 def test_ancestral_conditions_the_markov_chain(process, t, s):
-    """q(x_s | x_t, x_0) of the joint Gaussian (methods.md 1.4, 1.11)."""
+    """q(x_s | x_t, x_0) of the joint Gaussian."""
     carry, fresh = of(ancestral, PROCESSES[process], t, s)
     gain, cov = conditioned(*CLOSED[process].matrices(s), *CLOSED[process].matrices(t))
     close(carry, gain, 1e-9)
@@ -182,13 +182,13 @@ def test_two_steps_are_one(name, process):
     close(second.fresh + second.carry @ first.fresh @ second.carry.T, whole.fresh, 1e-10)
 
 
-# Published samplers, typed from methods.md.
+# Published samplers, re-typed.
 
 
 @pytest.mark.parametrize("make", [linear_betas, cosine_betas])
 @pytest.mark.parametrize("k", [1, 2, 500, 999, 1000])
 def test_ancestral_is_ddpm(make, k):
-    """6.1: mean sqrt(abar_s) beta / (1 - abar) x_0 + sqrt(alpha) (1 - abar_s) / (1 - abar) x_t."""
+    """Mean sqrt(abar_s) beta / (1 - abar) x_0 + sqrt(alpha) (1 - abar_s) / (1 - abar) x_t."""
     betas = np.linspace(1e-4, 0.02, 1000)
     if make is cosine_betas:
         f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -209,7 +209,7 @@ def test_ancestral_is_ddpm(make, k):
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("t", "s"), [(1.0, 0.9), (0.5, 0.02), (0.1, 0.0)])
 def test_ddim_is_ddim(eta, t, s):
-    """6.2: c1 = eta sqrt((1 - abar_t / abar_s)(1 - abar_s) / (1 - abar_t)), c2^2 = v_s - c1^2."""
+    """c1 = eta sqrt((1 - abar_t / abar_s)(1 - abar_s) / (1 - abar_t)), c2^2 = v_s - c1^2."""
     bar = np.r_[1.0, np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))]
     now, before = bar[round(1000 * t)], bar[round(1000 * s)]
     c1 = eta * math.sqrt((1 - now / before) * (1 - before) / (1 - now))
@@ -223,7 +223,7 @@ def test_ddim_is_ddim(eta, t, s):
 
 @each_pair
 def test_ancestral_is_vdm(t, s):
-    """6.3: z_s = a_s / a_t (z_t - sigma_t c eps) + sqrt(v_s c) xi, c = -expm1(gamma_s - gamma_t)"""
+    """z_s = a_s / a_t (z_t - sigma_t c eps) + sqrt(v_s c) xi, c = -expm1(gamma_s - gamma_t)"""
     gamma = {x: math.log((1 - p) / p) for x in (t, s) for p in [CLOSED["vp"].gain(x)[0, 0] ** 2]}
     a_t, a_s = (1 / math.sqrt(1 + math.exp(gamma[x])) for x in (t, s))
     c = -math.expm1(gamma[s] - gamma[t])
@@ -236,7 +236,7 @@ def test_ancestral_is_vdm(t, s):
 
 @each_pair
 def test_ancestral_is_blurring_diffusion(t, s):
-    """1.4: p = (1/v_s + a^2/q)^-1, mean (a v_s / v_t) u_t + (c_s q / v_t) u_0, in scipy's DCT."""
+    """p = (1/v_s + a^2/q)^-1, mean (a v_s / v_t) u_t + (c_s q / v_t) u_0, in scipy's DCT."""
     case = CLOSED["blurring"]
     c_t, c_s, v_t, v_s = case.gain(t), case.gain(s), case.variance(t), case.variance(s)
     a = c_t / c_s
@@ -262,7 +262,7 @@ def stepped(coupling, process, t, s, x_t, x0, xi) -> np.ndarray:
 
 @pytest.mark.parametrize("k", [1, 400, 1000])
 def test_ancestral_is_non_isotropic_ddpm(k):
-    """5.1: mean as DDPM's, x_{t-1} = mean + sqrt(beta~) L z: L L' is beta~ Sigma."""
+    """Mean as DDPM's, x_{t-1} = mean + sqrt(beta~) L z: L L' is beta~ Sigma."""
     colour = Diagonal(normal(4, 5), None, dct(4, 5))
     power = linear_betas()
     process = Process(Scale(Amplitude(power)), Fixed(colour) @ Scale(Complement(power)))
@@ -290,7 +290,7 @@ def soft() -> tuple[Process, Callable[[np.ndarray, float], np.ndarray], Callable
 
 @each_pair
 def test_momentum_is_algorithm_2(t, s):
-    """2.5 by lines: y = C_t x0^, e = y - x_t, z = x_t - (ds2 / s2_t) e + sqrt(-ds2) eta, z + dy."""
+    """y = C_t x0^, e = y - x_t, z = x_t - (ds2 / s2_t) e + sqrt(-ds2) eta, z + dy."""
     process, blur, sigma = soft()
     x_t, x0, eta = normal(2, *SHAPE), normal(2, *SHAPE, seed=1), normal(2, *SHAPE, seed=2)
     y_t = blur(x0.numpy(), t)
@@ -325,7 +325,7 @@ def test_naive_is_algorithm_1_and_cold_is_cold(t, s):
 
 @each_pair
 def test_bridge_is_the_brownian_bridge(t, s):
-    """1.3: N(c_s u_0 + (v_s / v_t)(u_t - c_t u_0), v_s (v_t - v_s) / v_t)."""
+    """N(c_s u_0 + (v_s / v_t)(u_t - c_t u_0), v_s (v_t - v_s) / v_t)."""
     process, _, sigma = soft()
     v_t, v_s = sigma(t) ** 2, sigma(s) ** 2
     carry, fresh = of(bridge, process, t, s)
@@ -336,7 +336,7 @@ def test_bridge_is_the_brownian_bridge(t, s):
 @each_process
 @each_pair
 def test_ddim_without_noise_is_gddim(process, t, s):
-    """K = sqrt(v_s / v_t) for each coefficient, L = 0 (methods.md 1.6)."""
+    """K = sqrt(v_s / v_t) for each coefficient, L = 0."""
     v_t, v_s = (CLOSED[process].matrices(x)[1] for x in (t, s))
     carry, fresh = of(ddim(0.0), PROCESSES[process], t, s)
     close(carry @ v_t @ carry, v_s, 1e-10)
@@ -345,7 +345,7 @@ def test_ddim_without_noise_is_gddim(process, t, s):
 
 @pytest.mark.parametrize("eta", [0.2, 0.6, 1.0])
 def test_annealed_is_consistent_annealed_sampling(eta):
-    """5.3: x + eta residual + beta sigma_s z, beta^2 = 1 - (1 - eta)^2 (sigma_t / sigma_s)^2."""
+    """x + eta residual + beta sigma_s z, beta^2 = 1 - (1 - eta)^2 (sigma_t / sigma_s)^2."""
     process = Process(Scale(Constant(1.0)), Scale(Geometric(0.1, 10.0)))
     t, s = 0.5, 0.49
     gamma = 100 ** (s - t)
@@ -362,7 +362,7 @@ def test_annealed_is_consistent_annealed_sampling(eta):
 @each_process
 @each_pair
 def test_ddim_with_eta_one_is_ancestral(process, t, s):
-    """6.2, wherever operators commute."""
+    """Wherever operators commute."""
     one, other = of(ddim(1.0), PROCESSES[process], t, s), of(ancestral, PROCESSES[process], t, s)
     close(one.carry, other.carry, 1e-10)
     close(one.fresh, other.fresh, 1e-10)
@@ -370,7 +370,7 @@ def test_ddim_with_eta_one_is_ancestral(process, t, s):
 
 @each_pair
 def test_momentum_without_blur_is_reverse_diffusion(t, s):
-    """C = I: x + (v_t - v_s) score + sqrt(v_t - v_s) z, the VE predictor (methods.md 6.5)."""
+    """C = I: x + (v_t - v_s) score + sqrt(v_t - v_s) z, the VE predictor."""
     process = PROCESSES["ve"]
     x_t, x0, z = normal(2, *SHAPE), normal(2, *SHAPE, seed=1), normal(2, *SHAPE, seed=2)
     v_t, v_s = (CLOSED["ve"].variance(x)[0, 0] for x in (t, s))
@@ -382,7 +382,7 @@ def test_momentum_without_blur_is_reverse_diffusion(t, s):
 @pytest.mark.parametrize("coupling", [momentum, pf_momentum])
 @pytest.mark.parametrize("level", [0.0, 0.3])
 def test_momentum_with_constant_or_no_noise_is_cold(coupling, level):
-    """K = I, L = 0 where v_s = v_t, v = 0 among them (methods.md 10.4e)."""
+    """K = I, L = 0 where v_s = v_t, v = 0 among them."""
     process = Process(Heat(Linear(0.0, 2.0), dct(4, 5)), Scale(Constant(level)))
     carry, fresh = of(coupling, process, 0.5, 0.4)
     close(carry, np.eye(20), 1e-15)
@@ -425,7 +425,7 @@ def test_given_makes_the_coupling_of_a_cross_covariance(process):
 @pytest.mark.parametrize("gap", [1e-6, 1e-4, 1e-2])
 @pytest.mark.parametrize("sigma", [1e-3, 1.0, 50.0])
 def test_fresh_variances_keep_their_digits(gap, sigma):
-    """p = v_s (-expm1(l_t - l_s)) to 1e-8 relative, for log-SNR gaps of 1e-6 (methods.md 1.4)."""
+    """p = v_s (-expm1(l_t - l_s)) to 1e-8 relative, for log-SNR gaps of 1e-6."""
     v_s, v_t = sigma**2, sigma**2 * math.exp(gap)
     level = Mapping(lambda t: Scale(Linear(math.sqrt(v_s), math.sqrt(v_t))).at(t))
     process = Process(Scale(Constant(0.5)), level)
@@ -436,7 +436,7 @@ def test_fresh_variances_keep_their_digits(gap, sigma):
 
 
 def test_heavy_blur_makes_finite_steps():
-    """Gains of 10^-2197: K = a v_s / v_t and L stay finite and consistent (methods.md 9.2)."""
+    """Gains of 10^-2197: K = a v_s / v_t and L stay finite and consistent."""
     process = Process(Heat(Linear(0.0, 23.0), dct(64, 64)), Scale(Linear(0.01, 0.1)))
     v_t, v_s = 0.1**2, (0.01 + 0.09 * 0.9) ** 2
     for coupling in (ancestral, ddim(0.5), ddim(1.0), momentum, bridge):
@@ -467,7 +467,7 @@ DENSE: dict[str, Callable[..., Step]] = {
         v_t - c_t @ np.linalg.inv(c_s) @ v_s @ (c_t @ np.linalg.inv(c_s)).T,
     ),
 }
-"""(K, L L') of 1.11 by numpy and scipy."""
+"""(K, L L') by numpy and scipy."""
 
 
 def root(v: np.ndarray) -> np.ndarray:
@@ -477,7 +477,7 @@ def root(v: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize(("t", "s"), [(0.5, 0.4), (1.0, 0.8)])
 def test_couplings_of_matrices(name, t, s):
-    """Random C_t and V_t that do not commute, as matrices: K and L L' of 1.11."""
+    """Random C_t and V_t that do not commute, as matrices: K and L L'."""
     expected = DENSE[name](*GENERAL["matrices"].matrices(t), *GENERAL["matrices"].matrices(s))
     found = of(COUPLINGS[name].coupling, GENERAL["matrices"].process, t, s, (6,))
     close(found.carry, expected.carry, 1e-9)
@@ -497,7 +497,7 @@ def test_ddim_of_matrices_keeps_the_marginals():
 @pytest.mark.parametrize("kind", ["crossed", "matrix-free"])
 @pytest.mark.parametrize("name", ["ddim", "bridge", "momentum", "pf-momentum", "naive", "cold"])
 def test_couplings_without_an_inverse_of_the_signal(name, kind):
-    """Blur and noise without a common basis, or any linear callable: K and L L' of 1.11."""
+    """Blur and noise without a common basis, or any linear callable: K and L L'."""
     process, closed, shape = GENERAL[kind]
     expected = DENSE[name](*closed(0.6), *closed(0.5))
     found = of(COUPLINGS[name].coupling, process, 0.6, 0.5, shape)

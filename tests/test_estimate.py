@@ -1,4 +1,4 @@
-"""Laws of estimates and parametrizations (methods.md 1.5, 1.9, 1.10)."""
+"""Laws of estimates and parametrizations."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_target_to_estimate_to_target(name, process):
 
 @over_pairs
 def test_what_the_network_is_asked(name, process):
-    """Handed the true target the estimate is x_0: targets re-typed from the papers (1.9)."""
+    """Handed the true target the estimate is x_0: targets re-typed from the papers."""
     process, t = PROCESSES[process], time(0.4)
     x0, eps = normal(3, *SHAPE), normal(3, *SHAPE, seed=1)
     x, signal, level = process.corrupt(x0, t, eps), process.signal.at(t), process.noise.at(t)
@@ -137,7 +137,7 @@ def test_times_of_their_own_equal_single_times(name, process):
 
 @over_pairs
 def test_labels_tell_times_apart(name, process):
-    """The label is injective on a grid of 1000 times, in float32 too (9.14)."""
+    """The label is injective on a grid of 1000 times, in float32 too."""
     times = torch.linspace(0.001, 1, 1000, dtype=torch.float64).reshape(-1, 1, 1, 1)
     label = PARAMETRIZATIONS[name](PROCESSES[process], times).label
     assert label.numel() == 1000
@@ -146,7 +146,7 @@ def test_labels_tell_times_apart(name, process):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_wiener_is_whitened(process):
-    """1.10: for data N(0, S), input and target have unit variance, and F = 0 is exact."""
+    """For data N(0, S), input and target have unit variance, and F = 0 is exact."""
     process = PROCESSES[process]
     cov, t = diagonal_cov(basis_of(process)), time(0.4)
     pre = wiener(cov)(process, t)

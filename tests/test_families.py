@@ -155,7 +155,7 @@ def test_linear_betas_are_ddpms():
 
 
 def test_betas_meet_the_log_snr_of_ddpm():
-    """log abar - log(1 - abar) at the last step is -10.11767 (methods.md 10.8)."""
+    """log abar - log(1 - abar) at the last step is -10.11767."""
     log_power = linear_betas()
     snr = 2 * Amplitude(log_power)(time(1.0)).log() - 2 * Complement(log_power)(time(1.0)).log()
     assert float(snr) == pytest.approx(-10.11767, abs=5e-6)
@@ -171,7 +171,7 @@ def test_cosine_betas_are_improved_ddpms(steps):
 @pytest.mark.parametrize(("largest", "smallest"), [(20, -20), (10, -10), (13.3, -5), (2, -30)])
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_cosine_snr_is_a_logarithm_of_a_tangent(largest, smallest, t):
-    """log(abar / (1 - abar)) = -2 log tan(A t + B), from `largest` to `smallest` (methods.md 4)."""
+    """log(abar / (1 - abar)) = -2 log tan(A t + B), from `largest` to `smallest`."""
     offset = mpmath.atan(mpmath.exp(-mpmath.mpf(largest) / 2))
     slope = mpmath.atan(mpmath.exp(-mpmath.mpf(smallest) / 2)) - offset
     expected = float(-2 * mpmath.log(mpmath.tan(slope * t + offset)))
@@ -292,7 +292,7 @@ def test_heat_is_a_semigroup(basis):
 @pytest.mark.parametrize("width", [1.5, 2.0, 3.0])
 @pytest.mark.parametrize(("make", "mode"), [(dct, "reflect"), (hartley, "wrap")])
 def test_heat_is_gaussian_blur(width, make, mode):
-    """A sampled kernel aliases by 2 exp(-pi^2 b^2 / 2) at most (methods.md 7.3)."""
+    """A sampled kernel aliases by 2 exp(-pi^2 b^2 / 2) at most."""
     x = normal(40, seed=2)
     blurred = Heat(Constant(width), make(40)).at(time(1.0))(x).numpy()
     expected = scipy.ndimage.gaussian_filter1d(x.numpy(), width, mode=mode, truncate=9)
@@ -306,7 +306,7 @@ def test_heat_is_gaussian_blur(width, make, mode):
     [(28, 20, 0.0806), (32, 24, 0.0623), (128, 64, 0.291), (256, 128, 0.291), (64, 23, 0.5287)],
 )
 def test_heat_leaves_the_published_fraction_of_the_lowest_wave(n, width, expected):
-    """exp(-(pi / n)^2 b^2 / 2) at IHDM's and Soft Diffusion's last levels (methods.md 10.8)."""
+    """exp(-(pi / n)^2 b^2 / 2) at IHDM's and Soft Diffusion's last levels."""
     found = gains(Heat(Constant(width), dct(n)), 1.0)[1]
     assert found == pytest.approx(expected, abs=10.0 ** -len(str(expected)[2:]))
 
@@ -319,7 +319,7 @@ def test_heat_has_a_floor():
 
 
 def test_blur_under_the_smallest_float_is_still_a_number():
-    """exp(-lambda 23^2 / 2) is 10^-2197 in the corner of 64 x 64 pixels (methods.md 9.2)."""
+    """exp(-lambda 23^2 / 2) is 10^-2197 in the corner of 64 x 64 pixels."""
     heat = Heat(Linear(0.0, 23.0), dct(64, 64))
     corner = heat.at(time(1.0)).log_gain[-1, -1]
     assert float(corner) / math.log(10) == pytest.approx(-2197, abs=1)

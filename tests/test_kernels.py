@@ -2,7 +2,7 @@
 
 Kernels are affine in (x, noise) where the denoiser is the exact one of Gaussian data, so moments
 are pushed, never sampled. The references are dense recursions written here from the matrices C_t,
-S_t of a process (numbers like 10.3 are those of methods.md).
+S_t of a process (docs/mathematics.md, "Predictions for Gaussian data").
 """
 
 import math
@@ -99,7 +99,7 @@ def full(value: float) -> Tensor:
 
 
 def marginal(process: Process, cov: Diagonal, t: float) -> Tensor:
-    """M_t = c_t^2 s + v_t for each coefficient (10.1)."""
+    """M_t = c_t^2 s + v_t for each coefficient."""
     gain, level = process.signal.at(time(t)).gain, process.noise.at(time(t)).gain
     return gain**2 * amount(cov) + level**2
 
@@ -196,11 +196,11 @@ DENSE = {
     "cold": dense_cold,
     "redrawn": dense_redrawn,
 }
-"""(K, L L^T) of every coupling (1.6, 1.11)."""
+"""(K, L L^T) of every coupling."""
 
 
 def recursion(process, dense, grid, mean, cov, data_mean, data_cov, shape=SHAPE):
-    """10.9: B = C_s G + K (I - C_t G), P_s = B P B^T + L L^T, mean_s - C_s m = B (mean_t - C_t m).
+    """B = C_s G + K (I - C_t G), P_s = B P B^T + L L^T, mean_s - C_s m = B (mean_t - C_t m).
 
     A grid that ends at 0 ends with x_0^: B = G.
     """
@@ -233,7 +233,7 @@ def agree(found, expected, tolerance: float = 1e-8) -> None:
 @pytest.mark.parametrize(("process", "structure"), STRUCTURES)
 @pytest.mark.parametrize("name", COUPLINGS)
 def test_moments_are_those_of_the_dense_recursion(name, process, structure):
-    """10.9 for data that no basis diagonalises, with a process in its basis and as matrices."""
+    """For data that no basis diagonalises, with a process in its basis and as matrices."""
     process, grid, cov = PROCESSES[process], GRID, Dense(spd(N), SHAPE)
     if structure == "none":
         process, grid = densified(process), GRID[2:]
@@ -248,7 +248,7 @@ def test_moments_are_those_of_the_dense_recursion(name, process, structure):
 @pytest.mark.parametrize("name", ["ancestral", "momentum", "ddim", "naive"])
 @pytest.mark.parametrize("rank", RANKS)
 def test_signals_of_any_rank(rank, name):
-    """10.9 on vectors, sequences and volumes."""
+    """The recursion on vectors, sequences and volumes."""
     process, shape = RANKS[rank]
     cov = diagonal_cov(basis_of(process) if rank != "vector" else dct(6))
     mean, n = normal(*shape, seed=1), math.prod(shape)
@@ -280,7 +280,7 @@ CLASHING = Process(
 @pytest.mark.parametrize("name", FREE_OF_INVERSES)
 @pytest.mark.parametrize("process", [SHIFTED, CLASHING], ids=["matrix-free", "clashing"])
 def test_couplings_without_inverses_need_no_common_basis(process, name):
-    """10.9 where C_t is a callable, and where C_t and S_t do not commute."""
+    """Where C_t is a callable, and where C_t and S_t do not commute."""
     mean, cov = normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
     start = normal(N, seed=2), spd(N, seed=3)
     oracle = gaussian(densified(process), mean, cov)
@@ -302,7 +302,7 @@ def wrap(oracle: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", [name for name in DENSE if name != "ddim-one"])
 def test_matrices_need_not_be_symmetric(name):
-    """10.9 with C_t^T differing from C_t: transposes stand where 1.11 has them."""
+    """With C_t^T differing from C_t: transposes stand where the formulas have them."""
     process, mean, cov = densified(SHIFTED), normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
     start = normal(N, seed=2), spd(N, seed=3)
     steps = affine(reverse(COUPLINGS[name].coupling), exact(process, mean, cov), GRID[1:], SHAPE)
@@ -312,7 +312,7 @@ def test_matrices_need_not_be_symmetric(name):
 
 @pytest.mark.parametrize("process", [SHIFTED, CLASHING], ids=["matrix-free", "clashing"])
 def test_flow_needs_no_common_basis(process):
-    """An Euler step is x + h (C' x_0^ + S' S^-1 (x - C x_0^)) (1.7), C' and S' by differences."""
+    """An Euler step is x + h (C' x_0^ + S' S^-1 (x - C x_0^)), C' and S' by differences."""
     mean, cov = normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
     denoiser = Denoiser(process, clean, gaussian(densified(process), mean, cov))
     t, s, x = time(0.6), time(0.5), normal(3, *SHAPE)
@@ -339,7 +339,7 @@ def test_couplings_with_inverses_refuse_matrix_free_signals():
 
 @pytest.mark.parametrize("count", [4, 16])
 def test_ddim_leaves_cos_to_the_2n(count):
-    """10.3: N equal steps of phi = atan(c sqrt(s) / sqrt(v)) leave the variance cos^2N(D phi) M."""
+    """N equal steps of phi = atan(c sqrt(s) / sqrt(v)) leave the variance cos^2N(D phi) M."""
     process, cov = PROCESSES["vp"], Diagonal(time(0.0))
     grid = even(count, 1.0, 0.1)  # the angle of this schedule is linear in t
     turn = [math.atan(math.exp(process.log_snr(t) / 2)) for t in grid]
@@ -353,7 +353,7 @@ def test_ddim_leaves_cos_to_the_2n(count):
     ("coupling", "expected"), [(ancestral_large, 0.999900), (ancestral, 0.991067)]
 )
 def test_ddpm_of_a_thousand_steps(coupling, expected):
-    """10.4d: linear betas, unit-variance data from N(0, I): .999900 (large), .991067 (small)."""
+    """Linear betas, unit-variance data from N(0, I): .999900 (large), .991067 (small)."""
     process = Process(Scale(Amplitude(linear_betas())), Scale(Complement(linear_betas())))
     grid = torch.arange(1000, -1, -1).double() / 1000
     denoiser = centred(process, identity())
@@ -365,7 +365,7 @@ def test_ddpm_of_a_thousand_steps(coupling, expected):
 
 @pytest.mark.parametrize("process", ["blurring", "soft", "coloured"])
 def test_naive_tends_to_half_the_variance(process):
-    """10.4b: P / M -> 1 / (1 + r), r = c^2 s / M, extrapolated from N and 2N steps."""
+    """P / M -> 1 / (1 + r), r = c^2 s / M, extrapolated from N and 2N steps."""
     process = PROCESSES[process]
     basis = basis_of(process)
     cov, end = diagonal_cov(basis), 0.1
@@ -388,7 +388,7 @@ def test_naive_tends_to_half_the_variance(process):
     "name", [name for name, case in COUPLINGS.items() if case.consistency == "exact"]
 )
 def test_consistent_couplings_are_exact_on_a_single_image(name, process):
-    """10.4c: Dirac data in one step: N(C_t m, V_t) becomes N(C_s m, V_s)."""
+    """Dirac data in one step: N(C_t m, V_t) becomes N(C_s m, V_s)."""
     process, mean = PROCESSES[process], normal(*SHAPE, seed=1)
     t, s = time(0.5), time(0.3)
     c = matrices(process, t, s)
@@ -399,7 +399,7 @@ def test_consistent_couplings_are_exact_on_a_single_image(name, process):
 
 
 def test_momentum_spreads_a_single_image():
-    """10.4c: geometric noise, v_s = rho v_t at every step: Dirac data end with variance v / rho."""
+    """Geometric noise, v_s = rho v_t at every step: Dirac data end with variance v / rho."""
     process, grid = PROCESSES["ve"], even(12, 1.0, 0.1)
     rho = (process.cov(grid[1]).gain / process.cov(grid[0]).gain).item()
     level = process.cov(grid[-1]).gain
@@ -412,7 +412,7 @@ def test_momentum_spreads_a_single_image():
     ("count", "expected"), [(9, 1.63359), (18, 1.11355), (36, 1.02454), (72, 1.00571)]
 )
 def test_edm_heun(count, expected):
-    """10.8: EDM's Heun sampler, s = .25, from N(0, 80^2) on Karras's levels; time is sigma / 80."""
+    """EDM's Heun sampler, s = .25, from N(0, 80^2) on Karras's levels; time is sigma / 80."""
     process, cov = Process(Scale(Constant(1.0)), Scale(Linear(0.0, 80.0))), scaled(0.25)
     ramp = torch.linspace(80 ** (1 / 7), 0.002 ** (1 / 7), count, dtype=torch.float64) ** 7
     denoiser = centred(process, cov)
@@ -425,7 +425,7 @@ def test_edm_heun(count, expected):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_langevin(process):
-    """10.3: T steps leave rho^2T (P - w) + w, rho = 1 - delta v / M, w = M / (1 - delta v / 2M)."""
+    """T steps leave rho^2T (P - w) + w, rho = 1 - delta v / M, w = M / (1 - delta v / 2M)."""
     process = PROCESSES[process]
     basis, delta, count, s = basis_of(process), 0.3, 3, 0.4
     cov = diagonal_cov(basis)
@@ -479,7 +479,7 @@ def test_churn_keeps_the_law(process):
 
 
 def test_langevin_with_matrices_that_are_not_symmetric():
-    """10.9: B = (1 - delta) I + delta C G, P' = B P B^T + 2 delta V, C^T differing from C."""
+    """B = (1 - delta) I + delta C G, P' = B P B^T + 2 delta V, C^T differing from C."""
     process, mean, cov = densified(SHIFTED), normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
     delta, grid = 0.3, torch.tensor([0.6, 0.5], dtype=torch.float64)
     clean, noise = matrix(process.signal.at(grid[1])), matrix(process.cov(grid[1]))
@@ -549,7 +549,7 @@ CONVERGENT = [
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", CONVERGENT)
 def test_terminal_variance_is_of_first_order(name, process):
-    """10.11, 10.4a: |P / M - 1| halves when N doubles, for every coefficient."""
+    """|P / M - 1| halves when N doubles, for every coefficient."""
     process = PROCESSES[process]
     basis, start, end = basis_of(process), 0.7, 0.3
     cov, kernel = diagonal_cov(basis), reverse(COUPLINGS[name].coupling)
@@ -727,7 +727,7 @@ GUIDED = ["reverse-ancestral", "reverse-ddim", "flow-heun", "langevin", "predict
 @pytest.mark.parametrize("process", ["vp", "ve", "coloured"])
 @pytest.mark.parametrize("name", GUIDED)
 def test_shares_of_an_estimate_add_up(name, process):
-    """10.10: exact guidance by a second share is the exact sampler of the posterior N(m', S')."""
+    """Exact guidance by a second share is the exact sampler of the posterior N(m', S')."""
     process, cov, mean = PROCESSES[process], spd(N), normal(*SHAPE, seed=1)
     h, y = normal(3, N, seed=4), normal(3, seed=5)
     posterior = torch.linalg.inv(torch.linalg.inv(cov) + h.T @ h / 0.1)

@@ -1,6 +1,6 @@
 """Laws of likelihoods: closed forms on Gaussian data, quadrature on mixtures, entropies.
 
-Numbers like 10.5 are those of methods.md.
+The closed forms are those of docs/mathematics.md, "Likelihood" and "Objectives and the bound".
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def law(process: Process, cov: Diagonal, t: float, mean: Tensor | None = None) -
     ("process", "solver"), [*((name, RK4) for name in PROCESSES), ("blurring", None)]
 )
 def test_the_flow_s_density_is_the_gaussian(process, solver):
-    """10.5: log q_t0(x) to 1e-4 relative, with the exact trace."""
+    """log q_t0(x) to 1e-4 relative, with the exact trace."""
     process = PROCESSES[process]
     cov = diagonal_cov(basis_of(process))
     denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
@@ -78,7 +78,7 @@ def test_the_flow_s_density_is_the_gaussian(process, solver):
 
 
 def test_probes_in_the_basis_have_no_variance():
-    """10.5: where the drift acts on each coefficient alone, one probe is the trace."""
+    """Where the drift acts on each coefficient alone, one probe is the trace."""
     process = PROCESSES["blurring"]
     cov = diagonal_cov(basis_of(process))
     denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
@@ -149,7 +149,7 @@ def gaussian_terms(
 
 
 def chain_term(process: Process, cov: Diagonal, grid: Tensor) -> float:
-    """10.5: sum_k (SNR_s - SNR_t) s / (1 + s SNR_t) / 2 over coefficients."""
+    """sum_k (SNR_s - SNR_t) s / (1 + s SNR_t) / 2 over coefficients."""
     snr = [process.log_snr(t).exp().expand(SHAPE[1:]) for t in grid]
     spread = cov.gain
     total = sum(
@@ -233,7 +233,7 @@ def test_the_continuous_bound_does_not_see_the_schedule_s_interior(assumed):
 
 @each_process
 def test_the_discrete_bound_falls_to_the_continuous_one(process):
-    """10.5: the gap to log((1 + s SNR_end) / (1 + s SNR_1)) / 2 halves with twice the steps."""
+    """The gap to log((1 + s SNR_end) / (1 + s SNR_1)) / 2 halves with twice the steps."""
     process = PROCESSES[process]
     cov = diagonal_cov(basis_of(process))
     ends = [process.log_snr(time(t)).exp().expand(SHAPE[1:]) for t in (1.0, 0.3)]

@@ -1,4 +1,4 @@
-"""Laws of objectives (methods.md 1.8, 1.9, 10.1).
+"""Laws of objectives.
 
 Expected losses are exact: with a linear denoiser the error is linear in white z = (x_0, eps), so
 the expectation is the sum of the loss over the unit vectors of z.
@@ -96,7 +96,7 @@ def average(x: Tensor) -> Tensor:
     return x.square().flatten(1).mean(1)
 
 
-# The same losses, as the papers write them (1.9).
+# The same losses, as the papers write them.
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -161,7 +161,7 @@ def test_the_v_loss():
 
 @pytest.mark.parametrize("sigma", [0.02, 0.5, 40.0])
 def test_the_edm_loss(sigma):
-    """unit under `wiener(.25)`, C = I: weight (sigma^2 + .25) / (sigma / 2)^2 (6.9)."""
+    """unit under `wiener(.25)`, C = I: weight (sigma^2 + .25) / (sigma / 2)^2."""
     process, t = Process(Scale(Constant(1.0)), Scale(Constant(sigma))), time(0.5)
     x0, x, eps = batch(process, t)
     denoiser = Denoiser(process, wiener(scaled(0.25)), Toy())
@@ -183,14 +183,14 @@ def test_unit_is_the_error_of_the_output(name):
     torch.testing.assert_close(loss(denoiser, unit(parametrization), x0, t, eps), average(error))
 
 
-# Bounds (1.8).
+# Bounds.
 
 CONSISTENT = ["ancestral", "ddim-half", "ddim-one", "bridge", "naive", "annealed"]
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_ancestral_bound_is_a_difference_of_snr(process):
-    """W^T W = C_s^T V_s^-1 C_s - C_t^T V_t^-1 C_t (1.8, 1.11)."""
+    """W^T W = C_s^T V_s^-1 C_s - C_t^T V_t^-1 C_t."""
     process = PROCESSES[process]
     weight = matrix(bound(ancestral)(process, T, S))
     c_t, c_s = matrix(process.signal.at(T)), matrix(process.signal.at(S))
@@ -275,7 +275,7 @@ def test_each_sample_may_have_its_own_step():
 
 
 def negative_log_likelihood(process: Process, weighting: Weighting, steps: int) -> float:
-    """Nats a value: 1.8 summed over a grid for data N(0, 1), with the exact denoiser.
+    """Nats a value: the bound summed over a grid for data N(0, 1), with the exact denoiser.
 
     The prior is exact, E KL(q(x_1 | x_0) || q_1) = log(M_1 / v_1) / 2, and so is the decoder, the
     posterior N(., v_0 / M_0); what is left is the error of the steps.
@@ -311,7 +311,7 @@ SOFTLY = Process(
 @pytest.mark.parametrize("process", ["vp", "ve", "softly"])
 @pytest.mark.parametrize("name", CONSISTENT)
 def test_no_bound_beats_the_entropy(name, process):
-    """1.8: with the exact denoiser of N(0, 1) a bound is at least (log 2 pi e) / 2 = 1.419 nats."""
+    """With the exact denoiser of N(0, 1) a bound is at least (log 2 pi e) / 2 = 1.419 nats."""
     process, coupling = {**PROCESSES, "softly": SOFTLY}[process], COUPLINGS[name].coupling
     coarse, fine = (negative_log_likelihood(process, bound(coupling), n) for n in (40, 80))
     assert coarse > ENTROPY
@@ -319,7 +319,7 @@ def test_no_bound_beats_the_entropy(name, process):
 
 
 def test_what_momentum_would_claim():
-    """1.8: inconsistent couplings would claim less than the entropy, momentum 1.09 / 1.29 nats."""
+    """Inconsistent couplings would claim less than the entropy, momentum 1.09 / 1.29 nats."""
     assert ENTROPY == pytest.approx(1.419, abs=5e-4)
     claims = [negative_log_likelihood(SOFTLY, unguarded(momentum), n) for n in (10, 20)]
     assert claims == pytest.approx([1.09, 1.29], abs=5e-3)
@@ -327,14 +327,14 @@ def test_what_momentum_would_claim():
 
 
 def test_the_ancestral_bound_tightens():
-    """10.5: its gap to the entropy falls as 1 / T."""
+    """Its gap to the entropy falls as 1 / T."""
     gaps = [
         negative_log_likelihood(PROCESSES["ve"], bound(ancestral), n) - ENTROPY for n in (100, 200)
     ]
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.03)
 
 
-# Floors and minimisers on Gaussian data (10.1).
+# Floors and minimisers on Gaussian data.
 
 
 def expected_loss(denoiser: Denoiser, weighting: Weighting, t: Tensor, cov: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ def expected_loss(denoiser: Denoiser, weighting: Weighting, t: Tensor, cov: Tens
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_loss_floors(process):
-    """10.1: tr(W Cov[x_0 | x_t] W^T) / n is what the exact denoiser leaves, for every weighting."""
+    """tr(W Cov[x_0 | x_t] W^T) / n is what the exact denoiser leaves, for every weighting."""
     process, t, spread = PROCESSES[process], T, spd(N)
     signal, cov = matrix(process.signal.at(t)), matrix(process.cov(t))
     total = signal @ spread @ signal.T + cov
@@ -367,7 +367,7 @@ def test_loss_floors(process):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_loss_floors_per_coefficient(process):
-    """10.1: s v / M, c^2 s v / M, c^2 s / M, 1 / v - 1 / M, each averaged over coefficients."""
+    """s v / M, c^2 s v / M, c^2 s / M, 1 / v - 1 / M, each averaged over coefficients."""
     process, t = PROCESSES[process], T
     cov = diagonal_cov(basis_of(process))
     denoiser = Denoiser(process, wiener(cov), Zero())
@@ -408,7 +408,7 @@ def solution(process: Process, parametrization: Parametrization, cov: Tensor, t:
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("process", ["ve", "blurring", "coloured"])
 def test_the_minimiser_is_the_wiener_filter(process, weighting, name):
-    """The exact expected loss has a vanishing gradient there, and nowhere near (2.2)."""
+    """The exact expected loss has a vanishing gradient there, and nowhere near."""
     process, t, cov = PROCESSES[process], T, spd(N)
     parametrization = PARAMETRIZATIONS[name]
     backbone = Matrix(solution(process, parametrization, cov, t))
@@ -424,7 +424,7 @@ def test_the_minimiser_is_the_wiener_filter(process, weighting, name):
     assert best < 1e-6 * gradient()
 
 
-# Corruptions that lose coefficients for good (7.5).
+# Corruptions that lose coefficients for good.
 
 MASK = Process(
     Fade(Linear(0.0, 2.0), torch.linspace(0, 1, N).reshape(4, 5), pixel(4, 5), 0.4),
@@ -470,7 +470,7 @@ def test_lost_coefficients_are_not_asked_for(weighting, name):
 
 @pytest.mark.parametrize("name", ["soft", "simple", "score"])
 def test_a_singular_noise_is_refused(name):
-    """2.2: score matching needs every image to reach every other; a blur without noise does not."""
+    """Score matching needs every image to reach every other; a blur without noise does not."""
     process = Process(PROCESSES["soft"].signal, Scale(Linear(0.0, 1.0)))
     x0, _, eps = batch(process, T)
     denoiser = Denoiser(process, residual, Toy())
@@ -516,7 +516,7 @@ def test_uniform_and_levels():
 
 @pytest.mark.parametrize("first", [0.0, 0.1, 0.77])
 def test_stratified_numbers_are_evenly_spread(first):
-    """VDM's low-discrepancy numbers: 1 / B apart in [0, 1), all moved by the first (6.3)."""
+    """VDM's low-discrepancy numbers: 1 / B apart in [0, 1), all moved by the first."""
     u = torch.cat([torch.tensor([first]).double(), normal(7)])
     found = stratified(u).sort().values
     torch.testing.assert_close(

@@ -45,7 +45,7 @@ def facts():
 
 @pytest.mark.parametrize("name", ["vp", "subvp"])
 def test_reverse_diffusion_predictor(name):
-    """x - f + G^2 score + G z with f = (sqrt(alpha) - 1) x, G^2 = 1 - alpha for VP (6.5)."""
+    """x - f + G^2 score + G z with f = (sqrt(alpha) - 1) x, G^2 = 1 - alpha for VP."""
     recipe = METHODS[name](IMAGE)
     x, t, s = normal(3, *IMAGE), 0.6, 0.55
     kernel = moves(reverse_diffusion, "reverse diffusion")
@@ -82,7 +82,7 @@ def test_reverse_diffusion_of_ve():
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_langevin_corrector(name):
-    """x + e score + sqrt(2 e) z, e = 2 (r ||z|| / ||score||)^2 for each sample (6.5)."""
+    """x + e score + sqrt(2 e) z, e = 2 (r ||z|| / ||score||)^2 for each sample."""
     process, x, snr = METHODS[name](IMAGE).process, normal(3, *IMAGE), 0.16
     denoiser = Denoiser(process, noise, Toy())
     grid = torch.tensor([0.6, 0.5], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_churn_of_nothing_is_the_flow():
 
 
 def heated(x: Tensor, width: float) -> Tensor:
-    """exp(-lambda width^2 / 2) by scipy's DCT (methods.md 3)."""
+    """exp(-lambda width^2 / 2) by scipy's DCT."""
     omega = np.pi * np.arange(8) / 8
     gain = np.exp(-(omega[:, None] ** 2 + omega**2) * width**2 / 2)
     u = scipy.fft.dctn(x.numpy(), axes=(-2, -1), norm="ortho")
@@ -156,7 +156,7 @@ def heated(x: Tensor, width: float) -> Tensor:
 
 
 def test_ihdm():
-    """Loss || F_{k-1} x_0 - (x_k + f) ||^2, sampler x + f + delta z, and the last mean (3)."""
+    """Loss || F_{k-1} x_0 - (x_k + f) ||^2, sampler x + f + delta z, and the last mean."""
     recipe = METHODS["ihdm"](IMAGE, count=4)
     widths = [0.0, *np.exp(np.linspace(math.log(0.5), math.log(6.0), 4))]
     denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
@@ -178,7 +178,7 @@ def test_ihdm():
 
 
 def test_free_field():
-    """S S^T of the paper's complex construction with |k_00| = 1, of unit variance (5.4)."""
+    """S S^T of the paper's complex construction with |k_00| = 1, of unit variance."""
     n = 8
     k = np.fft.fftfreq(n) * n
     size = np.sqrt(k[:, None] ** 2 + k**2)
@@ -270,7 +270,7 @@ POSITIVE: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", POSITIVE)
 def test_nothing_is_repainted_from_a_weight_of_zero(name):
-    """7.5: gains fall, are never zero, and the mask ends at a thousandth or less."""
+    """Gains fall, are never zero, and the mask ends at a thousandth or less."""
     process = POSITIVE[name]().process  # pyright: ignore
     gains = [process.signal.at(time(t)).log_gain for t in np.linspace(0, 1, 101)]
     assert all(bool((later <= before).all()) for before, later in pairwise(gains))

@@ -1,4 +1,4 @@
-"""Non-isotropic noise as published: four parametrizations, DDIM, SMLD, both SDEs (methods.md 5)."""
+"""Non-isotropic noise as published: four parametrizations, DDIM, SMLD, both SDEs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PREDICTIONS = ("noise", "coloured", "score", "clean")
 
 @pytest.mark.parametrize("name", ["ni-ddpm", "ni-smld"])
 def test_the_four_parametrizations_agree_at_the_optimum(name):
-    """The same estimate, the same loss and the same step, whatever the network predicts (5.2)."""
+    """The same estimate, the same loss and the same step, whatever the network predicts."""
     x0, eps, k = through(root(DATA), normal(3, *SHAPE)), normal(3, *SHAPE, seed=1), 400
     t, count = time(0.4), 10
     power = float(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[k - 1])

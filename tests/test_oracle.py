@@ -1,6 +1,6 @@
 """Laws of the exact denoisers, against matrices, torch.distributions and quadrature.
 
-Numbers like 10.1 are those of methods.md.
+The closed forms are those of docs/mathematics.md, "Predictions for Gaussian data".
 """
 
 import math
@@ -52,7 +52,7 @@ def law(oracle: Mixture, t: Tensor) -> MixtureSameFamily:
 @pytest.mark.parametrize("data", ["own", "spd", "dense"])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_gaussian_data(process, data):
-    """10.1: E[x_0 | x] = m + S C^T (C S C^T + V)^-1 (x - C m), for any covariance of the data."""
+    """E[x_0 | x] = m + S C^T (C S C^T + V)^-1 (x - C m), for any covariance of the data."""
     process, t = PROCESSES[process], time(0.4)
     cov = diagonal_cov(basis_of(process)) if data == "own" else Dense(spd(N), SHAPE)
     process = densified(process) if data == "dense" else process
@@ -68,7 +68,7 @@ def test_gaussian_data(process, data):
 @pytest.mark.parametrize("data", ["own", "spd"])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_tweedie(process, data):
-    """1.5: E[C x_0 | x] = x + V grad log q(x) for a mixture, the score by autograd."""
+    """E[C x_0 | x] = x + V grad log q(x) for a mixture, the score by autograd."""
     process, t = PROCESSES[process], time(0.4)
     own = diagonal_cov(basis_of(process))
     covs = [Diagonal(own.log_gain - k, None, own.basis) for k in range(3)]
@@ -85,7 +85,7 @@ def test_tweedie(process, data):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_component_densities_sum_to_the_marginal(process):
-    """logsumexp of `components` is log q_t but for the constant n log(2 pi) / 2 (10.2)."""
+    """logsumexp of `components` is log q_t but for the constant n log(2 pi) / 2."""
     oracle = mixture(PROCESSES[process], [scaled(0.2), scaled(0.5), scaled(0.1)])
     x, t = normal(4, *SHAPE), time(0.3)
     logs, _ = oracle.components(x, t)
@@ -95,7 +95,7 @@ def test_component_densities_sum_to_the_marginal(process):
 
 @pytest.mark.parametrize("noise", [0.05, 0.4, 3.0])
 def test_one_dimension_by_quadrature(noise):
-    """10.2: the posterior mean is the ratio of two integrals over x_0."""
+    """The posterior mean is the ratio of two integrals over x_0."""
     process = Process(Scale(Constant(0.7)), Scale(Constant(noise)))
     means, deviations = (
         torch.tensor([-1.0, 0.2, 1.5]).double(),
@@ -116,7 +116,7 @@ def test_one_dimension_by_quadrature(noise):
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_finite_data_are_a_softmax(process):
-    """10.2 with S_k = 0: weights softmax(-(x - C x_k)^T V^-1 (x - C x_k) / 2)."""
+    """With S_k = 0: weights softmax(-(x - C x_k)^T V^-1 (x - C x_k) / 2)."""
     process, t = PROCESSES[process], time(0.7)
     points, x = (
         normal(5, *SHAPE, seed=3),
@@ -154,7 +154,7 @@ def test_times_of_their_own_equal_single_times(process, data):
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_signals_of_any_rank(rank):
-    """10.1 on vectors, sequences and volumes."""
+    """The same on vectors, sequences and volumes."""
     process, shape = RANKS[rank]
     n, t = normal(*shape).numel(), time(0.4)
     spread, mean, x = spd(n), normal(*shape, seed=1), normal(2, *shape)

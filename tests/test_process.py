@@ -150,7 +150,7 @@ def test_log_snr(name, t):
 
 
 def test_log_snr_of_blurring_diffusion_ends_where_published():
-    """At t = 1: -10 for the mean, -10 + 2 ln d_min = -23.81551 for dead waves (methods.md 10.8)."""
+    """At t = 1: -10 for the mean, -10 + 2 ln d_min = -23.81551 for dead waves."""
     power = CosineSNR(10, -10)
     blur = Heat(Constant(20.0), dct(32, 32), floor=0.001)
     process = Process(blur @ Scale(Amplitude(power)), Scale(Complement(power)))
@@ -189,7 +189,7 @@ def test_transitions_lead_from_one_marginal_to_the_next(name, r, s, t):
 
 @each
 def test_transitions_are_ratios_of_gains(name):
-    """a = c_t / c_s, q = v_t (1 - e^(l_t - l_s)) (methods.md 1.3, 1.4)."""
+    """a = c_t / c_s, q = v_t (1 - e^(l_t - l_s))."""
     case, (s, t) = CLOSED[name], (0.3, 0.4)
     forward, fresh = PROCESSES[name].transition(time(s), time(t))
     q = transform(case.basis)
@@ -211,7 +211,7 @@ def test_transition_variances_keep_their_digits(gap):
 
 
 def test_dead_coefficients_stay_dead():
-    """Where c_s = 0 the forward gain is 0 and all of V_t is fresh (methods.md 1.3)."""
+    """Where c_s = 0 the forward gain is 0 and all of V_t is fresh."""
     onset = torch.tensor([0.0, 0.6])
     process = Process(Fade(Linear(0.0, 1.0), onset, pixel(2), 0.2), Scale(Linear(0.1, 0.3)))
     forward, fresh = process.transition(time(0.5), time(0.7))
@@ -355,7 +355,7 @@ def test_densities_without_a_shared_basis(kind):
 
 
 def test_transitions_of_matrices():
-    """A = C_t C_s^-1, Q = V_t - A V_s A' (methods.md 1.11)."""
+    """A = C_t C_s^-1, Q = V_t - A V_s A'."""
     (c_s, v_s), (c_t, v_t) = map(GENERAL["matrices"].matrices, (0.3, 0.7))
     forward, fresh = GENERAL["matrices"].process.transition(time(0.3), time(0.7))
     a = c_t @ np.linalg.inv(c_s)
@@ -364,7 +364,7 @@ def test_transitions_of_matrices():
 
 
 def test_matrices_whose_information_rises_are_refused():
-    """C_t' V_t^-1 C_t <= C_s' V_s^-1 C_s must hold in every direction (methods.md 1.11)."""
+    """C_t' V_t^-1 C_t <= C_s' V_s^-1 C_s must hold in every direction."""
     late = Process(GENERAL["matrices"].process.signal, Fixed(Dense(spd(6), (6,))))
     with pytest.raises(ValueError) as error:
         coupling.ancestral(late, time(0.3), time(0.2))

@@ -1,6 +1,6 @@
 """Laws of selection: distances, paths, clocks, noise scales, predictions and grids.
 
-Numbers like 10.3 are those of methods.md.
+The closed forms are those of docs/mathematics.md, "Predictions for Gaussian data".
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ PREDICTED = ("ancestral", "ddim", "ddim:eta=0.5", "momentum", "euler", "heun", "
 @pytest.mark.parametrize("process", ["vp", "blurring", "coloured", "haar"])
 @pytest.mark.parametrize("name", PREDICTED)
 def test_predicted_moments_are_the_dense_recursion_s(name, process):
-    """10.3 with a mean: each step as matrices, by the exact denoiser of N(m, S)."""
+    """With a mean: each step as matrices, by the exact denoiser of N(m, S)."""
     process, kernel = PROCESSES[process], lookup.kernel(name)
     basis, grid = basis_of(process), even(4)
     facts = facts_of(0.3 * normal(*SHAPE).exp(), normal(*SHAPE, seed=1))

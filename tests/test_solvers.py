@@ -1,8 +1,7 @@
 """Laws of solvers: multistep integrators, reverse SDEs, exact variances, adaptive steps.
 
 Orders are measured on a mixture: deterministic kernels against its exact flow (quantiles),
-stochastic ones by expectations pushed backwards through quadrature, without any sampling. Numbers
-like 1.10b are those of methods.md.
+stochastic ones by expectations pushed backwards through quadrature, without any sampling.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def test_the_first_order_is_ddim(process):
 
 @each_process
 def test_the_second_order_is_the_published_one(process):
-    """1.10b: ddim's step with x_0^ + (x_0^ - x_0^prev) / 2r for each coefficient."""
+    """ddim's step with x_0^ + (x_0^ - x_0^prev) / 2r for each coefficient."""
     process = PROCESSES[process]
     basis, grid = basis_of(process), torch.tensor([0.8, 0.6, 0.45, 0.35], dtype=torch.float64)
     denoiser, x = Denoiser(process, clean, Toy()), normal(2, *SHAPE)
@@ -368,7 +367,7 @@ def test_without_noise_the_sde_is_the_flow(process):
 
 
 def test_the_markov_diffusion_of_vp_is_beta():
-    """1.12: g^2 = beta_t, with drift -beta x / 2 - beta score."""
+    """g^2 = beta_t, with drift -beta x / 2 - beta score."""
     from sfumato.corruption.schedules import LinearBeta
 
     power = LinearBeta(0.1, 20.0)
@@ -401,7 +400,7 @@ def test_a_negative_diffusion_is_refused():
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "bridge"])
 def test_matched_noise_keeps_the_variance_of_gaussian_data(name, count, process):
-    """10.3: P_s = M_s to rounding, in one step as in three."""
+    """P_s = M_s to rounding, in one step as in three."""
     process = PROCESSES[process]
     basis = basis_of(process)
     cov = diagonal_cov(basis)

@@ -1,7 +1,6 @@
 """Laws of special cases: published samplers re-typed, limits that coincide, diffusers.
 
 Every trajectory is compared state by state, with a denoiser that is not linear and the same noise.
-Numbers like 6.1 are those of methods.md.
 """
 
 import math
@@ -81,7 +80,7 @@ def level(process: Process, t: Tensor) -> float:
     return float(process.noise.at(t).gain)
 
 
-# Soft Diffusion, Cold Diffusion (2.4, 2.5).
+# Soft Diffusion, Cold Diffusion.
 
 GRID = even(8, 1.0, 0.1)
 SOFT = Denoiser(PROCESSES["soft"], residual, Toy())
@@ -128,7 +127,7 @@ def test_algorithm_1():
 @pytest.mark.parametrize("name", ["cold", "momentum"])
 @pytest.mark.parametrize("noise_level", [0.0, 0.1])
 def test_cold_diffusion(name, noise_level):
-    """Algorithm 2 of Cold Diffusion is momentum where noise is constant, or none (10.4e)."""
+    """Algorithm 2 of Cold Diffusion is momentum where noise is constant, or none."""
     process = Process(PROCESSES["soft"].signal, Scale(Constant(noise_level)))
 
     def step(x, t, s, draw):
@@ -139,7 +138,7 @@ def test_cold_diffusion(name, noise_level):
     same(states(reverse(COUPLINGS[name].coupling), denoiser, GRID), literally(step, GRID))
 
 
-# Noise alone (6.4, 6.5, 6.9): C = I.
+# Noise alone: C = I.
 
 VE = Denoiser(PROCESSES["ve"], clean, Toy())
 
@@ -173,7 +172,7 @@ def test_annealed_langevin():
 
 
 def test_consistent_annealed_sampling():
-    """x + eta v_t score + beta sigma_s z with beta^2 = 1 - (1 - eta)^2 v_t / v_s (1.6)."""
+    """x + eta v_t score + beta sigma_s z with beta^2 = 1 - (1 - eta)^2 v_t / v_s."""
     eta = 0.7
 
     def step(x, t, s, draw):
@@ -202,7 +201,7 @@ def test_edm(order):
     same(states(flow({1: EULER, 2: HEUN}[order]), denoiser, grid), literally(step, grid))
 
 
-# Variance preserving (6.1, 6.2, 6.3) and per frequency (4).
+# Variance preserving, and per frequency.
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -291,7 +290,7 @@ class Coloured(nn.Module):
 
 @pytest.mark.parametrize("name", ["ancestral", "ancestral-large", "ddim", "ddim-half"])
 def test_coloured_noise_is_white_in_other_coordinates(name):
-    """Voleti et al.: NI-DDPM on x is DDPM on z = L^-1 x (5.1)."""
+    """Voleti et al.: NI-DDPM on x is DDPM on z = L^-1 x."""
     process, white = PROCESSES["coloured"], PROCESSES["vp"]
     colour = process.noise.at(T) @ white.noise.at(T).inv()
     kernel, x = reverse(COUPLINGS[name].coupling), normal(3, *SHAPE)
@@ -301,7 +300,7 @@ def test_coloured_noise_is_white_in_other_coordinates(name):
     torch.testing.assert_close(found, colour(z), rtol=1e-8, atol=1e-8)
 
 
-# Limits that coincide (10.4e).
+# Limits that coincide.
 
 WHITE = Process(Scale(Amplitude(COSINE)), Scale(Complement(COSINE)))
 LIMITS = {
@@ -355,7 +354,7 @@ BETAS = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
 
 
 def scheduled(scheduler, steps: int, **kwargs) -> list[Tensor]:
-    """diffusers' own loop. Its table of abar, a cumulative product, is taken in float64 (9.1)."""
+    """diffusers' own loop. Its table of abar, a cumulative product, is taken in float64."""
     scheduler.alphas_cumprod = (1 - scheduler.betas.double()).cumprod(0)
     scheduler.set_timesteps(steps)
     path, x = [], 3 * normal(len(SEEDS), *SHAPE)

@@ -1,4 +1,4 @@
-"""Laws of learned schedules and of the bound that trains them (methods.md 1.8, 6.3)."""
+"""Laws of learned schedules and of the bound that trains them."""
 
 from __future__ import annotations
 
