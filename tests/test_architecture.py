@@ -172,6 +172,7 @@ LEAVES = {
     "pretrained": {"store", "evaluation", "cli", "demo"},
     "names": {
         "config",
+        "record",
         "estimation",
         "sampling",
         "methods",
@@ -183,6 +184,7 @@ LEAVES = {
         "demo",
     },
     "record": {"checks", "config", "model", "store", "training", "evaluation", "cli", "demo"},
+    "notes": {"training", "cli"},
     "files": {"charts", "pictures", "model", "store", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "store", "training", "evaluation", "cli", "demo"},
     "charts": {"cli"},

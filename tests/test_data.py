@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+import sfumato
 from sfumato import pictures
-from sfumato.training import sources
+from sfumato.notes import Note
+from sfumato.training import named
 from sfumato.training.data import Data, Record, load
 
 GRAY = np.random.default_rng(0).integers(0, 256, (3, 5, 6), dtype=np.uint8)
@@ -98,7 +101,7 @@ def idx(array):
 @pytest.fixture
 def fashion(tmp_path, monkeypatch):
     """A folder that load finds through SFUMATO_DATA, where no Debian package is."""
-    monkeypatch.setattr(sources, "FASHION_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(named, "FASHION_FOLDER", tmp_path / "absent")
     monkeypatch.setenv("SFUMATO_DATA", str(tmp_path))
     return tmp_path
 
@@ -164,7 +167,8 @@ def test_a_folder_is_read_in_order_of_names(tmp_path):
         put(tmp_path / name, array)
     put(tmp_path / ".hidden" / "x.png", GRAY[0, :2])
     (tmp_path / "notes.txt").write_text("not an image")
-    data = load(tmp_path)
+    with pytest.warns(Note, match=r"1 skipped that are no images: 1 \.txt"):
+        data = load(tmp_path)
     assert np.array_equal(data.images[:, 0], GRAY[[1, 0, 2]])
     assert data.record.shape == (1, 5, 6) and data.record.classes is None and data.labels is None
     assert data.record.name == str(tmp_path) and data.classes([0]) is None
@@ -257,8 +261,21 @@ HOLE = np.full((2, 4, 4), np.nan)
         ({"images": HOLE * 0 + np.inf}, "has NaN or infinite values"),
         ({"images": GRAY / 1.0}, "values from 0 to 255; floating-point images must lie in [0, 1]"),
         ({"images": GRAY / 255 - 1.5}, "must lie in [0, 1] or [-1, 1]"),
-        ({"images": GRAY.astype(int) + 1}, "whole numbers from 1 to 256; they must be 0 to 255"),
-        ({"images": GRAY.astype(int) - 1}, "whole numbers from -1 to 254"),
+        ({"images": GRAY.astype(int) + 1}, "values from 1 to 256, a small part of 0 to 65535. Say"),
+        (
+            {"images": GRAY.astype(int) - 1},
+            "whole numbers from -1 to 254; without --range LOW,HIGH",
+        ),
+        ({"images": GRAY // 4}, "values from 0 to 63, a small part of 0 to 255. Say which become"),
+        (
+            {"images": GRAY / 255 * 1.2 - 0.2},
+            "from -0.2 to 1, which may be [0, 1] overshot or part",
+        ),
+        ({"images": GRAY / 2550}, "values from 0 to 0.1, a small part of 0 to 1"),
+        (
+            {"images": np.zeros((3, 16, 8, 8))},
+            "channels come last here, at most 4. Else say --kind",
+        ),
         ({"images": GRAY[:0]}, "at least one; got shape (0, 5, 6)"),
         ({"images": GRAY[0]}, "got shape (5, 6)"),
         ({"images": GRAY[None, None]}, "got shape (1, 1, 3, 5, 6)"),
@@ -269,7 +286,6 @@ HOLE = np.full((2, 4, 4), np.nan)
         ({"x": GRAY, "y": GRAY}, "no array by the name images or signals; it holds x, y"),
         ({"images": GRAY, "labels": [0, 1]}, "labels must be 3 whole numbers, one per image"),
         ({"images": GRAY, "labels": [0.0, 1, 2]}, "got float64 of shape (3,)"),
-        ({"images": GRAY, "labels": [0, 1, 3]}, "class numbers 0 to at most 2; got 0 to 3"),
         ({"images": GRAY, "labels": [-1, 1, 0]}, "got -1 to 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -330,3 +346,244 @@ def test_batches_own_their_memory(tmp_path):
         warnings.simplefilter("error")
         data.batch([0, 1]).fill_(7)
     assert (data.images == 0).all()
+
+
+def quiet(source, *args, **how):
+    """`load`, whose notes are mistakes here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return load(source, *args, **how)
+
+
+DEEP = np.random.default_rng(2).integers(0, 65536, (3, 5, 6), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("array", "given", "low", "high"),
+    [
+        (GRAY > 100, None, 0, 1),
+        ((GRAY > 100).astype(np.uint8), (0, 1), 0, 1),
+        (GRAY // 4, (0, 63), 0, 63),
+        (DEEP, None, 0, 65535),
+        (DEEP // 16, (0, 4095), 0, 4095),
+        (DEEP.astype(np.int32) // 16 - 1000, (-1000, 3095), -1000, 3095),
+        (GRAY / 255 * 0.1, (0, 0.1), 0, 0.1),
+        (GRAY / 255 * 300 - 50, [-50, 250], -50, 250),
+        (GRAY / 255 * 1.2 - 0.2, (-1, 1), -1, 1),
+    ],
+)
+def test_a_range_makes_raw_values_what_it_says(tmp_path, array, given, low, high):
+    np.save(tmp_path / "x.npy", array)
+    data = quiet(tmp_path / "x.npy", range=given)
+    assert (data.record.low, data.record.high) == (low, high)
+    expected = (array.astype(np.float64) - low) / (high - low) * 2 - 1
+    np.testing.assert_allclose(data.batch(range(3))[:, 0].numpy(), expected, atol=1e-5)
+    again = quiet(tmp_path / "x.npy", range=(data.record.low, data.record.high))
+    assert again.record == data.record
+
+
+@pytest.mark.parametrize("by", [-1e-7, 1e-7, 1.5e-3])
+def test_values_just_outside_are_clipped_with_a_note(tmp_path, by):
+    array = GRAY / 255
+    array[1, 2, 3] = by if by < 0 else 1 + by
+    np.save(tmp_path / "x.npy", array)
+    with pytest.warns(Note, match="were clipped to 0 to 1"):
+        data = load(tmp_path / "x.npy")
+    assert (data.record.low, data.record.high) == (0, 1)
+    expected = array.clip(0, 1) * 2 - 1
+    np.testing.assert_allclose(data.batch(range(3))[:, 0].numpy(), expected, atol=1e-6)
+
+
+def test_a_range_that_does_not_fit_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", GRAY)
+    for given, sentence in (
+        ((0, 100), "values from 0 to 255, outside of the range 0 to 100"),
+        ((1, 1), "from a low to a high value; got 1 to 1"),
+        ((0, float("inf")), "from a low to a high value"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load(tmp_path / "x.npy", range=given)
+    with pytest.raises(ValueError, match="digits has a range of its own, 0 to 16"):
+        load("digits", range=(0, 255))
+    with pytest.warns(Note, match="a small part of 0 to 4095"):
+        load(tmp_path / "x.npy", range=(0, 4095))
+
+
+def test_arrays_are_named_by_key(tmp_path):
+    np.savez(tmp_path / "x.npz", faces=GRAY, others=COLOUR)
+    assert np.array_equal(load(tmp_path / "x.npz", key="faces").images[:, 0], GRAY)
+    assert load(tmp_path / "x.npz", key="others").record.key == "others"
+    np.save(tmp_path / "x.npy", GRAY)
+    for name, key, sentence in (
+        ("x.npz", None, "no array by the name images or signals; it holds faces, others. Name one"),
+        ("x.npz", "face", "no array by the name face"),
+        ("x.npy", "face", "one array without a name; leave out --key face"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load(tmp_path / name, key=key)
+    put(tmp_path / "f" / "1.png", GRAY[0])
+    with pytest.raises(ValueError, match="--key and --kind are for arrays"):
+        load(tmp_path / "f", key="faces")
+
+
+def test_deep_images_keep_their_bits(tmp_path):
+    put(tmp_path / "a.png", DEEP[0])
+    put(tmp_path / "b.tif", DEEP[1])
+    data = quiet(tmp_path)
+    assert (data.record.low, data.record.high) == (0, 65535)
+    assert np.array_equal(data.images[:, 0], DEEP[:2])
+    put(tmp_path / "c.png", GRAY[0])
+    assert np.array_equal(quiet(tmp_path).images[2, 0], GRAY[0] * 257.0)
+    with pytest.raises(ValueError, match="images of 8 and of 16 bits"):
+        load(tmp_path, range=(0, 65535))
+
+
+def test_twelve_bits_of_sixteen_need_a_range(tmp_path):
+    put(tmp_path / "a.png", DEEP[0] // 16)
+    refused("a small part of 0 to 65535. Say which become -1 and 1: --range", load, tmp_path)
+    batch = quiet(tmp_path, range=(0, 4095)).batch([0])[0, 0]
+    np.testing.assert_allclose(batch.numpy(), (DEEP[0] // 16) / 2047.5 - 1, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"a\.png has values from .* outside of the range 0 to 999"
+    ):
+        load(tmp_path, range=(0, 999))
+
+
+def test_what_is_skipped_in_a_folder_is_said(tmp_path):
+    put(tmp_path / "cat.png" / "1.tif", COLOUR[0])
+    put(tmp_path / "dog" / "1.TIFF", COLOUR[1])
+    put(tmp_path / "dog" / "2.gif", GRAY[0])
+    (tmp_path / "dog" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "dog" / "around").symlink_to(tmp_path)
+    (tmp_path / "dog" / ".DS_Store").write_text("")
+    (tmp_path / "read me").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    put(tmp_path / ".other" / "3.png", COLOUR[2])
+    (tmp_path / "elsewhere").rmdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / ".other")
+    with pytest.warns(Note) as caught:
+        data = load(tmp_path)
+    assert np.array_equal(data.images.transpose(0, 2, 3, 1), COLOUR[[0, 1, 2]])
+    assert data.record.classes == ("cat.png", "dog", "elsewhere")
+    (note,) = (str(one.message) for one in caught)
+    assert note == (
+        f"{tmp_path}: 4 skipped that are no images: 1 .gif, 1 file without suffix, 1 link that "
+        "leads nowhere, 1 link to a folder seen before."
+    )
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("names", [("train", "test", "val"), ("Training", "testing", "valid")])
+def test_subfolders_named_so_are_splits(tmp_path, names):
+    for i, name in enumerate(names):
+        put(tmp_path / name / "cat" / "1.png", COLOUR[i])
+        put(tmp_path / name / "dog" / "1.png", COLOUR[i - 1])
+    for i, split in enumerate(("train", "test", "val")):
+        data = quiet(tmp_path, split)
+        assert data.record.classes == ("cat", "dog") and data.record.split == split
+        assert np.array_equal(data.images.transpose(0, 2, 3, 1), COLOUR[[i, i - 1]])
+    put(tmp_path / "more" / "1.png", COLOUR[0])
+    with pytest.warns(Note, match="its splits are read, not more beside them"):
+        assert len(load(tmp_path)) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train", "tram"):
+        put(tmp_path / name / "1.png", COLOUR[0])
+    assert quiet(tmp_path).record.classes == ("bus", "train", "tram")
+    refused("has no test split: all of it is train", load, tmp_path, "test")
+    refused("digits has no val split: there are train, test", load, "digits", "val")
+
+
+def test_labels_keep_their_numbers_as_names(tmp_path):
+    labels = np.array([10, 1, 3, 1, 7])
+    np.savez(tmp_path / "x.npz", images=GRAY[[0, 1, 2, 0, 1]], labels=labels)
+    data = load(tmp_path / "x.npz")
+    assert data.record.classes == ("1", "3", "7", "10")
+    assert [int(data.record.classes[i]) for i in data.labels] == labels.tolist()
+    assert load(tmp_path / "x.npz", "train[:1]").record.classes == ("1", "3", "7", "10")
+
+
+def test_images_are_resized_as_pillow_does(tmp_path):
+    rng = np.random.default_rng(3)
+    sizes = {"a.png": (40, 24), "b.png": (24, 24), "c.png": (16, 37)}
+    for name, (width, height) in sizes.items():
+        put(tmp_path / name, rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    data = quiet(tmp_path, resize=12)
+    boxes = {"a.png": ((20, 12), 4, 0), "b.png": ((12, 12), 0, 0), "c.png": ((12, 28), 0, 8)}
+    for image, (name, (size, left, top)) in zip(data.images, boxes.items(), strict=True):
+        whole = Image.open(tmp_path / name).resize(size, Image.Resampling.LANCZOS)
+        cut = whole.crop((left, top, left + 12, top + 12))
+        assert np.array_equal(image, np.asarray(cut).transpose(2, 0, 1))
+    assert (data.record.resize, data.record.crop) == (12, "center")
+    with pytest.raises(ValueError, match="Leave out --crop none, which makes them squares"):
+        load(tmp_path, resize=12, crop="none")
+    with pytest.raises(ValueError, match="give --resize too"):
+        load(tmp_path, crop="center")
+    refused("Use --resize N, which makes them squares", load, tmp_path)
+
+
+def test_resizing_averages_and_stays_in_range(tmp_path):
+    """A pattern finer than the new pixels becomes its mean; ringing does not leave the range."""
+    fine = np.indices((2, 48, 48)).sum(0) % 2 * 4095
+    fine[0, :, 24:] = 0
+    np.save(tmp_path / "x.npy", fine.astype(np.uint16))
+    data = quiet(tmp_path / "x.npy", range=(0, 4095), resize=8)
+    batch = data.batch([0, 1])
+    assert batch.shape == (2, 1, 8, 8) and batch.min() >= -1 and batch.max() <= 1
+    assert batch[1].abs().max() < 0.05
+    assert load("digits", resize=16).images.max() == 16
+    assert load("digits", resize=16).record.shape == (1, 16, 16)
+
+
+def test_mirrored_data_hold_each_image_and_its_mirror_image():
+    data = load("digits")
+    both = data.mirrored()
+    truth = load_digits().images[:1500] / 8 - 1
+    assert len(both) == 3000 and both.record.flip and both.record.sha256 == data.record.sha256
+    batch = both.batch([7, 1507, -1, 2999]).numpy()[:, 0]
+    expected = [truth[7], truth[7][:, ::-1], truth[-1][:, ::-1], truth[-1][:, ::-1]]
+    np.testing.assert_allclose(batch, expected, atol=1e-6)
+    assert both.classes([7, 1507]).tolist() == load_digits().target[[7, 7]].tolist()
+    facts = both.facts()
+    mean = facts.basis.synthesize(facts.mean)[0]
+    torch.testing.assert_close(mean, mean.flip(-1))
+    np.testing.assert_allclose(mean, (truth + truth[..., ::-1]).mean(0) / 2, atol=1e-6)
+
+
+def test_records_of_before_are_what_they_were():
+    for path in sorted((Path(sfumato.__file__).parent / "pretrained").glob("*/config.json")):
+        text = path.read_text()
+        config = sfumato.Config.from_dict(json.loads(text))
+        assert json.dumps(config.to_dict(), indent=2) + "\n" == text
+        assert config.record.pictures
+    plain = {"name": "x", "shape": [4, 8, 8], "low": -1, "high": 1, "classes": None}
+    plain |= {"count": 3, "split": "train", "sha256": ""}
+    assert json.loads(json.dumps(Record.from_dict(plain).to_dict())) == plain
+    later = {"kind": "signals", "key": "z", "resize": 8, "crop": "none", "flip": True}
+    assert json.loads(json.dumps(Record.from_dict(plain | later).to_dict())) == plain | later
+    with pytest.raises(ValueError, match="no kind 'image'; did you mean 'images'"):
+        Record.from_dict(plain | {"kind": "image"})
+
+
+def test_signals_have_a_measured_scale(tmp_path):
+    values = np.random.default_rng(4).normal(0.3, 1, (7, 4, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", signals=values)
+    np.savez(tmp_path / "z.npz", latents=values)
+    data, scale = quiet(tmp_path / "x.npz"), float(np.abs(values).max())
+    assert (data.record.low, data.record.high, data.record.kind) == (-scale, scale, "signals")
+    batch = data.batch(range(7))
+    np.testing.assert_allclose(batch.numpy(), values / scale, atol=1e-6)
+    np.testing.assert_allclose(data.record.raw(batch).numpy(), values, atol=1e-5)
+    held = quiet(tmp_path / "z.npz", key="latents", kind="signals", range=(-2, 2))
+    np.testing.assert_allclose(held.batch(range(7)).numpy(), values / 2, atol=1e-6)
+    assert load(tmp_path / "x.npz", "train[:2]").record.high == scale
+    np.save(tmp_path / "volumes.npy", values)
+    refused("say --kind signals, if these are no pictures", load, tmp_path / "volumes.npy")
+    assert load(tmp_path / "volumes.npy", kind="signals").record.shape == (4, 8, 8)
+    np.savez(tmp_path / "none.npz", signals=np.zeros((2, 3)))
+    refused("nothing but zeros", load, tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="only images are resized"):
+        load(tmp_path / "x.npz", resize=4)
+    with pytest.raises(ValueError, match="a mirror image is for images"):
+        data.mirrored()

@@ -48,7 +48,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        found = {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
+        plain = asdict(self) | {"record": self.record.to_dict()}
+        found = {"format": FORMAT, **json.loads(json.dumps(plain))}
         if self.clock is None:  # so that models without one are what they were
             del found["clock"]
         return found

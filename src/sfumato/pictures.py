@@ -154,9 +154,16 @@ def read(path: str | Path) -> Tensor:
 
 
 def pixels(path: str | Path) -> np.ndarray:
-    r"""The bytes of one image file, turned as its EXIF orientation says, (C, H, W) of uint8.
+    """As `deep`, with 16 bits made 8."""
+    array = deep(path)
+    return array if array.dtype == np.uint8 else np.rint(array / 257).astype(np.uint8)
 
-    C is 1 for a gray image, else 3. What is transparent becomes white, 16 bits become 8.
+
+def deep(path: str | Path) -> np.ndarray:
+    r"""The values of one image file, turned as its EXIF orientation says, (C, H, W).
+
+    C is 1 for a gray image, else 3; uint8, or uint16 for gray images of 16 bits. What is
+    transparent becomes white.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -169,34 +176,50 @@ def pixels(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path} is a folder; give one image file.")
     try:
         with Image.open(path) as opened:
-            image = _plain(ImageOps.exif_transpose(opened))
+            array = _plain(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise ValueError(f"{path} is not an image that Pillow can read.") from None
     except (*BROKEN, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}.") from error
-    array = np.array(image)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's as L or RGB."""
+def fit(image: np.ndarray, side: int, crop: bool = True) -> np.ndarray:
+    r"""An image (C, H, W) whose shorter side is `side`; with `crop`, the middle square of that.
+
+    Pillow's Lanczos filter, which is antialiased, on each channel. Bytes stay bytes; other numbers
+    become float32 and may leave their range a little.
+    """
+    height, width = image.shape[1:]
+    scale = side / min(height, width)
+    size = max(side, round(width * scale)), max(side, round(height * scale))
+    planes = image if image.dtype == np.uint8 else image.astype(np.float32)
+    resized = [Image.fromarray(plane).resize(size, Image.Resampling.LANCZOS) for plane in planes]
+    whole = np.stack([np.asarray(plane) for plane in resized])
+    if not crop:
+        return whole
+    top, left = ((length - side) // 2 for length in whole.shape[1:])
+    return whole[:, top : top + side, left : left + side]
+
+
+def _plain(image: Image.Image) -> np.ndarray:
+    """Any mode of Pillow's as an array (H, W) or (H, W, 3)."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("its integers exceed 16 bits")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        return values.astype(np.uint16)
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers; save them as .npy")
     if image.mode in ("LA", "La") or (image.mode == "L" and "transparency" in image.info):
         image = image.convert("LA")
-        return Image.composite(
-            image.getchannel(0), Image.new("L", image.size, PAPER), image.getchannel(1)
-        )
+        paper = Image.new("L", image.size, PAPER)
+        return np.array(Image.composite(image.getchannel(0), paper, image.getchannel(1)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, PAPER)
-        return Image.alpha_composite(paper, image).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        return np.array(Image.alpha_composite(paper, image).convert("RGB"))
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _kind(path: Path) -> str:

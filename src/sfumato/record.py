@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sfumato.names import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS = ("images", "signals")
+LATER = ("kind", "key", "resize", "crop", "flip")
+"""Fields that JSON holds only where they are not the default: older records have none of them."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +27,16 @@ class Record:
         high: raw value that becomes 1.
         classes: names of the classes, or None.
         count: number of signals.
-        split: "train" or "test".
+        split: "train", "test" or "val", or a slice of one.
         sha256: of the raw values, in hex.
+        kind: "images" or "signals"; by default images where the shape has three axes.
+        key: name of the array in its file, where it was named.
+        resize: shorter side that images were resized to; None where they were not.
+        crop: of resized images: "center", a square, or "none".
+        flip: whether each image's mirror image belongs to the data too.
+
+    Raises:
+        ValueError: another kind.
     """
 
     name: str
@@ -30,6 +47,37 @@ class Record:
     count: int = 0
     split: str = "train"
     sha256: str = ""
+    kind: str = ""
+    key: str | None = None
+    resize: int | None = None
+    crop: str = "center"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", KINDS[len(self.shape) != 3])
+        if self.kind not in KINDS:
+            raise ValueError(nearest("kind", self.kind, KINDS))
+
+    @property
+    def pictures(self) -> bool:
+        """Whether one can look at the data: whether they are images, not other signals."""
+        return self.kind == "images"
+
+    def check_pictures(self, what: str) -> None:
+        """Raise ValueError where the data are no images, which `what` is for."""
+        if not self.pictures:
+            raise ValueError(
+                f"{what} is for images; {self.name} holds signals of shape {self.shape}."
+            )
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Raw values as a model sees them: `low` is -1 and `high` is 1."""
+        return (raw - self.low).div((self.high - self.low) / 2).sub(1)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The raw values that `scaled` makes `x` of."""
+        return x.add(1).mul((self.high - self.low) / 2) + self.low
 
     def check_shape(self, shape: tuple[int, ...], whose: str) -> None:
         """Raise ValueError, with both shapes, unless `shape`, that of `whose`, is this data's."""
@@ -41,7 +89,12 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return asdict(self)
+        usual = Record(self.name, self.shape)
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in LATER or value != getattr(usual, name)
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from sfumato import notes
 from sfumato.names import nearest
 
 VERBS = {
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for what was asked wrongly, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        with notes.printed(quiet="--quiet" in words):
+            return _run(words)
     except SystemExit as end:  # the parser printed help
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:

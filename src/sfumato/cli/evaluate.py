@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from sfumato import pretrained
-from sfumato.cli import kinds
+from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, refuse_code, resolved, settings
 from sfumato.cli.sample import bar, load, way_options, which_model
 from sfumato.names import nearest
@@ -37,6 +37,7 @@ PLAN = (
     "weights",
     "method",
     "batch",
+    *reading.OPTIONS,
 )
 
 
@@ -85,14 +86,18 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
 
     if values.threads:
         torch.set_num_threads(values.threads)
-    made = load(values.run, values) if _is_model(values.run) else _finished(values.run, values.n)
-    if isinstance(made, Images):
-        source, shape, count = values.data, tuple(made.pixels.shape[1:]), len(made.pixels)
-    else:
-        source, shape, count = values.data or made.config.record.name, made.shape, values.n
+    model = load(values.run, values) if _is_model(values.run) else None
+    source = values.data or (model and model.config.record.name)
     if source is None:
         raise ValueError("finished images need --data, the real images to compare them with.")
-    real, other = _splits(source, values.split)
+    if model is not None:
+        how, made = reading.beside(model.config.record, source, values), model
+        shape, count = model.shape, values.n
+    else:
+        how, finished = reading.apart(source, values)
+        made = _finished(values.run, values.n, finished)
+        shape, count = tuple(made.pixels.shape[1:]), len(made.pixels)
+    real, other = _splits(source, values.split, how)
     real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
     _note(judge.warnings(), values)
@@ -136,17 +141,14 @@ def _judged(
     return found
 
 
-def _splits(source: str, split: str | None) -> tuple[Any, Any]:
+def _splits(source: str, split: str | None, how: Mapping[str, Any]) -> tuple[Any, Any]:
     """The real images to compare with, and those of the other split for the floor."""
     from sfumato.training.data import load as load_data
-    from sfumato.training.sources import NAMED
+    from sfumato.training.sources import held_out, splits
 
-    named = source in NAMED
-    real = load_data(source, split or ("test" if named else "train"))
-    if not named:
-        return real, None
+    real = load_data(source, split or held_out(source), **how)
     opposite = "train" if real.record.split.startswith("test") else "test"
-    return real, load_data(source, opposite)
+    return real, load_data(source, opposite, **how) if opposite in splits(source) else None
 
 
 def _is_model(run: str) -> bool:
@@ -162,7 +164,7 @@ def _is_model(run: str) -> bool:
     )
 
 
-def _finished(path: str, n: int | None) -> Images:
+def _finished(path: str, n: int | None, how: Mapping[str, Any]) -> Images:
     """Images made before: a folder, or an array in a file."""
     import torch
 
@@ -170,7 +172,8 @@ def _finished(path: str, n: int | None) -> Images:
     from sfumato.pictures import to_uint8
     from sfumato.training.data import load as load_data
 
-    data = load_data(path)
+    data = load_data(path, **how)
+    data.record.check_pictures("evaluate")
     pixels = torch.from_numpy(to_uint8(data.batch(range(min(n or len(data), len(data))))))
     return Images(pixels.permute(0, 3, 1, 2).contiguous(), {"images": path})
 
@@ -231,10 +234,7 @@ def _parser() -> Parser:
     parser.option("verify", kinds.optional(kinds.PATH), None, again)
     added = "with --verify: where FID holds on another processor, add the hash of its bytes"
     parser.option("attest", kinds.YES, False, added)
-    data = "real images to compare with (default: what the model was trained on)"
-    parser.option("data", kinds.optional(kinds.TEXT), None, data)
-    split = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
-    parser.option("split", kinds.optional(kinds.TEXT), None, split)
+    reading.real_options(parser)
     parser.option("n", kinds.POSITIVE, 10_000, "samples, of the seeds 0 to n - 1")
     steps = "steps of the sampler, one result for each (default: the model's)"
     parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.cli import kinds
+from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.cli.sample import bar, load, which_model
 
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     from sfumato.evaluation import blocks
     from sfumato.evaluation.likelihood import ALL, measure
     from sfumato.training.data import load as load_data
-    from sfumato.training.sources import NAMED
+    from sfumato.training.sources import held_out
 
     out = values.out and Path(values.out)
     if out is not None:
@@ -54,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
         torch.set_num_threads(values.threads)
     model = load(values.run, values)
     source = values.data or model.config.record.name
-    data = load_data(source, values.split or ("test" if source in NAMED else "train"))
+    how = reading.beside(model.config.record, source, values)
+    data = load_data(source, values.split or held_out(source), **how)
     data.record.check_shape(model.shape, values.run)
     which = tuple(name for name in ALL if name in values.by)
     with bar("images", values.n * len(which), values.quiet) as advance:
@@ -101,10 +102,7 @@ def _parser() -> Parser:
     parser.add_argument("run", metavar="RUN", nargs="?", help=text)
     out = "a record of all that decided the numbers, FILE.json"
     parser.option("out", kinds.optional(kinds.PATH), None, out)
-    data = "real images (default: what the model was trained on)"
-    parser.option("data", kinds.optional(kinds.TEXT), None, data)
-    split = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
-    parser.option("split", kinds.optional(kinds.TEXT), None, split)
+    reading.real_options(parser)
     parser.option("n", kinds.POSITIVE, 500, "images")
     by = "what is measured, some of uniform, flow and bound: the flow costs the most"
     known = kinds.several(kinds.choice("uniform", "flow", "bound"))

@@ -17,6 +17,7 @@ from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
 from sfumato.cli.signatures import Parameter
 from sfumato.names import nearest, renamed
+from sfumato.record import LATER
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options that are about one call, not about what it does."""
@@ -108,7 +109,7 @@ class Parser(ArgumentParser):
                 raise ValueError(f"--config: {nearest('option', key, actions, self.hint)}")
             self.set_defaults({key: self._fit(actions[key], value)})
             actions[key].required = False
-        return self.parse_args(list(argv))
+        return self.parse_args(_joined(argv))
 
     def _fit(self, action: argparse.Action, value: Any) -> Any:  # noqa: ANN401 - of any kind
         read = kinds.YES.read if isinstance(action, ActionYesNo) else action.type
@@ -217,17 +218,30 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
         raise ValueError("--config holds `model` and `options`, but not those of a run.")
     model = renamed(model)
-    clock = model.get("clock")
+    clock, record = model.get("clock"), model["record"]
     return {
         **({"clock": ",".join(map(repr, clock))} if clock else {}),
         "method": model["method"],
-        "data": model["record"]["name"],
-        "split": model["record"]["split"],
+        "data": record["name"],
+        "split": record["split"],
+        "range": [record["low"], record["high"]],
+        **{name: record[name] for name in LATER if name in record},
         "conditional": model["conditional"],
         **model["parameters"],
         **(model["network"] or {}),
         **found["options"],
     }
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`argv` with each number below 0 joined to its option, which it would be taken for."""
+    found: list[str] = []
+    for word in argv:
+        if found and re.match(r"-[\d.]", word) and re.fullmatch(r"--[\w-]+", found[-1]):
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def _shown(default: object) -> str:

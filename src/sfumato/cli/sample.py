@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.model import Model
+    from sfumato.record import Record
 
 ABOUT = "Draw images from a trained model, one for each seed: the same one in any batch."
 
@@ -58,10 +59,10 @@ def run(argv: Sequence[str]) -> None:
         )
     spent = time.perf_counter() - clock
     check_converged(images, values.kernel or model.kernel_name, steps, values.quiet)
-    keep(images, values.out, seeds)
+    keep(images, values.out, seeds, model.config.record)
     if not values.quiet:
         sampler = f"kernel {values.kernel}" if kernel else model.kernel_name
-        noun = "image" if len(model.shape) == 3 else "signal"
+        noun = "image" if model.config.record.pictures else "signal"
         plural = "" if len(seeds) == 1 else "s"
         weights = "EMA" if values.weights == "ema" else "raw"
         print(
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
 
 def check_out(model: Model, out: str) -> None:
     """Raise ValueError if `out` is no place for what the model makes: before it is made."""
-    if len(model.shape) != 3 and not out.endswith(".npz"):
+    if not model.config.record.pictures and not out.endswith(".npz"):
         raise ValueError(
             f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
         )
@@ -94,12 +95,12 @@ def check_converged(images: Tensor, kernel: str, steps: int, quiet: bool) -> Non
         print(f"sfumato: note: {sentence}", file=sys.stderr)
 
 
-def keep(images: Tensor, out: str, seeds: Sequence[int]) -> None:
-    """Write images as the path tells; other signals as the array `signals` of float32."""
+def keep(images: Tensor, out: str, seeds: Sequence[int], record: Record) -> None:
+    """Write images as the path tells; signals as float32 `signals`, in the data's raw values."""
     from sfumato import files, pictures
 
-    if images.ndim != 4:
-        return files.write_arrays({"signals": images.numpy()}, Path(out))
+    if not record.pictures:
+        return files.write_arrays({"signals": record.raw(images).numpy()}, Path(out))
     folder = Path(out).is_dir() or not Path(out).suffix
     names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
     pictures.save(images, out, names)
@@ -234,7 +235,10 @@ def _parser() -> Parser:
     parser = Parser("sample", ABOUT)
     run = "folder of a run or model, or the name of a model that comes along"
     parser.add_argument("run", metavar="RUN", nargs="?", help=run)
-    out = "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C); else a folder of .png"
+    out = (
+        "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C), or `signals` of float32 in "
+        "the data's own values; else a folder of .png"
+    )
     parser.option("out", kinds.PATH, "samples.png", out)
     model_options(parser, "0-63")
     fix = "start all images where that of the first seed starts: branches of one x_1"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from sfumato.cli import kinds, signatures
+from sfumato.cli import kinds, reading, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
 from sfumato.cli.signatures import Signature
-from sfumato.cli.train import DATA, pick
+from sfumato.cli.train import pick
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,9 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
     files.check_writable(target)
     if values.threads:
         torch.set_num_threads(values.threads)
-    data = load(values.data, values.split)
+    data = load(values.data, values.split, **reading.asked(values))
+    if values.distance == "features":
+        data.record.check_pictures("--distance features")
     facts = data.facts()
     if not float(facts.spectrum.max()) > 1e-12:
         raise ValueError(f"the images of {values.data} are all alike; there is nothing to go by.")
@@ -195,9 +197,7 @@ def _noise_scales(data: Data, process: Process) -> None:
 
 def _parser(name: str, method: Signature | None) -> Parser:
     parser = Parser(f"select {name}", ABOUT)
-    parser.option("data", kinds.TEXT, "digits", DATA)
-    split = "of the data: train, or a slice of it such as train[:55000]"
-    parser.option("split", kinds.TEXT, "train", split)
+    reading.data_options(parser)
     parser.option("out", kinds.PATH, f"out/select-{name.rpartition(':')[2]}", "the folder")
     parser.option("levels", kinds.POSITIVE, 32, "levels to choose, both ends with them")
     parser.option("candidates", kinds.POSITIVE, 256, "times that they are chosen among, evenly")

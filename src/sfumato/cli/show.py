@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from sfumato import pretrained
-from sfumato.cli import kinds, signatures
+from sfumato.cli import kinds, reading, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
 from sfumato.cli.sample import check_converged, labels, load, model_options
 from sfumato.cli.signatures import Signature
@@ -61,7 +61,8 @@ def _corrupted(target: str, method: Signature, values: Namespace) -> Tensor:
     if values.image:
         x0 = _reduced(pictures.read(values.image), values.size)
     else:
-        images = data.load(values.data)
+        images = data.load(values.data, values.split, **reading.asked(values))
+        images.record.check_pictures("show")
         x0, facts = images.batch(range(min(values.rows, len(images)))), images.facts()
     chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
     recipe = build(tuple(x0.shape[1:]), facts, **chosen)
@@ -74,6 +75,7 @@ def _made(target: str, values: Namespace) -> Tensor:
 
     kernel = values.kernel and lookup.kernel(values.kernel)
     model, seeds = load(target, values), kinds.expand(values.seeds)
+    model.config.record.check_pictures("show")
     classes = labels(model, values.classes, seeds)
     steps = values.steps or model.steps
     path = trajectory.reverse(
@@ -110,7 +112,7 @@ def _corrupted_parser(target: str, method: Signature) -> Parser:
     parser = Parser(f"show {target}", f"{method.summary} {FORWARD}")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="an image file (default: --data)")
     parser.option("out", kinds.PATH, "strip.png", "the picture")
-    parser.option("data", kinds.TEXT, "digits", "data set or path, where no IMAGE is given")
+    reading.data_options(parser)
     parser.option("rows", kinds.POSITIVE, 6, "images of the data set")
     parser.option("frames", kinds.POSITIVE, 9, "times shown, 2 or more")
     parser.option("seed", kinds.NATURAL, 0, "of the noise")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from sfumato.cli import kinds, signatures
+from sfumato.cli import kinds, reading, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
 from sfumato.cli.signatures import SOURCE, Parameter, Signature
 
@@ -24,7 +24,6 @@ ABOUT = (
     "same weights bit for bit."
 )
 WITHOUT = "train needs a method first, as in sfumato train soft; there are {}."
-DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -71,7 +70,9 @@ def _train(
     place = device(values.device)
     files.check_writable(Path(values.out) / "run.json")
     make, sha256 = lookup.method(name)
-    data = load(values.data, values.split)
+    data = load(values.data, values.split, **reading.asked(values))
+    if values.flip:
+        data = data.mirrored()
     if values.conditional and data.record.classes is None:
         raise ValueError(f"{values.data} has no classes; train without --conditional.")
     config = Config(name, data.record, parameters, size, values.conditional, sha256)
@@ -122,9 +123,8 @@ def _add_options(
     training: Sequence[Parameter],
     network: Sequence[Parameter],
 ) -> None:
-    parser.option("data", kinds.TEXT, "digits", DATA)
-    split = "of the data: train, or a slice of it such as train[:55000]"
-    parser.option("split", kinds.TEXT, "train", split)
+    reading.data_options(parser)
+    parser.option("flip", kinds.YES, False, "train on each image and on its mirror image")
     parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
     parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to train")
     text = "levels that `sfumato select` chose: its FILE.json, or times 0,...,1 of the method's own"

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from sfumato.cli import kinds
+from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.cli.sample import bar
-from sfumato.cli.train import DATA
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     files.check_writable(out / "tune.json")
     if values.threads:
         torch.set_num_threads(values.threads)
-    data = load(values.data, values.split)
+    data = load(values.data, values.split, **reading.asked(values))
     facts, rows, refused = data.facts(), [], {}
     best: dict[int, list[tuple[float, str, Moments, Predictor]]] = {n: [] for n in values.steps}
     with bar("pairs", len(values.methods) * len(values.kernels), values.quiet) as advance:
@@ -177,9 +176,7 @@ def _radial(frequency: Tensor, value: Tensor) -> tuple[list[float], list[float]]
 
 def _parser() -> Parser:
     parser = Parser("tune", ABOUT, MODEL)
-    parser.option("data", kinds.TEXT, "digits", DATA)
-    split = "of the data: train, or a slice of it such as train[:55000]"
-    parser.option("split", kinds.TEXT, "train", split)
+    reading.data_options(parser)
     parser.option("out", kinds.PATH, "out/tune", "folder for tune.json and tune.png")
     steps = "numbers of network calls"
     parser.option("steps", kinds.several(kinds.POSITIVE), (5, 10, 20, 50), steps)

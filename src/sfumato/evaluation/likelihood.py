@@ -71,6 +71,8 @@ def measure(
     if n > len(data):
         raise ValueError(f"there are {len(data)} images; {n} were asked for. Use a smaller --n.")
     steps = steps or model.recipe.finest
+    if bins is None and not data.record.pictures:
+        raise ValueError("signals have no natural cells; say by --bins how many values they have.")
     bins = bins or values_of(data.record.low, data.record.high)
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
     about = {

@@ -69,6 +69,7 @@ class Judge:
         count: int,
         seed: int = 0,
     ) -> None:
+        real.record.check_pictures("evaluate")
         for what, found in (("samples", count), ("real images", len(real))):
             if found < LEAST:
                 raise ValueError(

@@ -1,4 +1,4 @@
-r"""Data are images in memory, with a record of what they are; a batch of them lies in [-1, 1].
+r"""Data are images or signals in memory, with a record of what they are; a batch lies in [-1, 1].
 
 data = load("digits")        data.batch([0, 1, 2])        data.record
 """
@@ -6,10 +6,10 @@ data = load("digits")        data.batch([0, 1, 2])        data.record
 from __future__ import annotations
 
 import hashlib
-import os
 import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption.facts import Facts, measure
-from sfumato.names import nearest
+from sfumato.notes import Note
 from sfumato.record import Record as Record
-from sfumato.training.sources import NAMED, Raw, array, check_labels, folder
+from sfumato.training.raw import Range, Reading, check_labels
+from sfumato.training.sources import SPLITS, read
 
-SPLITS = ("train", "test")
 SLICE = re.compile(r"(?P<base>\w+)(\[(?P<first>-?\d+)?:(?P<last>-?\d+)?\])?")
 
 Rows = Tensor | np.ndarray | Sequence[int]
@@ -33,7 +33,8 @@ class Data:
     r"""Images in memory (final).
 
     Args:
-        images: array (n, C, H, W) of uint8 or float32, in the record's range of raw values.
+        images: array (n, C, H, W), or of other signals (n, *shape), of uint8 or float32, in the
+            record's range of raw values.
         labels: classes from 0, (n,) of int64, or None.
         record: what they are.
 
@@ -60,17 +61,38 @@ class Data:
             check_labels(self.labels, self.record.count, len(self.record.classes or ()))
 
     def __len__(self) -> int:
-        return len(self.images)
+        """Images, and with `record.flip` their mirror images, which come after all of them."""
+        return len(self.images) * (2 if self.record.flip else 1)
+
+    def mirrored(self) -> Data:
+        """These images and the mirror image of each, left for right, as data to train on.
+
+        Raises:
+            ValueError: they are no images.
+        """
+        self.record.check_pictures("a mirror image")
+        return replace(self, record=replace(self.record, flip=True))
 
     def batch(self, indices: Rows) -> Tensor:
         """The images at `indices`: (B, C, H, W) in [-1, 1], float32."""
-        low, high = self.record.low, self.record.high
-        raw = torch.from_numpy(self.images[_rows(indices)]).float()
-        return (raw - low).div((high - low) / 2).sub(1)
+        rows = self._rows(indices)
+        x = self.record.scaled(torch.from_numpy(self.images[rows % len(self.images)]).float())
+        mirrored = torch.from_numpy(rows >= len(self.images))
+        x[mirrored] = x[mirrored].flip(-1)
+        return x
 
     def classes(self, indices: Rows) -> Tensor | None:
         """Their classes: (B,), int64; None where the data have none."""
-        return None if self.labels is None else torch.from_numpy(self.labels[_rows(indices)])
+        if self.labels is None:
+            return None
+        return torch.from_numpy(self.labels[self._rows(indices) % len(self.images)])
+
+    def _rows(self, indices: Rows) -> np.ndarray:
+        rows = np.asarray(indices)
+        rows = rows if rows.size else rows.astype(np.int64)
+        if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"these data have rows 0 to {len(self) - 1}; got {rows.max()}.")
+        return rows % len(self)
 
     def facts(self, batch: int = 256) -> Facts:
         """What a method may know of the data, measured in one pass of batches."""
@@ -79,60 +101,50 @@ class Data:
         return measure(batches, self.record.shape)
 
 
-def load(source: str | Path, split: str = "train") -> Data:
+def load(
+    source: str | Path,
+    split: str = "train",
+    *,
+    range: Range | None = None,
+    key: str | None = None,
+    kind: str | None = None,
+    resize: int | None = None,
+    crop: str | None = None,
+) -> Data:
     r"""Read a data set: by name, or from a folder of images, a `.npz` or a `.npy`.
 
     Args:
         source: `digits`, `fashion-mnist`, `photos`, or a path; a name goes before a path, so that
-            `./digits` is a folder of one's own. `sfumato.training.sources` says what is in each.
-        split: "train" or "test", or a slice of one, such as "train[55000:]"; folders and arrays are
-            all "train".
+            `./digits` is a folder of one's own. `docs/data.md` says what may be in each.
+        split: "train", "test" or "val", or a slice of one, such as "train[55000:]"; arrays, and
+            folders without subfolders of these names, are all "train".
+        range: the raw values that become -1 and 1; by default what the numbers tell, or ValueError.
+            Signals have the largest absolute value as scale, on both sides of 0.
+        key: name of the array in a .npz, where it is neither `images` nor `signals`.
+        kind: "images", or "signals": arrays (n, *shape) of any rank that are no pictures. By
+            default signals are the array `signals`, and the rows of a .npy.
+        resize: shorter side of images, by Pillow's Lanczos filter.
+        crop: of resized images: "center" (the default), the middle square, or "none".
 
     Raises:
         FileNotFoundError: the files are not there; it says how to get them.
         ValueError: the name or the split is unknown, or the files are not images of one size with
             values in their range; it names the file and what is wrong with it.
+
+    Warns:
+        Note: files were skipped, or values clipped; it says which and how many.
     """
     base, part = _split(split)
-    if str(source) in NAMED:
-        return _data(NAMED[str(source)](base), str(source), split, part)
-    path = Path(source).expanduser()
-    if not str(source) or not path.exists():
-        raise _unknown(str(source))
-    if base != "train":
-        raise ValueError(
-            f"{path} has no test split: all of it is train. Keep the images to test on in another "
-            "folder or file, and load that as train."
-        )
-    if path.is_dir():
-        return _data(folder(path), str(source), split, part)
-    if path.suffix.lower() in (".npz", ".npy"):
-        return _data(array(path), str(source), split, part)
-    raise ValueError(f"{path} is no data set: use a folder of images, a .npz or a .npy.")
-
-
-def _unknown(source: str) -> Exception:
-    if os.sep in source or Path(source).suffix:
-        return FileNotFoundError(f"there is no folder or file {source}.")
-    sentence = nearest("data set", source, NAMED)
-    return ValueError(f"{sentence} A folder of images, a .npz or a .npy will do as well.")
-
-
-def _split(split: str) -> tuple[str, slice]:
-    """The split and which of it: `train[55000:]` is ("train", slice(55000, None))."""
-    found = SLICE.fullmatch(split)
-    if found is None or found["base"] not in SPLITS:
-        raise ValueError(f"no split {split!r}; choose train or test, or a slice: train[55000:].")
-    ends = (int(end) if end else None for end in (found["first"], found["last"]))
-    return found["base"], slice(*ends)
-
-
-def _data(raw: Raw, name: str, split: str, part: slice) -> Data:
+    pair = None if range is None else (float(range[0]), float(range[1]))
+    how = Reading(pair, key, kind, resize, crop)
+    raw = read(source, base, how)
+    for sentence in raw.notes:
+        warnings.warn(sentence, Note, stacklevel=2)
     images = np.ascontiguousarray(raw.images[part])
     if not len(images):
-        raise ValueError(f"{name} has {len(raw.images)} images; there is none in {split}.")
+        raise ValueError(f"{source} has {len(raw.images)} images; there is none in {split}.")
     record = Record(
-        name=name,
+        name=str(source),
         shape=images.shape[1:],
         low=raw.low,
         high=raw.high,
@@ -140,10 +152,20 @@ def _data(raw: Raw, name: str, split: str, part: slice) -> Data:
         count=len(images),
         split=split,
         sha256=hashlib.sha256(images.data).hexdigest(),
+        kind=raw.kind,
+        key=key,
+        resize=resize,
+        crop=crop or "center",
     )
     return Data(images, None if raw.labels is None else raw.labels[part], record)
 
 
-def _rows(indices: Rows) -> np.ndarray:
-    rows = np.asarray(indices)
-    return rows if rows.size else rows.astype(np.int64)
+def _split(split: str) -> tuple[str, slice]:
+    """The split and which of it: `train[55000:]` is ("train", slice(55000, None))."""
+    found = SLICE.fullmatch(split)
+    if found is None or found["base"] not in SPLITS:
+        raise ValueError(
+            f"no split {split!r}; choose train or test, or val, or a slice: train[55000:]."
+        )
+    ends = (int(end) if end else None for end in (found["first"], found["last"]))
+    return found["base"], slice(*ends)

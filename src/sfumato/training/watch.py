@@ -102,7 +102,7 @@ class Watch:
 
         Signals that are no images have none, and neither have samples that are not finite.
         """
-        if len(model.shape) != 3:
+        if not model.config.record.pictures:
             return
         steps = model.few(PREVIEW_STEPS)
         classes = None

@@ -1,0 +1,85 @@
+r"""An array in a file holds images or other signals, in a .npz with labels where it has them.
+
+x.npz    the array `images` (n, H, W, C) or (n, H, W), or `signals` (n, *shape); `labels` (n,)
+x.npy    images, or the rows (n, values) that are vectors
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.record import KINDS
+from sfumato.training.raw import Raw, Reading, classified, measured, placed
+
+BROKEN = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What numpy raises for a file that is cut off or damaged."""
+MOST = 4
+"""Channels of an image."""
+
+
+def array(path: Path, how: Reading) -> Raw:
+    """The images or signals in the file at `path`, with their range and classes."""
+    name, values, labels = _read(path, how.key)
+    rows = name is None and values.ndim == 2
+    kind = how.kind or ("signals" if name == "signals" or rows else "images")
+    if kind == "signals":
+        if how.resize is not None:
+            raise ValueError(f"{path} holds signals; only images are resized.")
+        if values.ndim < 2 or not values.size:
+            raise ValueError(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
+        raw = measured(values, path, how.range)
+    else:
+        raw = how.applied(placed(_channels_first(values, path), path, how.range))
+    if labels is None:
+        return raw
+    numbers, classes = classified(labels, len(values))
+    return raw._replace(labels=numbers, classes=classes)
+
+
+def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
+    """Images (n, H, W) or (n, H, W, C) as (n, C, H, W)."""
+    if values.ndim not in (3, 4) or not values.size:
+        raise ValueError(
+            f"{path} must hold images (n, height, width) or (n, height, width, channels), at least "
+            f"one; got shape {values.shape}."
+        )
+    if values.ndim == 3:
+        return values[:, None]
+    if values.shape[3] > MOST:
+        cure = "Save images.transpose(0, 2, 3, 1), or " if values.shape[1] <= MOST else "Else "
+        raise ValueError(
+            f"{path} has shape {values.shape}: channels come last here, at most {MOST}. "
+            f"{cure}say --kind signals, if these are no pictures."
+        )
+    return values.transpose(0, 3, 1, 2)
+
+
+def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarray | None]:
+    """The name of an array, the array and the labels in a file, whatever its suffix says it is."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            found = None, loaded, None
+            names: list[str] = []
+        else:
+            with loaded:
+                names = loaded.files
+                wanted = KINDS if key is None else (key,)
+                name = next((name for name in wanted if name in names), "")
+                labels = loaded["labels"] if "labels" in names else None
+                found = (name, loaded[name], labels) if name else None
+    except BROKEN as error:
+        raise ValueError(f"{path} cannot be read as arrays: {error}.") from error
+    if key is not None and not names:
+        raise ValueError(f"{path} has one array without a name; leave out --key {key}.")
+    if found is None:
+        wanted, held = key or " or ".join(KINDS), ", ".join(names) or "nothing"
+        raise ValueError(
+            f"{path} has no array by the name {wanted}; it holds {held}. Name one by --key."
+        )
+    return found

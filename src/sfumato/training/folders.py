@@ -1,0 +1,120 @@
+r"""A folder holds images, in it and below; what is in it and is no image is told, not hidden.
+
+Two or more subfolders are classes. Subfolders `train` and `test` (or `val`) are splits instead,
+each with its classes. Gray images become colour where any is colour, 8 bits 16 where any has 16.
+Links are followed; a folder is read once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from sfumato import pictures
+from sfumato.training.raw import Raw, Reading, check_within, numbers, placed
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Files of other kinds are skipped."""
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+"""Names of the subfolder of each split, whatever their case."""
+
+
+def splits(root: Path) -> dict[str, Path]:
+    """The folder of each split. All of `root` is train, unless it says otherwise."""
+    below = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    found = {
+        split: below[name] for split, names in SPLITS.items() for name in names if name in below
+    }
+    named = {path.name.lower() for path in found.values()}
+    seen = {name for name in below if not name.startswith(".")}
+    return found if "train" in found and (len(found) > 1 or seen == named) else {"train": root}
+
+
+def folder(root: Path, split: str, how: Reading) -> Raw:
+    """The images of one of `splits(root)`."""
+    base = splits(root)[split]
+    names, skipped = _walk(base)
+    beside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    beside = [name for name in beside if base != root and root / name not in splits(root).values()]
+    notes = [f"{root}: its splits are read, not {', '.join(beside)} beside them."] if beside else []
+    if skipped:
+        said = ", ".join(f"{count} {what}" for what, count in sorted(skipped.items()))
+        notes.append(f"{base}: {sum(skipped.values())} skipped that are no images: {said}.")
+    if not names:
+        more = f" {notes[-1]}" if skipped else ""
+        raise ValueError(
+            f"folder {base} has no images ({', '.join(SUFFIXES)}) in it or below.{more}"
+        )
+    raw = _read(base, names, how)
+    tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
+    classes = tuple(sorted(set(tops)))
+    raw = raw._replace(notes=(*notes, *raw.notes))
+    if len(classes) < 2 or "" in classes:
+        return raw
+    labels = np.array([classes.index(top) for top in tops], np.int64)
+    return raw._replace(labels=labels, classes=classes)
+
+
+def _walk(root: Path) -> tuple[list[Path], Counter[str]]:
+    """Images below `root` by their relative names, sorted, and what else there is, by kind."""
+    names: list[Path] = []
+    skipped: Counter[str] = Counter()
+
+    def shut(error: OSError) -> None:
+        skipped["folder that cannot be read"] += 1
+
+    seen = {root.resolve()}
+    for place, below, files in os.walk(root, followlinks=True, onerror=shut):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in tuple(below):
+            if (real := Path(place, name).resolve()) in seen:
+                below.remove(name)
+                skipped["link to a folder seen before"] += 1
+            seen.add(real)
+        for name in files:
+            path = Path(place, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() not in SUFFIXES:
+                skipped[path.suffix.lower() or "file without suffix"] += 1
+            elif not path.is_file():
+                skipped["link that leads nowhere" if path.is_symlink() else "no file"] += 1
+            else:
+                names.append(path.relative_to(root))
+    return sorted(names), skipped
+
+
+def _read(root: Path, names: list[Path], how: Reading) -> Raw:
+    """The images `names` of `root`, all of one size, of as many channels and of as many bits."""
+    images: np.ndarray = np.empty((0,), np.uint8)
+    for i, name in enumerate(names):
+        one = pictures.deep(root / name)
+        if how.range is not None:
+            check_within(numbers(one, root / name), how.range, root / name)
+        one = how.fitted(one, how.range or (0, np.iinfo(one.dtype).max))
+        if not i:
+            images = np.empty((len(names), *one.shape), one.dtype)
+        if one.shape[1:] != images.shape[2:]:
+            sizes = [f"{width} x {height}" for height, width in (images.shape[2:], one.shape[1:])]
+            cure = "Leave out --crop none" if how.resize else "Use --resize N"
+            raise ValueError(
+                f"images must have one size; in {root}, {names[0]} is {sizes[0]} pixels and "
+                f"{name} is {sizes[1]}. {cure}, which makes them squares."
+            )
+        if len(one) > images.shape[1]:
+            images = np.repeat(images, len(one), axis=1)
+        if one.dtype != images.dtype:
+            if how.range is not None:
+                raise ValueError(
+                    f"{root} has images of 8 and of 16 bits; one --range cannot be that of both."
+                )
+            images, one = (x if x.dtype == np.uint16 else np.uint16(257) * x for x in (images, one))
+        images[i] = one
+    return placed(images, root, how.range)

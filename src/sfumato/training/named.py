@@ -1,0 +1,114 @@
+r"""Named sets come with other packages and are known by name.
+
+    digits           1797 gray 8 x 8 images of scikit-learn, the last 297 of them for testing
+    fashion-mnist    70000 gray 28 x 28 images of the Debian package dataset-fashion-mnist
+    photos           32 x 32 colour crops of scikit-learn's two photographs
+
+References:
+    Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (H. Xiao,
+    K. Rasul, R. Vollgraf, 2017), https://arxiv.org/abs/1708.07747
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sfumato.training.raw import Raw
+
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+BROKEN = (OSError, EOFError, zlib.error)
+"""What gzip raises for a file that is cut off or damaged."""
+
+
+def digits(split: str) -> Raw:
+    """The first 1500 images are train, the last 297 test."""
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    part = slice(0, 1500) if split == "train" else slice(1500, None)
+    images = np.asarray(values, np.uint8).reshape(-1, 1, 8, 8)[part]
+    return Raw(images, 0, 16, np.asarray(labels, np.int64)[part], tuple("0123456789"))
+
+
+def photos(split: str) -> Raw:
+    """The photographs at half size, 214 x 320: above row 149 is train, from there on test."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    side, stride, border = 32, 6, 149
+    part = slice(0, border) if split == "train" else slice(border, None)
+    names, crops, labels = ("china", "flower"), [], []
+    for label, name in enumerate(names):
+        photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
+        pixels = np.asarray(photo.reduce(2)).transpose(2, 0, 1)[:, part]
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
+        windows = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4)
+        crops.append(windows.reshape(-1, 3, side, side))
+        labels.append(np.full(len(crops[-1]), label, np.int64))
+    return Raw(np.concatenate(crops), 0, 255, np.concatenate(labels), names)
+
+
+def fashion_mnist(split: str) -> Raw:
+    """The idx files of Debian's folder, else of `$SFUMATO_DATA` or its folder `fashion-mnist`."""
+    prefix = "train" if split == "train" else "t10k"
+    names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    folders = [FASHION_FOLDER]
+    if given := os.environ.get("SFUMATO_DATA"):
+        folders += [Path(given), Path(given, "fashion-mnist")]
+    for folder in folders:
+        paths = [_present(folder / name) for name in names]
+        if paths[0] is not None and paths[1] is not None:
+            images, labels = _idx(paths[0], 3)[:, None], _idx(paths[1], 1).astype(np.int64)
+            return Raw(images, 0, 255, labels, FASHION)
+    raise FileNotFoundError(
+        f"Fashion-MNIST is not here: no {names[0]}(.gz) with its labels in "
+        f"{', '.join(map(str, folders))}. Install the Debian package dataset-fashion-mnist, or set "
+        "SFUMATO_DATA to a folder that has these files."
+    )
+
+
+def _present(path: Path) -> Path | None:
+    """The file, or the file compressed, whichever there is."""
+    packed = path.with_name(f"{path.name}.gz")
+    return path if path.is_file() else packed if packed.is_file() else None
+
+
+def _idx(path: Path, rank: int) -> np.ndarray:
+    """An idx file: the number 0x0800 + rank and one size per axis, big-endian, then the bytes."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except BROKEN as error:
+        raise ValueError(f"{path} is damaged or cut off: {error}.") from error
+    start = 4 * (1 + rank)
+    magic, *sizes = struct.unpack(f">{1 + rank}I", raw[:start].ljust(start, b"\0"))
+    if magic != 0x0800 + rank:
+        raise ValueError(
+            f"{path} is not an idx file of {rank}-dimensional bytes: it begins with "
+            f"{magic:#010x}, not {0x0800 + rank:#010x}."
+        )
+    if len(raw) != start + math.prod(sizes):
+        raise ValueError(
+            f"{path} is cut off or too long: its header asks for {start + math.prod(sizes)} bytes, "
+            f"it has {len(raw)}."
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(sizes).copy()
+
+
+NAMED: dict[str, Callable[[str], Raw]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "photos": photos,
+}
+"""(split) -> Raw, by the name that `--data` takes."""
