@@ -12,14 +12,17 @@ import importlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import sfumato as sf
 from sfumato import from_pretrained, networks
 from sfumato.algebra import MatrixFree
 from sfumato.checks import check_operator
@@ -103,7 +106,227 @@ FILES: list[Case] = []
 TRAINING: list[Case] = []
 
 # Images, folders and arrays as people have them.
-DATA: list[Case] = []
+BYTES = np.random.default_rng(0).integers(0, 256, (4, 12, 12), np.uint8)
+OVERSHOT = BYTES / 255
+OVERSHOT[0, 0, :2] = -1e-7, 1.0000002
+DEEP = np.random.default_rng(1).integers(0, 65536, (4, 12, 12), np.uint16)
+
+
+def pictures(folder: Path, **arrays: np.ndarray) -> None:
+    """Write each array as an image; `cat_1_png` is cat/1.png."""
+    for name, array in arrays.items():
+        path = folder / name.replace("_", "/", name.count("_") - 1).replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def loaded(write: Callable[[Path], object], source: str = ".", **how: Any) -> Callable[[Path], Any]:
+    """The feed: data that `write` put into the folder, and the sentences that `load` said."""
+
+    def feed(folder: Path) -> tuple[sf.Data, list[str]]:
+        write(folder)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = sf.load(folder / source, **how)
+        return data, [str(one.message) for one in caught]
+
+    return feed
+
+
+def gives(
+    images: object, low: float, high: float, said: str = "", classes: object = None
+) -> Callable[[Any], None]:
+    """The outcome: data of these raw values (n, H, W), range and classes, and only such notes."""
+
+    def outcome(found: Any) -> None:
+        assert isinstance(found, tuple), f"got {found!r}"
+        data, notes = found
+        assert (data.record.low, data.record.high) == (low, high)
+        assert data.record.classes == classes
+        expected = 2 * (np.asarray(images, np.float64) - low) / (high - low) - 1
+        np.testing.assert_allclose(data.batch(range(len(data)))[:, 0], expected, atol=1e-5)
+        assert bool(notes) == bool(said) and re.search(said, " ".join(notes)), notes
+
+    return outcome
+
+
+def splits(folder: Path) -> None:
+    pictures(folder, train_ok_1_png=BYTES[0], train_nok_1_png=BYTES[1], test_1_png=BYTES[2])
+
+
+def linked(folder: Path) -> None:
+    pictures(folder, store_a_1_png=BYTES[0], store_b_1_png=BYTES[1], set_b_1_png=BYTES[2])
+    (folder / "set" / "a").symlink_to(folder / "store" / "a")
+    (folder / "set" / "b" / "2.png").symlink_to(folder / "store" / "lost.png")
+
+
+def littered(folder: Path) -> None:
+    pictures(folder, cat_1_png=BYTES[0], dog_1_png=BYTES[1])
+    (folder / "cat" / ".DS_Store").write_text("")
+
+
+def irregular(folder: Path) -> None:
+    pictures(folder, a_png=np.full((24, 36), 40, np.uint8), b_png=np.full((50, 25), 250, np.uint8))
+
+
+def halves(folder: Path) -> None:
+    """One image, dark above and bright below, twice as high as wide."""
+    pictures(folder, a_png=np.repeat(np.array([0, 255], np.uint8), 24)[:, None].repeat(24, 1))
+
+
+def archive(**arrays: np.ndarray) -> Callable[[Path], None]:
+    return lambda folder: np.savez(folder / "x.npz", **arrays)
+
+
+def latents(folder: Path) -> bool:
+    """Whether samples of latents come back in the units of the latents, as floats."""
+    values = np.random.default_rng(2).normal(0, 5, (16, 4, 8, 8)).astype(np.float32)
+    np.savez(folder / "x.npz", latents=values)
+    words = "--key latents --kind signals --images 32 --batch 16 --width 8 --multipliers 1 --quiet"
+    trained = run("train", "soft", "--data", "x.npz", "--out", "run", *words.split())
+    sampled = run("sample", "run", "--seeds", "0-7", "--steps", 4, "--quiet", "--out", "s.npz")
+    assert (trained.code, sampled.code) == (0, 0), trained.err + sampled.err
+    with np.load(folder / "s.npz") as file:
+        made = file["signals"]
+    return made.dtype == np.float32 and made.shape == (8, 4, 8, 8) and bool(1 < made.std() < 25)
+
+
+def mirrored(folder: Path) -> bool:
+    """Whether training data hold a mirror image where none was asked for."""
+    data = sf.load("digits")
+    return len(data) == 1500 and not data.record.flip
+
+
+SLIVER = "a small part of .* Say which become -1 and 1: --range LOW,HIGH"
+DATA: list[Case] = [
+    Case(
+        "pytorch/pytorch#20524",
+        "a folder of 16-bit PNGs",
+        loaded(lambda folder: pictures(folder, a_png=DEEP[0], b_png=DEEP[1])),
+        gives(DEEP[:2], 0, 65535),
+    ),
+    Case(
+        "Nerogar/mgds#55",
+        "whole numbers of 16 bits in an array",
+        loaded(lambda folder: np.save(folder / "x.npy", DEEP), "x.npy"),
+        gives(DEEP, 0, 65535),
+    ),
+    Case(
+        "JiahuiYu/generative_inpainting#259",
+        "16-bit TIFFs whose values are 0 to 40",
+        loaded(lambda folder: pictures(folder, a_tif=DEEP[0] % 41)),
+        refuses(SLIVER),
+    ),
+    Case(
+        "JiahuiYu/generative_inpainting#259",
+        "the same, with the range that they have",
+        loaded(lambda folder: pictures(folder, a_tif=DEEP[0] % 41), range=(0, 40)),
+        gives(DEEP[:1] % 41, 0, 40),
+    ),
+    Case(
+        "DLopatkin/Heracleum-Dataset#1",
+        "masks that are 0 and 1 of 255",
+        loaded(lambda folder: pictures(folder, a_png=BYTES[0] % 2, b_png=BYTES[1] % 2)),
+        refuses(SLIVER),
+    ),
+    Case(
+        "dongrunmin/RefDiff#10",
+        "masks of classes 0 to 5 in an array, range given",
+        loaded(lambda folder: np.save(folder / "x.npy", BYTES % 6), "x.npy", range=(0, 5)),
+        gives(BYTES % 6, 0, 5),
+    ),
+    Case(
+        "pytorch/vision#8216",
+        "floats in [0, 1] that a bicubic resize overshot",
+        loaded(lambda folder: np.save(folder / "x.npy", OVERSHOT), "x.npy"),
+        gives(OVERSHOT.clip(0, 1), 0, 1, "clipped"),
+    ),
+    Case(
+        "python-pillow/Pillow#4783",
+        "floats that a Lanczos filter took to -0.1 and 1",
+        loaded(lambda folder: np.save(folder / "x.npy", BYTES / 255 * 1.1 - 0.1), "x.npy"),
+        refuses(r"may be \[0, 1\] overshot or part of \[-1, 1\]. Say which: --range"),
+    ),
+    Case(
+        "lucidrains/denoising-diffusion-pytorch#154",
+        "floats in [-1, 1]",
+        loaded(lambda folder: np.save(folder / "x.npy", BYTES / 127.5 - 1), "x.npy"),
+        gives(BYTES / 127.5 - 1, -1, 1),
+    ),
+    Case(
+        "openai/guided-diffusion#116",
+        "an .npz whose array is called arr_0",
+        loaded(archive(arr_0=BYTES), "x.npz"),
+        refuses("it holds arr_0. Name one by --key"),
+    ),
+    Case(
+        "openai/guided-diffusion#116",
+        "the same, named by its key",
+        loaded(archive(arr_0=BYTES), "x.npz", key="arr_0"),
+        gives(BYTES, 0, 255),
+    ),
+    Case(
+        "tqch/v-diffusion-torch#3",
+        "labels from 1 on",
+        loaded(archive(images=BYTES, labels=np.array([1, 10, 1, 2])), "x.npz"),
+        gives(BYTES, 0, 255, classes=("1", "2", "10")),
+    ),
+    Case(
+        "fastai/fastai#1552",
+        "a folder of train/ with two classes, and test/",
+        loaded(splits),
+        gives(BYTES[[1, 0]], 0, 255, classes=("nok", "ok")),
+    ),
+    Case(
+        "fastai/fastai#1552",
+        "its test split",
+        loaded(splits, split="test"),
+        gives(BYTES[[2]], 0, 255),
+    ),
+    Case(
+        "erdogant/clustimage#25",
+        "a folder of .tif and .tiff",
+        loaded(lambda folder: pictures(folder, a_tif=BYTES[0], b_tiff=BYTES[1])),
+        gives(BYTES[:2], 0, 255),
+    ),
+    Case(
+        "huggingface/datasets#6853",
+        "a class that is a link to a folder, and a link that leads nowhere",
+        loaded(linked, "set"),
+        gives(BYTES[[0, 2]], 0, 255, "1 link that leads nowhere", classes=("a", "b")),
+    ),
+    Case(
+        "apple/turicreate#641",
+        "a .DS_Store among images",
+        loaded(littered),
+        gives(BYTES[:2], 0, 255, classes=("cat", "dog")),
+    ),
+    Case(
+        "TencentARC/GFPGAN#271",
+        "images of two sizes",
+        loaded(irregular),
+        refuses("36 x 24 pixels and b.png is 25 x 50. Use --resize N"),
+    ),
+    Case(
+        "TencentARC/GFPGAN#271",
+        "the same, resized",
+        loaded(irregular, resize=8),
+        gives(np.full((2, 8, 8), [[[40]], [[250]]]), 0, 255),
+    ),
+    Case(
+        "huggingface/diffusers#5830",
+        "a crop that comes after the resize: it keeps the whole shorter side",
+        loaded(halves, resize=24),
+        gives(np.repeat([0, 255], 12)[None, :, None].repeat(24, 2), 0, 255),
+    ),
+    Case(
+        "openai/guided-diffusion#48",
+        "training data of which nobody wants mirror images",
+        mirrored,
+        is_true,
+    ),
+    Case("Y-debug-sys/Diffusion-TS#3", "signals in units of their own, sampled", latents, is_true),
+]
 
 
 def clipped_sample(folder: Path) -> bool:

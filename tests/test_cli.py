@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,6 +369,95 @@ def test_a_run_s_own_record_is_a_config_and_resumes_it(trained, capsys):
 
 def from_latest(run_folder: Path) -> Path:
     return sorted((run_folder / "checkpoints").iterdir())[-1]
+
+
+def deep(path: Path) -> np.ndarray:
+    """Images of 12 bits, wider than high and brighter on the left, in a .npz of another name."""
+    dark = np.linspace(4095, 0, 20).astype(np.uint16)
+    values = np.random.default_rng(0).integers(0, 4096, (40, 16, 20), dtype=np.uint16)
+    values = np.minimum(values, dark)
+    np.savez(path, scans=values, labels=np.arange(40) % 3 + 1)
+    return values
+
+
+def test_how_data_are_read_travels_with_a_run(here, capsys, monkeypatch):
+    """Range, key, size and mirror images: for the run again, and for what judges its model."""
+    values = deep(here / "x.npz")
+    words = ("train", "ddpm", "--data", "x.npz", "--images", 96, *TINY)
+    how = ("--key", "scans", "--range", "0,4095", "--resize", 8, "--flip")
+    assert run(*words) == 2 and "it holds scans, labels" in capsys.readouterr().err
+    assert run(*words, *how[:2]) == 2 and "a small part of 0 to 65535" in capsys.readouterr().err
+    assert run(*words, *how, "--out", "run") == 0
+    record = json.loads((here / "run" / "run.json").read_text())["model"]["record"]
+    assert record["classes"] == ["1", "2", "3"] and record["count"] == len(values)
+    told = {name: record[name] for name in ("low", "high", "key", "resize", "flip", "shape")}
+    assert told == {
+        **{"low": 0, "high": 4095, "key": "scans", "resize": 8},
+        **{"flip": True, "shape": [1, 8, 8]},
+    }
+    assert run("train", "--config", "run/run.json", "--out", "again", "--device", "cpu") == 0
+    files = [next((here / out / "checkpoints").glob("*3")) for out in ("run", "again")]
+    weights = [load_file(file / "model.safetensors") for file in files]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    facts = load_file(files[0] / "facts.safetensors")
+    assert facts["mean"][0, :, 1::2].abs().max() < 1e-6  # odd waves have no mean in mirrored data
+    capsys.readouterr()
+    quick = ("--steps", 2, "--kernel", "ddim", "--extractor", "pca", "--quiet")
+    assert run("evaluate", "run", "--n", 8, "--out", "e.json", *quick) == 0
+    judged = json.loads((here / "e.json").read_text())["data"]
+    assert judged == {name: value for name, value in record.items() if name != "flip"}
+    assert run("evaluate", "--verify", "e.json") == 0
+    np.savez(here / "other.npz", images=(values // 16).astype(np.uint8))
+    assert run("evaluate", "run", "--data", "other.npz", "--n", 8, "--out", "f.json", *quick) == 0
+    other = json.loads((here / "f.json").read_text())["data"]
+    assert (other["low"], other["high"], other["shape"]) == (0, 255, [1, 8, 8])
+    few = ("--n", 2, "--by", "bound", "--draws", 2, "--steps", 4, "--quiet")
+    assert run("likelihood", "run", *few, "--out", "l.json") == 0
+    measured = json.loads((here / "l.json").read_text())
+    assert (measured["bins"], measured["data"]["high"]) == (4096, 4095)
+
+
+def test_a_run_on_mirror_images_that_was_cut_is_the_run(here):
+    """Which images are mirrored is of seed and step, as their order is."""
+    words = ("train", "soft", "--flip", "--decay", "none", "--checkpoint-every", 64, *TINY)
+    assert run(*words, "--images", 192, "--keep", 9, "--out", "whole") == 0
+    shutil.copytree("whole", "cut")
+    for late in sorted(Path("cut", "checkpoints").iterdir())[1:]:
+        shutil.rmtree(late)
+    assert run(*words, "--images", 192, "--keep", 9, "--out", "cut") == 0
+    name = "checkpoints/00000006/raw.safetensors"
+    whole, cut = (load_file(Path(out, name)) for out in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_a_range_may_begin_below_zero(here, capsys):
+    assert run("train", "soft", "--range", "-1000,3000", "--dry-run") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["range"] == [-1000, 3000]
+    assert run("train", "soft", "--range", "1", "--dry-run") == 2
+    assert "--range needs 2 values" in capsys.readouterr().err
+
+
+def test_notes_are_lines_on_standard_error(here, capsys):
+    values = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(values):
+        (here / "data").mkdir(exist_ok=True)
+        Image.fromarray(image).save(here / "data" / f"{i}.png")
+    (here / "data" / "a.gif").write_text("")
+    words = ("show", "soft", "--data", "data", "--rows", 1, "--frames", 2)
+    assert run(*words) == 0
+    err = capsys.readouterr().err
+    assert err == "sfumato: note: data: 1 skipped that are no images: 1 .gif.\n"
+    assert run(*words, "--quiet") == 0 and not capsys.readouterr().err
+
+
+def test_finished_images_are_read_as_they_are(here, capsys):
+    """Dark images of one's own beside data known by name: the range is theirs."""
+    dark = np.random.default_rng(0).integers(0, 40, (6, 8, 8), dtype=np.uint8)
+    np.savez(here / "made.npz", images=dark)
+    words = ("evaluate", "made.npz", "--data", "digits", "--extractor", "pca", "--quiet")
+    assert run(*words, "--out", "a.json") == 2
+    assert "--range LOW,HIGH" in capsys.readouterr().err
+    assert run(*words, "--out", "a.json", "--range", "0,255") == 0
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,9 +190,38 @@ def test_the_command_line_on_vectors(tmp_path, monkeypatch, capsys):
     with np.load("a.npz") as file:
         assert file["signals"].shape == (5, 6) and file["signals"].dtype == np.float32
     assert main("evaluate run --n 5 --extractor pca --out e.json".split()) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) <= 3
+    sentence = "evaluate is for images; rows.npy holds signals of shape (6,).\n"
+    assert capsys.readouterr().err == f"sfumato: {sentence}"
     assert main("show run --seeds 0 --out b.png".split()) == 2
     assert not Path("b.png").exists()
+
+
+def test_latents_are_no_pictures(tmp_path, monkeypatch, capsys):
+    """Of the shape of images, they are what their record says, in every command."""
+    monkeypatch.chdir(tmp_path)
+    values = 7 * normal(40, 4, 8, 8).float().numpy()
+    np.savez("latents.npz", signals=values)
+    words = "train ddpm --data latents.npz --images 64 --batch 16 --width 8 --multipliers 1"
+    assert main(f"{words} --preview-every 16 --device cpu --out run".split()) == 0
+    assert not Path("run/previews").exists()
+    assert main("sample run --seeds 0-3 --steps 3 --out a.png".split()) == 2
+    assert "no pictures; write them to --out NAME.npz" in capsys.readouterr().err
+    assert main("sample run --seeds 0-3 --steps 3 --kernel ddim --out a.npz".split()) == 0
+    assert "4 signals" in capsys.readouterr().out
+    model, scale = from_pretrained("run"), np.abs(values).max()
+    with np.load("a.npz") as file:
+        assert file.files == ["signals"] and file["signals"].dtype == np.float32
+        drawn = model.sample(range(4), 3, "ddim").numpy()
+        np.testing.assert_allclose(file["signals"], drawn * scale, rtol=1e-5, atol=1e-4)
+    for verb, rest in (("show", "--seeds 0 --out b.png"), ("evaluate", "--n 4 --out e.json")):
+        assert main([verb, "run", *rest.split()]) == 2
+        assert f"{verb} is for images; latents.npz holds signals" in capsys.readouterr().err
+    assert main("likelihood run --n 2 --by bound --out l.json".split()) == 2
+    assert "say by --bins how many values they have" in capsys.readouterr().err
+    np.savez("more.npz", signals=values[:5] / 2)
+    few = "--n 5 --by uniform --bins 100 --tolerance 0.1 --out l.json"
+    assert main(f"likelihood run --data more.npz {few}".split()) == 0
+    assert json.loads(Path("l.json").read_text())["data"]["high"] == scale
 
 
 def test_dense_covariances_serve_vectors():

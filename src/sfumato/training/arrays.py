@@ -34,7 +34,8 @@ def array(path: Path, how: Reading) -> Raw:
             raise ValueError(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
         raw = measured(values, path, how.range)
     else:
-        raw = how.applied(placed(_channels_first(values, path), path, how.range))
+        images = _channels_first(values, path)
+        raw = how.applied(placed(images, path, how.range), images)
     if labels is None:
         return raw
     numbers, classes = classified(labels, len(values))

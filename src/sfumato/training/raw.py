@@ -87,19 +87,22 @@ class Reading:
             raise ValueError("crop is for images that are resized; give --resize too.")
 
     def fitted(self, image: np.ndarray, bounds: Range) -> np.ndarray:
-        """An image (C, H, W) of raw values within `bounds`, resized and cropped if so asked."""
+        """An image (C, H, W) of raw values within `bounds`, resized and cropped if so asked.
+
+        Whole numbers stay whole.
+        """
         if self.resize is None:
             return image
         resized = pictures.fit(image, self.resize, self.crop != "none").clip(*bounds)
-        whole = np.issubdtype(image.dtype, np.integer)
-        return (np.rint(resized) if whole else resized).astype(image.dtype)
+        floating = np.issubdtype(image.dtype, np.floating)
+        return (resized if floating else np.rint(resized)).astype(image.dtype)
 
-    def applied(self, raw: Raw) -> Raw:
-        """`fitted` on all images."""
+    def applied(self, raw: Raw, values: np.ndarray) -> Raw:
+        """`raw` with all images `fitted`, of the `values` that it was made of."""
         if self.resize is None:
             return raw
-        images = np.stack([self.fitted(image, (raw.low, raw.high)) for image in raw.images])
-        return raw._replace(images=images)
+        images = np.stack([self.fitted(image, (raw.low, raw.high)) for image in values])
+        return raw._replace(images=images.astype(raw.images.dtype))
 
 
 def numbers(values: np.ndarray, where: object) -> Range:

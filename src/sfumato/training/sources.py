@@ -56,7 +56,7 @@ def _named(name: str, split: str, how: Reading) -> Raw:
         raise ValueError(f"{name} has images and no other arrays; leave out --key and --kind.")
     if how.range not in (None, (raw.low, raw.high)):
         raise ValueError(f"{name} has a range of its own, {raw.low} to {raw.high}.")
-    return how.applied(raw)
+    return how.applied(raw, raw.images)
 
 
 def _unknown(source: str) -> Exception:
