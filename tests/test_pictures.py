@@ -40,7 +40,21 @@ def test_bytes_need_no_graph_and_no_float32():
     assert np.array_equal(pictures.to_uint8(x.double().requires_grad_()), exact)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_no_picture_hides_channels(tmp_path, channels):
+    _, x = levels(4, 5, 6, channels)
+    sentence = f"1 or 3 channels, these images {channels}; save them as .npz"
+    with pytest.raises(ValueError, match=sentence):
+        pictures.grid(x)
+    with pytest.raises(ValueError, match=sentence):
+        pictures.strip([x])
+    for name in ("x.png", "folder"):
+        with pytest.raises(ValueError, match=sentence):
+            pictures.save(x, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_grid_places_every_pixel(channels):
     exact, x = levels(5, 4, 6, channels)
     picture = np.asarray(pictures.grid(x, columns=3, scale=2, gap=1))

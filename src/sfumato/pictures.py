@@ -1,7 +1,7 @@
 r"""Pictures: tensors in [-1, 1] turned into files people look at.
 
-A tensor of images is (n, C, H, W). One channel is gray, three are red, green and blue; of any other
-number the first is shown. A file is written whole or not at all.
+A tensor of images is (n, C, H, W). One channel is gray, three are red, green and blue; no picture
+shows another number. A file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def grid(
         gap: white pixels between cells.
 
     Raises:
-        ValueError: there is no image, or a number is out of its range.
+        ValueError: there is no image, images have other channels than 1 or 3, or a number is out
+            of its range.
     """
-    cells = _cells(to_uint8(images), scale)
+    cells = _cells(_shown(images), scale)
     columns = math.ceil(math.sqrt(len(cells))) if columns is None else columns
     if columns < 1:
         raise ValueError(f"a grid needs at least one column; got {columns}.")
@@ -89,9 +90,10 @@ def strip(
         gap: white pixels between cells.
 
     Raises:
-        ValueError: there is no image, sizes differ, or captions are not one per row.
+        ValueError: there is no image, sizes differ, images have other channels than 1 or 3, or
+            captions are not one per row.
     """
-    arrays = [to_uint8(row) for row in rows]
+    arrays = [_shown(row) for row in rows]
     sizes = sorted({array.shape[1:3] for array in arrays})
     if len(sizes) != 1:
         raise ValueError(f"the rows of a strip must hold images of one size; got {sizes}.")
@@ -133,19 +135,37 @@ def save(
     elif kind == ".npz":
         files.write_arrays({"images": to_uint8(images)}, path)
     else:
-        array = to_uint8(images)
-        if (channels := array.shape[-1]) not in (1, 3):
-            raise ValueError(
-                f"a .png has 1 or 3 channels, these images {channels}; save them as .npz."
-            )
+        array = _shown(images)
         for name, one in zip(_names(names, len(array)), array, strict=True):
             _write_png(path / name, _picture(one))
+
+
+def drawable(shape: Sequence[int]) -> bool:
+    """Whether a picture shows signals of `shape`: (1, H, W) or (3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def check_writable(path: str | Path) -> None:
     """Raise now the ValueError that `save` would raise for `path` after the work."""
     _kind(Path(path))
     files.check_writable(path)
+
+
+def check_alone(path: str | Path, names: Sequence[str] | None, count: int) -> None:
+    """Raise ValueError if `path` is a folder with pictures that `save` would not write over.
+
+    Args:
+        path, names: as in `save`.
+        count: images to come.
+    """
+    if _kind(path := Path(path)):
+        return
+    mine = {*_names(names, count)}
+    if others := sorted(old.name for old in path.glob("*.png") if old.name not in mine):
+        raise ValueError(
+            f"{path} holds other images, such as {others[0]}, which would mix with these. Choose "
+            "another --out, or remove them."
+        )
 
 
 def read(path: str | Path) -> Tensor:
@@ -256,6 +276,14 @@ def _write_png(path: Path, picture: Image.Image) -> None:
 def _picture(array: np.ndarray) -> Image.Image:
     """An array (H, W, C) as gray or colour."""
     return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+
+
+def _shown(images: Tensor) -> np.ndarray:
+    """`to_uint8` of images that a picture can show."""
+    array = to_uint8(images)
+    if (channels := array.shape[-1]) not in (1, 3):
+        raise ValueError(f"a .png has 1 or 3 channels, these images {channels}; save them as .npz.")
+    return array
 
 
 def _cells(array: np.ndarray, scale: int | None) -> list[Image.Image]:

@@ -100,9 +100,9 @@ class Watch:
     def preview(self, model: Model, data: Data, out: Path, images: int) -> None:
         """Write pictures of what the averaged weights do now, always from the same seeds.
 
-        Signals that are no images have none, and neither have samples that are not finite.
+        Signals that no picture shows have none, and neither have samples that are not finite.
         """
-        if not model.config.record.pictures:
+        if not (model.config.record.pictures and pictures.drawable(model.shape)):
             return
         steps = model.few(PREVIEW_STEPS)
         classes = None
