@@ -468,7 +468,7 @@ def test_wrong_arguments_are_refused(make, sentence):
 
 def test_times_without_signal_axes_are_refused():
     """Times (B,) would meet the columns of an image."""
-    with pytest.raises(ValueError, match="one gain for each sample"):
+    with pytest.raises(ValueError, match="one for each signal"):
         Scale(Linear(1.0, 2.0)).at(torch.zeros(5))
 
 

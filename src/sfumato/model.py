@@ -13,6 +13,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from sfumato import files
 from sfumato.config import Config as Config
+from sfumato.corruption.boundary import Time, shaped
 from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.prior import RandnLike
 from sfumato.estimation import limit
@@ -23,7 +24,7 @@ from sfumato.methods.recipe import Recipe, reclocked
 from sfumato.networks.ranks import network
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import Prepared, Seeds, prepare, sample
+from sfumato.sampling.sample import Prepared, Seeds, network_calls, numbers_of, prepare
 
 
 class Model:
@@ -123,7 +124,7 @@ class Model:
         """Draw one signal for each seed; seed i gives signal i at any `batch`.
 
         Args:
-            seeds: integers >= 0.
+            seeds: integers >= 0, such as range(4).
             steps: of the sampler, one network call each for most kernels; `self.steps` by default.
             kernel: `self.kernel` by default; a kernel, or its name as the command line spells it.
             classes: one class for each seed, for a conditional model.
@@ -138,7 +139,8 @@ class Model:
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
         """
-        if not len(seeds):
+        seeds = numbers_of(seeds)
+        if not seeds:
             raise ValueError("sampling needs one seed or more; got none.")
         if batch < 1:
             raise ValueError(f"batch must be 1 or more; got {batch}.")
@@ -193,21 +195,21 @@ class Model:
         Raises:
             ValueError: this kernel cannot sample this model, whatever the network says.
         """
-        recipe, count = self.recipe, _Count()
-        denoiser = Denoiser(recipe.process, recipe.parametrization, count)
-        x, grid = torch.zeros(1, *self.shape), recipe.grid(steps or self.steps)
-        sample(kernel or self.kernel, denoiser, x, grid)
-        return count.calls
+        recipe = self.recipe
+        grid = recipe.grid(steps or self.steps)
+        means = recipe.parametrization
+        return network_calls(kernel or self.kernel, recipe.process, means, self.shape, grid)
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
-        return self._start(len(seeds), Seeds(seeds)).float().cpu()
+        numbers = numbers_of(seeds)
+        return self._start(len(numbers), Seeds(numbers)).float().cpu()
 
     @torch.no_grad()
     def denoise(
         self,
         x: Tensor,
-        t: Tensor,
+        t: Time,
         classes: Sequence[int] | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
@@ -215,6 +217,7 @@ class Model:
 
         `context` is how each image was corrupted, where the method draws that.
         """
+        shaped("x", x, self.shape)
         labels = self._labels(classes, len(x))
         denoiser = self.denoiser.eval()
         if labels is not None:
@@ -229,7 +232,7 @@ class Model:
         return denoiser(x, t).mean
 
     @torch.no_grad()
-    def score(self, x: Tensor, t: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    def score(self, x: Tensor, t: Time, classes: Sequence[int] | None = None) -> Tensor:
         """The estimated gradient of log q_t at x_t (B, *shape): V_t^-1 (C_t x_0^ - x_t)."""
         return self.recipe.process.score(x, self.denoise(x, t, classes), t)
 
@@ -259,6 +262,7 @@ class Model:
             raise ValueError(
                 "likelihoods are of models without classes or corruptions drawn for each image."
             )
+        shaped("x", x, self.shape)
         return x.to(self._place().dtype).to(self._place().device)
 
     def _place(self) -> Tensor:
@@ -307,15 +311,3 @@ class Model:
         files.write_tensors(weights, part / "model.safetensors")
         if raw is not None:
             files.write_tensors(raw, part / "raw.safetensors")
-
-
-class _Count(nn.Module):
-    """A backbone that says nothing and counts how often it is asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor, label: Tensor, **cond: object) -> Tensor:
-        self.calls += 1
-        return torch.zeros_like(x)

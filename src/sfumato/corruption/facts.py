@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.algebra.basis import Basis, dct
 from sfumato.algebra.operators import Diagonal
+from sfumato.corruption.boundary import alike, near
 
 CORNER = 8
 MEMORY = 2048
@@ -189,14 +190,17 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
     drawn with a fixed seed (reservoir sampling), so the same data give the same facts.
 
     Raises:
-        ValueError: images of another shape or with values that are not finite, or fewer than two,
-            which have no spectrum.
+        TypeError: images that are not of floating-point numbers.
+        ValueError: images of another shape, with values that are not finite or plainly not scaled
+            to [-1, 1], or fewer than two, which have no spectrum.
     """
     rank, running = len(space(shape)), Running(dct(*space(shape)), shape)
     generator = torch.Generator().manual_seed(0)
     low: list[Tensor] = []
     count = 0
     for batch in batches:
+        alike(images=batch)
+        near("images", batch)
         for row in corner(running.update(batch), rank).float():
             count += 1
             if len(low) < MEMORY:

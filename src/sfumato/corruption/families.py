@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Diagonal, Operator, scaled
+from sfumato.corruption.boundary import time
 from sfumato.corruption.schedules import Schedule
 
 # Step of the differences taken where forward AD cannot go: at a hard zero of a gain, whose
@@ -39,7 +40,7 @@ class Family(nn.Module, ABC):
         cleaner side is taken (from the other at t = 0). Other families get a central difference of
         two operators, one-sided at the ends of time.
         """
-        t = t.to(torch.float64)
+        t = time(t)
         here = self.at(t)
         if isinstance(here, Diagonal):
             return _diagonal_rate(self, t, here)
@@ -74,7 +75,7 @@ class Scale(Family):
         self.level, self.basis = level, basis
 
     def at(self, t: Tensor) -> Diagonal:
-        return Diagonal(log_of(self.level(t.to(torch.float64))), None, self.basis)
+        return Diagonal(log_of(self.level(time(t))), None, self.basis)
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ class Heat(Family):
         self.squared = basis.laplacian
 
     def at(self, t: Tensor) -> Diagonal:
-        width = self.blur(t.to(torch.float64))
+        width = self.blur(time(t))
         log_gain = -self.squared.to(width.device) * width**2 / 2
         if self.floor:
             log_floor = torch.tensor(math.log(self.floor), dtype=torch.float64)
@@ -151,7 +152,7 @@ class Damp(Family):
         self.rates = rates.to(torch.float64)
 
     def at(self, t: Tensor) -> Diagonal:
-        level = self.level(t.to(torch.float64))
+        level = self.level(time(t))
         return Diagonal(-((self.rates.to(level.device) * level) ** self.power), None, self.basis)
 
     @property
@@ -188,7 +189,7 @@ class Fade(Family):
         self.onset = onset.to(torch.float64)
 
     def at(self, t: Tensor) -> Diagonal:
-        level = self.level(t.to(torch.float64))
+        level = self.level(time(t))
         left = ((self.onset.to(level.device) + self.width - level) / self.width).clamp(0.0, 1.0)
         return Diagonal(log_of(torch.sin(math.pi / 2 * left) ** 2), None, self.basis)
 
@@ -227,7 +228,7 @@ class Mapping(Family):
         self._at = at
 
     def at(self, t: Tensor) -> Operator:
-        return self._at(t.to(torch.float64))
+        return self._at(time(t))
 
 
 class Product(Family):
@@ -258,7 +259,7 @@ class Paced(Family):
         self.of, self.clock = of, clock
 
     def at(self, t: Tensor) -> Operator:
-        return self.of.at(self.clock(t.to(torch.float64)).clamp(0.0, 1.0))
+        return self.of.at(self.clock(time(t)).clamp(0.0, 1.0))
 
     @property
     def factors(self) -> tuple[str, ...]:

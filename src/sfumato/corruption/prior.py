@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.operators import Diagonal, Operator
+from sfumato.corruption.boundary import shaped
 from sfumato.corruption.facts import Facts, corner, space
 from sfumato.corruption.process import Process
 
@@ -51,9 +52,11 @@ class GaussianPrior(Prior):
         self.mean, self.cov, self._root = mean.to(torch.float64), cov, cov.sqrt()
 
     def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        shaped("like", like, self.shape)
         return self.mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
 
     def log_prob(self, x: Tensor) -> Tensor:
+        shaped("x", x, self.shape)
         logdet = self.cov.logdet(self.shape)
         _check_density(bool(torch.isneginf(logdet).any()))
         white = self._root.inv()(x - self.mean.to(x.dtype).to(x.device)).flatten(1)
@@ -87,6 +90,7 @@ class CorruptedData(Prior):
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        shaped("like", like, self.shape)
         eps, rest = randn_like(like), randn_like(like)
         mean, spread = self._moments(like)
         u, low = mean + spread * rest, self._facts.low
@@ -108,6 +112,7 @@ class CorruptedData(Prior):
         return self._cast[place]
 
     def log_prob(self, x: Tensor) -> Tensor:
+        shaped("x", x, self.shape)
         if not (_diagonal_in(self._signal, self._basis) and _diagonal_in(self._noise, self._basis)):
             raise ValueError(
                 "the density of x_1 needs a process that is diagonal in the DCT basis at t = 1. "
@@ -145,6 +150,7 @@ class CorruptedGaussian(Prior):
         self._signal, self._noise = process.signal.at(one), process.noise.at(one)
 
     def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+        shaped("like", like, self.shape)
         eps = randn_like(like)
         x0 = self._mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
         return self._signal(x0) + self._noise(eps)

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from sfumato.algebra.combine import apply
 from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator
+from sfumato.corruption.boundary import Time, alike, expect, time
 from sfumato.corruption.families import Family
+
+
+RAISED = 2**0.5
+"""The last time of a process that is defined above 1: as far as EDM's churn goes."""
 
 
 class Process(nn.Module):
@@ -32,6 +37,13 @@ class Process(nn.Module):
 
     def __init__(self, signal: Family, noise: Family) -> None:
         super().__init__()
+        for name, family in (("signal", signal), ("noise", noise)):
+            expect(
+                family,
+                Family,
+                f"a process needs a family for its {name}, such as sf.Scale(schedule), or "
+                "sf.Fixed(operator) for one operator at all times",
+            )
         self.signal, self.noise = signal, noise
 
     @property
@@ -39,48 +51,59 @@ class Process(nn.Module):
         """Whether the process is defined above t = 1 too."""
         return self.signal.endless and self.noise.endless
 
-    def corrupt(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def _time(self, t: Time, x: Tensor | None = None) -> Tensor:
+        return time(t, x, RAISED if self.endless else 1.0)
+
+    def corrupt(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = C_t x_0 + S_t eps.
 
         Args:
             x0: (B, *shape) in [-1, 1].
             t: () or (B, 1, ..., 1) in [0, 1].
             eps: standard normal, like `x0`.
+
+        Raises:
+            TypeError, ValueError: a time, a shape or a dtype is none of these.
         """
+        alike(x0=x0, eps=eps)
+        t = self._time(t, x0)
         return apply((self.signal.at(t), x0), (self.noise.at(t), eps))
 
-    def cov(self, t: Tensor) -> Operator:
+    def cov(self, t: Time) -> Operator:
         """V_t = S_t S_t^T."""
-        noise = self.noise.at(t)
+        noise = self.noise.at(self._time(t))
         return noise @ noise.T
 
-    def score(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    def score(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
         """The gradient of log q(x_t | x_0) in x_t: V_t^-1 (C_t x_0 - x_t).
 
         Raises:
             ValueError: V_t is singular.
         """
+        alike(x=x, x0=x0)
+        t = self._time(t, x)
         self._logdet(t, x.shape[1:])
         return self.cov(t).inv()(self.signal.at(t)(x0) - x)
 
-    def log_prob(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, x0: Tensor, t: Time) -> Tensor:
         """log q(x_t | x_0) in nats, (B,).
 
         Raises:
             ValueError: V_t is singular.
         """
-        shape = x.shape[1:]
+        alike(x=x, x0=x0)
+        t, shape = self._time(t, x), x.shape[1:]
         logdet = self._logdet(t, shape)
         noise = self.noise.at(t)
         white = noise.inv()(x - self.signal.at(t)(x0)).flatten(1)
         constant = 0.5 * math.prod(shape) * math.log(2 * math.pi)
         return -0.5 * white.square().sum(1) - logdet.to(x) - constant
 
-    def propagator(self, s: Tensor, t: Tensor) -> Operator:
+    def propagator(self, s: Time, t: Time) -> Operator:
         """C_{t|s} = C_t C_s^-1, what the signal at s becomes at t."""
-        return self.signal.at(t) @ self.signal.at(s).inv()
+        return self.signal.at(self._time(t)) @ self.signal.at(self._time(s)).inv()
 
-    def transition(self, s: Tensor, t: Tensor) -> tuple[Operator, Operator]:
+    def transition(self, s: Time, t: Time) -> tuple[Operator, Operator]:
         """(C_{t|s}, V_{t|s}) of the Markov kernel q(x_t | x_s) = N(C_{t|s} x_s, V_{t|s}), s < t.
 
         Composition: C_{t|r} = C_{t|s} C_{s|r}, V_{t|r} = V_{t|s} + C_{t|s} V_{s|r} C_{t|s}^T.
@@ -88,15 +111,17 @@ class Process(nn.Module):
         Raises:
             ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
         """
+        s, t = self._time(s), self._time(t)
         self.check_markov(s, t, "transition")
         forward = self.propagator(s, t)
         return forward, self.cov(t) - forward @ self.cov(s) @ forward.T
 
-    def log_snr(self, t: Tensor) -> Tensor | None:
+    def log_snr(self, t: Time) -> Tensor | None:
         """2 log|C_t| - log V_t for each coefficient, +inf without noise.
 
         None where C_t and S_t share no basis.
         """
+        t = self._time(t)
         signal, cov = self.signal.at(t), self.cov(t)
         if not (isinstance(signal, Diagonal) and isinstance(cov, Diagonal)):
             return None

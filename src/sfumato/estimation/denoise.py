@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.algebra.combine import Spectra, apply
 from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
+from sfumato.corruption.boundary import Time, alike, expect, time
 from sfumato.corruption.facts import Facts
 from sfumato.corruption.families import Scale
 from sfumato.corruption.process import Process
@@ -70,7 +71,7 @@ Parametrization = Callable[[Process, Tensor], Precondition]
 
 def clean(process: Process, t: Tensor) -> Precondition:
     """F estimates x_0 (Cold Diffusion, and "x-prediction")."""
-    return Precondition(zero(), identity(), identity(), t, identity())
+    return Precondition(zero(), identity(), identity(), time(t), identity())
 
 
 def residual(process: Process, t: Tensor) -> Precondition:
@@ -80,7 +81,7 @@ def residual(process: Process, t: Tensor) -> Precondition:
         Soft Diffusion: Score Matching for General Corruptions (Daras et al., 2022), Eq. 16,
         https://arxiv.org/abs/2209.05442
     """
-    return Precondition(identity(), identity(), identity(), t, identity())
+    return Precondition(identity(), identity(), identity(), time(t), identity())
 
 
 def noise(process: Process, t: Tensor) -> Precondition:
@@ -232,6 +233,8 @@ class Denoiser(nn.Module):
         limit: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        expect(process, Process, "a denoiser needs a Process first")
+        expect(backbone, nn.Module, "a denoiser needs a torch module as its backbone")
         self.process, self.parametrization, self.backbone = process, parametrization, backbone
         self.cond, self.facts, self.limit = cond or {}, facts, limit
 
@@ -281,9 +284,13 @@ class Denoiser(nn.Module):
             apply((pre.skip, x), (pre.out, value), spectra=spectra) if self._apart(pre) else value
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Estimate:
-        """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1)."""
-        pre = self.precondition(t)
+    def forward(self, x: Tensor, t: Time) -> Estimate:
+        """The estimate of x_0 from x_t: (B, *shape) and t of shape () or (B, 1, ..., 1).
+
+        TypeError or ValueError where `x` is no signals, or `t` no time of them.
+        """
+        alike(x=x)
+        pre = self.precondition(time(t, x))
         return Estimate((x, *self.values(x, pre)), self.maps(pre))
 
     def _apart(self, pre: Precondition) -> bool:

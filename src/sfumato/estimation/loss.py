@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
+from sfumato.corruption.boundary import Time, alike, expect, near, time
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Parametrization
@@ -71,6 +72,7 @@ def bound(coupling: Coupling) -> Weighting:
     """
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
+        t, s = time(t), time(s)
         if bool((s >= t).any()):
             raise ValueError(
                 "bound compares two times, s before t, and vanishes at s = t, where `loss` asks. "
@@ -120,7 +122,7 @@ def rate(process: Process, t: Tensor, s: Tensor) -> Operator:
         found = process.log_snr(time)
         return here if found is None else found
 
-    t = t.to(torch.float64)
+    t = time(t)
     slope = torch.func.jvp(log_snr, (t,), (torch.ones_like(t),))[1]
     if bool((slope > 1e-9 * (1 + here.abs())).any()):
         raise ValueError("rate needs signal-to-noise ratios that fall with time. Use simple.")
@@ -140,7 +142,7 @@ def unit(parametrization: Parametrization) -> Weighting:
     return weighting
 
 
-def loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
     """|| W_t (x_0^ - x_0) ||^2 / n for each sample, with x_t = C_t x_0 + S_t eps; (B,).
 
     The weighting is asked at s = t: one that compares two times chooses its s itself.
@@ -149,8 +151,16 @@ def loss(denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Tensor, eps: T
         x0: (B, *shape) in [-1, 1], n values a sample.
         t: (B, 1, ..., 1) in [0, 1].
         eps: standard normal, like `x0`.
+
+    Raises:
+        TypeError: arguments of other kinds.
+        ValueError: shapes that do not fit, times outside [0, 1], or data on the CPU that were
+            plainly not scaled to [-1, 1].
     """
-    process = denoiser.process
+    expect(denoiser, Denoiser, "loss needs a Denoiser first")
+    alike(x0=x0, eps=eps)
+    near("x0", x0)
+    process, t = denoiser.process, time(t, x0)
     weight = weighting(process, t, t)
     estimate = denoiser(process.corrupt(x0, t, eps), t)
     error = estimate.through(weight) - weight(x0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.operators import Diagonal
+from sfumato.corruption.boundary import expect, shaped
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, velocity
@@ -54,6 +55,7 @@ def log_prob(
         FFJORD (W. Grathwohl, R. T. Q. Chen, J. Bettencourt, I. Sutskever, D. Duvenaud, 2018),
         https://arxiv.org/abs/1810.01367
     """
+    check_model(denoiser, prior, x)
     times = check_grid(grid).flip(0)
     signs = [_probe(denoiser.process, times[0], randn_like(x)) for _ in range(probes)]
 
@@ -80,6 +82,13 @@ def log_prob(
             x, gain = _climbed(solver, rates, t, s, x)
             gained = gained + gain
     return prior.log_prob(x).cpu().double() + gained
+
+
+def check_model(denoiser: Denoiser, prior: Prior, x: Tensor) -> None:
+    """Raise TypeError unless these are what a likelihood is asked of, in this order."""
+    expect(denoiser, Denoiser, "a likelihood needs a Denoiser first")
+    expect(prior, Prior, "a likelihood needs a Prior after the denoiser")
+    shaped("x", x, prior.shape)
 
 
 def _rates(denoiser: Denoiser, x: Tensor, t: Tensor, probes: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.ends import discretised, prior_term
 from sfumato.estimation.loss import bound
-from sfumato.sampling.density import log_prob
+from sfumato.sampling.density import check_model, log_prob
 from sfumato.sampling.flow import Tableau
 from sfumato.sampling.sample import check_grid
 
@@ -101,6 +101,7 @@ def bound_terms(
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
         https://arxiv.org/abs/2107.00630
     """
+    check_model(denoiser, prior, x0)
     evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
     if not evidence.to_zero:
         grid = grid[grid > 0]
@@ -148,6 +149,7 @@ def flow_bound(
         Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs (K. Zheng, C. Lu,
         J. Chen, J. Zhu, 2023), https://arxiv.org/abs/2305.03935
     """
+    check_model(denoiser, prior, x0)
     evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
     if not evidence.to_zero:
         grid = grid[grid > 0]

@@ -2,13 +2,16 @@ r"""The only loop: from x at the first time of a grid to x at its last, by any k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato.corruption.boundary import alike, expect
 from sfumato.corruption.prior import RandnLike
-from sfumato.estimation.denoise import Denoiser
+from sfumato.corruption.process import Process
+from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.sampling.kernels import Kernel
 
 Callback = Callable[[int, Tensor], None]
@@ -38,6 +41,7 @@ def sample(
         x at grid[-1], (B, *shape).
 
     Raises:
+        TypeError: arguments of other kinds, or in another order.
         ValueError: the grid does not fall, or leaves [0, 1].
     """
     return prepare(kernel, denoiser, x, grid)(x, randn_like, callback)
@@ -50,6 +54,9 @@ class Prepared:
     """
 
     def __init__(self, kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> None:
+        expect(kernel, Kernel, "sampling needs a kernel first, such as sf.reverse(sf.ddim())")
+        expect(denoiser, Denoiser, "sampling needs a Denoiser after the kernel")
+        alike(x=x)
         grid = check_grid(grid)
         ends_clean = float(grid[-1]) == 0.0
         inner = grid[:-1] if ends_clean else grid
@@ -87,9 +94,43 @@ def prepare(kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Prep
     return Prepared(kernel, denoiser, x, grid)
 
 
+def network_calls(
+    kernel: Kernel,
+    process: Process,
+    parametrization: Parametrization,
+    shape: Sequence[int],
+    grid: Tensor,
+) -> int:
+    """How often `kernel` asks the network of one signal along `grid`; nothing is computed by one.
+
+    Raises:
+        ValueError: this kernel cannot sample this process, whatever a network says.
+    """
+    count = _Count()
+    sample(kernel, Denoiser(process, parametrization, count), torch.zeros(1, *shape), grid)
+    return count.calls
+
+
+class _Count(nn.Module):
+    """A backbone that answers 0 and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor, label: Tensor, **cond: object) -> Tensor:
+        self.calls += 1
+        return torch.zeros_like(x)
+
+
 def check_grid(grid: Tensor) -> Tensor:
     """The grid in float64 on the CPU, if it falls within [0, 1]; else ValueError."""
-    grid = torch.as_tensor(grid).cpu().to(torch.float64)
+    try:
+        grid = torch.as_tensor(grid).cpu().to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"a grid is falling times, such as sf.even(steps=20); got {type(grid).__name__}."
+        ) from None
     if grid.ndim != 1 or len(grid) < 2:
         raise ValueError(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
     if float(grid.max()) > 1 or float(grid.min()) < 0:
@@ -119,6 +160,16 @@ def divergence(kernel: str, lost: int, steps: int) -> str:
     )
 
 
+def numbers_of(seeds: Iterable[int]) -> list[int]:
+    """Seeds as a list; TypeError where they are no sequence of whole numbers."""
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError:
+        raise TypeError(
+            f"seeds are whole numbers, one for each signal, such as seeds=range(4); got {seeds!r}."
+        ) from None
+
+
 class Seeds:
     """Standard normal numbers with a stream for each image (final).
 
@@ -129,9 +180,10 @@ class Seeds:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        if any(seed < 0 for seed in seeds):
-            raise ValueError(f"seeds must be 0 or more; got {min(seeds)}.")
-        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        numbers = numbers_of(seeds)
+        if any(seed < 0 for seed in numbers):
+            raise ValueError(f"seeds must be 0 or more; got {min(numbers)}.")
+        self._generators = [torch.Generator().manual_seed(seed) for seed in numbers]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""

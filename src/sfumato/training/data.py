@@ -22,6 +22,8 @@ from sfumato.record import Record as Record
 from sfumato.training.raw import Range, Reading, check_labels
 from sfumato.training.sources import SPLITS, read
 
+ROUNDING = 1e-3
+"""How far values may lie outside their range, as a share of it."""
 SLICE = re.compile(r"(?P<base>\w+)(\[(?P<first>-?\d+)?:(?P<last>-?\d+)?\])?")
 
 Rows = Tensor | np.ndarray | Sequence[int]
@@ -55,6 +57,13 @@ class Data:
             )
         if not len(self.images):
             raise ValueError("data need at least one image.")
+        low, high = float(self.images.min()), float(self.images.max())
+        room = ROUNDING * (self.record.high - self.record.low)
+        if not self.record.low - room <= low <= high <= self.record.high + room:
+            raise ValueError(
+                f"the record says values from {self.record.low:g} to {self.record.high:g}; got "
+                f"{low:g} to {high:g}."
+            )
         if (self.labels is None) != (self.record.classes is None):
             raise ValueError("labels and the record's classes come together or not at all.")
         if self.labels is not None:

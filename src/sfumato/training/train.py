@@ -21,6 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.corruption.boundary import expect
 from sfumato.corruption.learned import interior
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.loss import loss, stratified
@@ -40,6 +41,9 @@ def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Mo
 
     `given` are what `Model` takes beside config and facts: `backbone`, `build`.
     """
+    expect(config, Config, "build needs a Config first")
+    expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
+    expect(options, TrainOptions, "build needs TrainOptions after the data")
     torch.manual_seed(options.seed)
     return Model(config, data.facts(), **given)
 
@@ -68,6 +72,9 @@ def train(
     Raises:
         ValueError: `out` holds another run, or cannot be written.
     """
+    expect(model, Model, "train needs a Model first, as sf.build makes it")
+    expect(data, Data, "train needs Data after the model, such as sf.load('digits')")
+    expect(options, TrainOptions, "train needs TrainOptions after the data")
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
