@@ -26,6 +26,7 @@ from cases import (
 from sfumato.algebra import Diagonal, Operator, dct, hartley
 from sfumato.corruption import coupling
 from sfumato.corruption.families import Fixed, Heat, Scale
+from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
@@ -49,11 +50,14 @@ T, S = time(0.5), time(0.4)
 COSINE = CosineSNR(10.0, -10.0)
 
 
-def states(kernel: Kernel, denoiser: Denoiser, grid: Tensor) -> list[Tensor]:
+def states(
+    kernel: Kernel, denoiser: Denoiser, grid: Tensor, stream: RandnLike | None = None
+) -> list[Tensor]:
     """x after each step, from a fixed start, with a stream of noise for each sample."""
     path: list[Tensor] = []
     x = 3 * normal(len(SEEDS), *SHAPE)
-    sample(kernel, denoiser, x, grid, Seeds(SEEDS), callback=lambda i, x: path.append(x))
+    stream = stream or Seeds(SEEDS)
+    sample(kernel, denoiser, x, grid, stream, callback=lambda i, x: path.append(x))
     return path
 
 
@@ -370,7 +374,14 @@ def ours(kernel: Kernel, betas: str, scheduler) -> list[Tensor]:
     log_power = BETAS[betas]()
     process = Process(Scale(Amplitude(log_power)), Scale(Complement(log_power)))
     grid = torch.cat([(scheduler.timesteps + 1).double() / 1000, torch.zeros(1).double()])
-    return states(kernel, Denoiser(process, noise, Toy()), grid)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+
+    def drawn(x: Tensor) -> Tensor:
+        """As diffusers draws it: in the dtype of x."""
+        rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]
+        return torch.stack(rows)
+
+    return states(kernel, Denoiser(process, noise, Toy()), grid, drawn)
 
 
 @pytest.mark.parametrize("steps", [10, 50])

@@ -189,8 +189,10 @@ class Seeds:
         """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""
         if len(x) != len(self._generators):
             raise ValueError(f"{len(self._generators)} seeds cannot serve a batch of {len(x)}.")
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        rows = [torch.randn(x.shape[1:], generator=g, dtype=dtype) for g in self._generators]
+        # Drawn in single precision whatever `x` is: in double it would be another stream.
+        rows = [
+            torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self._generators
+        ]
         return torch.stack(rows).to(x.dtype).to(x.device)
 
 

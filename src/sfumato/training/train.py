@@ -235,11 +235,13 @@ def draw(
     generator = torch.Generator().manual_seed(_number(options.seed, "noise", step))
     u = stratified(torch.rand(options.batch, generator=generator, dtype=torch.float64))
     t = model.recipe.times(u).reshape(-1, *(1,) * len(model.shape))
-    eps = torch.randn(options.batch, *model.shape, generator=generator)
+
+    def normal(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=torch.float32)
+
+    eps = normal(torch.empty(options.batch, *model.shape))
     context = model.recipe.context
-    if context is None:
-        return rows, t, eps, None
-    return rows, t, eps, context.draw(eps, lambda x: torch.randn(x.shape, generator=generator))
+    return rows, t, eps, None if context is None else context.draw(eps, normal)
 
 
 def _pace(step: int, options: TrainOptions) -> float:
