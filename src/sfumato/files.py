@@ -146,9 +146,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}.") from error
 
 
+def plain_name(name: str) -> str:
+    """The name of a weight, without what `torch.compile` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their names in the module as it was before `torch.compile`."""
+    return {plain_name(name): tensor for name, tensor in weights.items()}
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Put the weights at `path` into `module`; ValueError where names or shapes differ."""
-    tensors, wanted = read_tensors(path), module.state_dict()
+    """Put the weights at `path` into `module`, compiled or not, whatever wrote them was.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    tensors, wanted = plain(read_tensors(path)), plain(module.state_dict())
     if odd := sorted(set(tensors) ^ set(wanted)):
         raise ValueError(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
     for name, tensor in tensors.items():
@@ -157,4 +171,4 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"{path} does not fit the network: '{name}' has shape {tuple(tensor.shape)}, the "
                 f"network {tuple(wanted[name].shape)}."
             )
-    module.load_state_dict(tensors)
+    module.load_state_dict({name: tensors[plain_name(name)] for name in module.state_dict()})

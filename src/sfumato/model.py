@@ -73,6 +73,14 @@ class Model:
         self.denoiser = Denoiser(process, means, backbone, facts=self.facts)
         self._loops: dict[str, tuple[object, Prepared]] = {}
 
+    def __reduce__(self) -> tuple[type[Model], tuple[object, ...], dict[str, Tensor]]:
+        """For copies and other processes: a recipe is made of closures, its method travels."""
+        given = self.config, self.facts, self.denoiser.backbone, self.build
+        return Model, given, self.recipe.process.state_dict()
+
+    def __setstate__(self, process: Mapping[str, Tensor]) -> None:
+        self.recipe.process.load_state_dict(process)
+
     @property
     def learned(self) -> nn.Module:
         """All that training changes: the backbone, and with it the process where it learns too."""
@@ -308,6 +316,6 @@ class Model:
         """Fill the folder `part` with this model's files."""
         (part / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
         files.write_tensors(self.facts._asdict(), part / "facts.safetensors")
-        files.write_tensors(weights, part / "model.safetensors")
+        files.write_tensors(files.plain(weights), part / "model.safetensors")
         if raw is not None:
-            files.write_tensors(raw, part / "raw.safetensors")
+            files.write_tensors(files.plain(raw), part / "raw.safetensors")

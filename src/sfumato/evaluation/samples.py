@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import files
 from sfumato.evaluation import blocks
 from sfumato.methods import lookup
 from sfumato.model import Model
@@ -128,7 +129,7 @@ class Sampler:
 def fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    tensors = {**model.facts._asdict(), **model.learned.state_dict()}
+    tensors = {**model.facts._asdict(), **files.plain(model.learned.state_dict())}
     for name, value in tensors.items():
         digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
