@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import pickle
 import re
 import sys
 import warnings
@@ -437,6 +438,65 @@ def single_precision(folder: Path) -> bool:
 
 
 # Calls from Python.
+
+
+def model(**given: Any) -> sf.Model:
+    """A small model of 8 x 8 images whose weights are drawn."""
+    record = sf.Record("x", (1, 8, 8), -1.0, 1.0, None, 2, "train", "0" * 64)
+    network = sf.UNetOptions(width=8, multipliers=(1,), patch=1)
+    torch.manual_seed(0)
+    made = sf.Model(sf.Config("ddpm", record, network=network), **given)
+    for parameter in made.learned.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return made
+
+
+def compiled(module: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(module, backend="eager")
+
+
+def alike(a: sf.Model, b: sf.Model, tolerance: float = 0.0) -> bool:
+    """Whether two models draw the same images from the same seeds."""
+    return bool(((a.sample([1, 2], 3) - b.sample([1, 2], 3)).abs() <= tolerance).all())
+
+
+def read_back(folder: Path, saved: sf.Model, backbone: torch.nn.Module | None = None) -> bool:
+    """Whether a saved model is read, into this backbone, as what it was."""
+    saved.save_pretrained(folder / "model")
+    return alike(sf.from_pretrained(folder / "model", backbone=backbone), saved)
+
+
+def in_double(folder: Path) -> bool:
+    double = model()
+    double.denoiser.double()
+    return alike(double, model(), 1e-4)
+
+
+def seeds_in_double(folder: Path) -> bool:
+    x = torch.zeros(1, 16)
+    return torch.equal(sf.Seeds([0])(x.double()), sf.Seeds([0])(x).double())
+
+
+def each_alone(folder: Path) -> bool:
+    """Whether each signal of a batch has the time that it has alone."""
+    one, x = model(), torch.randn(3, 1, 8, 8)
+    t = torch.tensor([0.2, 0.5, 0.9]).reshape(3, 1, 1, 1)
+    rows = [one.denoise(x[i : i + 1], float(t[i])) for i in range(3)]
+    return torch.allclose(one.denoise(x, t), torch.cat(rows), atol=1e-5)
+
+
+def bytes_in_the_loss(folder: Path) -> torch.Tensor:
+    x0, denoiser = torch.randint(0, 256, (4, 1, 8, 8)).float(), model().denoiser
+    return sf.loss(denoiser, sf.simple, x0, torch.rand(4, 1, 1, 1), torch.randn_like(x0))
+
+
+def into_older_images(folder: Path) -> Ended:
+    sf.pictures.save(torch.zeros(2, 1, 8, 8), folder / "samples", ["000000", "000064"])
+    model().save_pretrained(folder / "model")
+    return run("sample", "model", "--seeds", "0-3", "--out", "samples")
+
+
+X = torch.zeros(2, 1, 8, 8)
 PYTHON: list[Case] = [
     Case(
         "huggingface/diffusers#9109",
@@ -449,6 +509,57 @@ PYTHON: list[Case] = [
         "an adjoint test of an operator in single precision",
         single_precision,
         is_true,
+    ),
+    Case("huggingface/diffusers#11056", "a model in another precision", in_double, is_true),
+    Case("pytorch/pytorch#79703", "16 numbers of a seed in double", seeds_in_double, is_true),
+    Case(
+        "karpathy/nanoGPT#325",
+        "a compiled backbone saved, then read into a plain one",
+        lambda folder: read_back(folder, model(backbone=compiled(model().denoiser.backbone))),
+        is_true,
+    ),
+    Case(
+        "huggingface/pytorch-image-models#2003",
+        "a plain backbone saved, then read into a compiled one",
+        lambda folder: read_back(folder, model(), compiled(model().denoiser.backbone)),
+        is_true,
+    ),
+    Case(
+        "huggingface/diffusers#1692",
+        "a model of closures pickled for a spawned process",
+        lambda folder: alike(pickle.loads(pickle.dumps(model())), model()),
+        is_true,
+    ),
+    Case(
+        "huggingface/diffusers#7406",
+        "whole steps of a chain where times are",
+        lambda folder: model().recipe.process.corrupt(X, torch.tensor([500, 20]), X),
+        refuses(r"got torch.int64. Step k of a chain of n steps is the time k / n", TypeError),
+    ),
+    Case(
+        "huggingface/diffusers#1784",
+        "times (B,), one for each image",
+        lambda folder: model().denoise(X, torch.tensor([0.2, 0.9])),
+        refuses(r"Reshape them to \(2, 1, 1, 1\)"),
+    ),
+    Case("huggingface/diffusers#1784", "times (B, 1, 1, 1) of a batch", each_alone, is_true),
+    Case(
+        "lucidrains/denoising-diffusion-pytorch#20",
+        "pixels from 0 to 255 in a training loop",
+        bytes_in_the_loss,
+        refuses(r"x0 must be data in \[-1, 1\]; got .* bytes by x / 127.5 - 1"),
+    ),
+    Case(
+        "CellProfiler/CellProfiler#3420",
+        "a picture of images of more channels than it can show",
+        lambda folder: sf.pictures.save(torch.zeros(2, 5, 8, 8), folder / "x.png"),
+        refuses("1 or 3 channels, these images 5; save them as .npz"),
+    ),
+    Case(
+        "giulio98/functional-diffusion-processes#6",
+        "a folder that holds samples of an earlier run",
+        into_older_images,
+        exits(2, "samples holds other images, such as 000064.png"),
     ),
 ]
 

@@ -188,6 +188,7 @@ LEAVES = {
     "files": {"charts", "pictures", "model", "store", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "store", "training", "evaluation", "cli", "demo"},
     "charts": {"cli"},
+    "threads": {"sampling", "cli"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.
 EXCEPTIONS = {

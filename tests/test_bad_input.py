@@ -331,6 +331,15 @@ def test_unwritable_outputs_of_sampling(refused, tmp_path, trained, name):
     assert "cannot write" in refused("sample", trained, "--seeds", 0, "--out", name)
 
 
+def test_a_folder_of_other_images_is_not_mixed_with(refused, tmp_path, trained):
+    picture(tmp_path / "many" / "000100.png")
+    sentence = refused("sample", trained, "--seeds", "0-3", "--out", "many")
+    assert sentence.startswith("many holds other images, such as 000100.png, which would mix")
+    words = ["sample", str(trained), "--steps", "2", "--quiet", "--out", "many", "--seeds"]
+    assert main([*words, "100"]) == 0  # the same name is written over
+    assert main([*words, "99-100"]) == 0
+
+
 @pytest.mark.parametrize("out", ["file", "file/run"])
 def test_unwritable_outputs_of_training(refused, tmp_path, out):
     (tmp_path / "file").write_text("a file, not a folder")

@@ -4,11 +4,13 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from safetensors.torch import load_file
 
 from sfumato import cli, from_pretrained
 from sfumato.cli import kinds, main, signatures
-from sfumato.cli.sample import bar
+from sfumato.cli.progress import bar
+from sfumato.cli.sample import labels
 from sfumato.methods import KERNELS, METHODS
 from sfumato.networks import UNetOptions
 from sfumato.training.train import TrainOptions
@@ -603,3 +606,56 @@ def test_progress_shows_an_estimate_on_a_terminal(monkeypatch, capsys):
             advance(1)
     out, err = capsys.readouterr()
     assert not out and "2/2" in err and "ETA" in err
+
+
+def test_progress_is_plain_lines_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr("sfumato.training.watch.SECONDS_BETWEEN_LINES", 0.0)
+    with bar("images", 4, quiet=False) as advance:
+        advance(1)
+        advance(3)
+    with bar("images", 4, quiet=True) as advance:
+        advance(1)
+    out, err = capsys.readouterr()
+    assert not out and re.fullmatch(r"1/4 images  ETA \d+\.\d min\n", err)
+
+
+def test_many_small_operations_run_in_one_thread(tmp_path, monkeypatch):
+    from sfumato.corruption import select
+    from sfumato.threads import threads
+
+    seen, chosen = [], select.select
+    monkeypatch.setattr(
+        select, "select", lambda *given: (seen.append(torch.get_num_threads()), chosen(*given))[1]
+    )
+    with threads(2):
+        for i, more in enumerate(([], ["--threads", "2"])):
+            words = ["select", "soft", "--candidates", "8", "--levels", "4", "--quiet"]
+            assert main([*words, "--out", str(tmp_path / str(i)), *more]) == 0
+        assert torch.get_num_threads() == 2
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        ("tench, Tinca", [0, 0, 0, 0]),
+        ("tench", [2, 2, 2, 2]),
+        ("tench, Tinca,tench", [0, 2, 0, 2]),
+        ("goldfish,tench,Tinca", [1, 0, 1, 0]),
+        ("1,0", [1, 0, 1, 0]),
+        ("3", [3, 3, 3, 3]),
+    ],
+)
+def test_classes_with_commas_are_named(words, numbers):
+    record = SimpleNamespace(classes=("tench, Tinca", "goldfish", "tench", "a 3"))
+    model = SimpleNamespace(config=SimpleNamespace(record=record, conditional=True))
+    chosen = kinds.several(kinds.TEXT).read(words)
+    assert labels(model, chosen, range(4)) == numbers
+    assert labels(model, kinds.several(kinds.TEXT).read([words]), range(4)) == numbers
+
+
+def test_a_class_that_is_none_is_told():
+    record = SimpleNamespace(classes=("tench, Tinca", "goldfish"))
+    model = SimpleNamespace(config=SimpleNamespace(record=record, conditional=True))
+    with pytest.raises(ValueError, match="no class 'goldfsh'; did you mean 'goldfish'"):
+        labels(model, ["tench", "Tinca", "goldfsh"], range(4))

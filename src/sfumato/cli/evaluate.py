@@ -12,7 +12,8 @@ from jsonargparse import Namespace
 from sfumato import pretrained
 from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, refuse_code, resolved, settings
-from sfumato.cli.sample import bar, load, way_options, which_model
+from sfumato.cli.progress import bar
+from sfumato.cli.sample import load, way_options, which_model
 from sfumato.names import nearest
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 
 from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, resolved, settings
-from sfumato.cli.sample import bar, load, which_model
+from sfumato.cli.progress import bar
+from sfumato.cli.sample import load, which_model
 
 ABOUT = (
     "Bits per dimension of real images under a trained model: by the probability flow, its density "
@@ -39,26 +40,24 @@ def run(argv: Sequence[str]) -> int:
     if values.out is not None and Path(values.out).exists():
         raise ValueError(f"{values.out} exists. Choose another --out.")
 
-    import torch
-
     from sfumato import files
     from sfumato.evaluation import blocks
     from sfumato.evaluation.likelihood import ALL, measure
+    from sfumato.threads import half, threads
     from sfumato.training.data import load as load_data
     from sfumato.training.sources import held_out
 
     out = values.out and Path(values.out)
     if out is not None:
         files.check_writable(out)
-    if values.threads:
-        torch.set_num_threads(values.threads)
     model = load(values.run, values)
     source = values.data or model.config.record.name
     how = reading.beside(model.config.record, source, values)
     data = load_data(source, values.split or held_out(source), **how)
     data.record.check_shape(model.shape, values.run)
     which = tuple(name for name in ALL if name in values.by)
-    with bar("images", values.n * len(which), values.quiet) as advance:
+    each = len(which) * values.n
+    with threads(values.threads or half()), bar("measures", each, values.quiet) as advance:
         found = measure(
             model,
             data,
@@ -103,7 +102,7 @@ def _parser() -> Parser:
     out = "a record of all that decided the numbers, FILE.json"
     parser.option("out", kinds.optional(kinds.PATH), None, out)
     reading.real_options(parser)
-    parser.option("n", kinds.POSITIVE, 500, "images")
+    parser.option("n", kinds.POSITIVE, 64, "images")
     by = "what is measured, some of uniform, flow and bound: the flow costs the most"
     known = kinds.several(kinds.choice("uniform", "flow", "bound"))
     parser.option("by", known, ("uniform", "flow", "bound"), by)
@@ -117,8 +116,8 @@ def _parser() -> Parser:
     bins = "values that a pixel can have (default: the whole numbers in the data's range)"
     parser.option("bins", kinds.optional(kinds.POSITIVE), None, bins)
     parser.option("seed", kinds.NATURAL, 0, "of the images, the noise and the probes")
-    parser.option("batch", kinds.POSITIVE, 50, "images in memory at once")
-    threads = "of the processor (default: all)"
+    parser.option("batch", kinds.POSITIVE, 16, "images in memory at once")
+    threads = "of the processor (default: half of them)"
     parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
     which_model(parser)
     parser.about_the_call()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from jsonargparse import Namespace
 
 from sfumato.cli import kinds
 from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.progress import bar
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
         return
     pictures.check_writable(values.out)
     model = load(values.run, values)
-    check_out(model, values.out)
+    check_out(model, values.out, seeds)
     classes = labels(model, values.classes, seeds)
     steps = values.steps or model.steps
     clock = time.perf_counter()
@@ -71,12 +71,17 @@ def run(argv: Sequence[str]) -> None:
         )
 
 
-def check_out(model: Model, out: str) -> None:
+def check_out(model: Model, out: str, seeds: Sequence[int]) -> None:
     """Raise ValueError if `out` is no place for what the model makes: before it is made."""
-    if not model.config.record.pictures and not out.endswith(".npz"):
+    from sfumato import pictures
+
+    if out.endswith(".npz"):
+        return
+    if not (model.config.record.pictures and pictures.drawable(model.shape)):
         raise ValueError(
             f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
         )
+    pictures.check_alone(out, _names(out, seeds), len(seeds))
 
 
 def check_converged(images: Tensor, kernel: str, steps: int, quiet: bool) -> None:
@@ -101,9 +106,13 @@ def keep(images: Tensor, out: str, seeds: Sequence[int], record: Record) -> None
 
     if not record.pictures:
         return files.write_arrays({"signals": record.raw(images).numpy()}, Path(out))
+    pictures.save(images, out, _names(out, seeds))
+
+
+def _names(out: str, seeds: Sequence[int]) -> list[str] | None:
+    """The names of a folder's pictures, by their seeds where these differ."""
     folder = Path(out).is_dir() or not Path(out).suffix
-    names = [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
-    pictures.save(images, out, names)
+    return [f"{seed:06d}" for seed in seeds] if folder and len({*seeds}) == len(seeds) else None
 
 
 def model_options(parser: Parser, seeds: str) -> None:
@@ -195,40 +204,29 @@ def labels(model: Model, chosen: Sequence[str] | None, seeds: Sequence[int]) -> 
     names = model.config.record.classes or ()
     if chosen is None:
         return [seed % len(names) for seed in seeds] if model.config.conditional else None
-    known = [*names, *map(str, range(len(names)))]
-    numbers = []
-    for name in chosen:
-        if names and name not in known:
-            raise ValueError(nearest("class", name, known[: len(names)]))
-        numbers.append(known.index(name) % len(names) if names else 0)
+    numbers = _numbers(chosen, names) if names else [0]
     return [numbers[i % len(numbers)] for i in range(len(seeds))]
 
 
-@contextmanager
-def bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[float], None]]:
-    """What moves a bar with ETA on a terminal's standard error; silent elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _numbers(chosen: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The classes that `chosen` names or numbers: in a list cut at commas, the longest name first.
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as shown:
-        task = shown.add_task("", total=total)
-        yield lambda done: shown.advance(task, done)
+    So that the class "tench, Tinca" is found in "tench, Tinca, goldfish".
+    """
+    known = {(str(i),): i for i in range(len(names))}
+    known |= {tuple(_parts(name)): i for i, name in reversed([*enumerate(names)])}
+    words, found = [word for text in chosen for word in _parts(text)], []
+    while words:
+        fits = [n for n in range(len(words), 0, -1) if tuple(words[:n]) in known]
+        if not fits:
+            raise ValueError(nearest("class", words[0], names))
+        found.append(known[tuple(words[: fits[0]])])
+        words = words[fits[0] :]
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _parser() -> Parser:

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from sfumato.cli import kinds, reading, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.progress import bar
 from sfumato.cli.signatures import Signature
 from sfumato.cli.train import pick
 
@@ -49,6 +50,13 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _select(name: str, method: Signature, values: Namespace) -> None:
+    from sfumato.threads import threads
+
+    with threads(values.threads or 1):
+        _selected(name, method, values)
+
+
+def _selected(name: str, method: Signature, values: Namespace) -> None:
     import torch
 
     from sfumato import files
@@ -66,8 +74,6 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
             f"--levels {values.levels} cannot be chosen among --candidates {values.candidates}."
         )
     files.check_writable(target)
-    if values.threads:
-        torch.set_num_threads(values.threads)
     data = load(values.data, values.split, **reading.asked(values))
     if values.distance == "features":
         data.record.check_pictures("--distance features")
@@ -156,12 +162,15 @@ def _distances(
 
     real = torch.from_numpy(to_uint8(x0)).permute(0, 3, 1, 2).contiguous()
     extractor = choose(values.extractor, data.record, real)
-    eps, means, covs = torch.randn(x0.shape, generator=generator), [], []
-    for t in times:
-        pixels = torch.from_numpy(to_uint8(process.corrupt(x0, t, eps))).permute(0, 3, 1, 2)
-        seen = extractor.features(pixels.contiguous()).double()
-        means.append(seen.mean(0))
-        covs.append(torch.cov(seen.T))
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
+    means, covs = [], []
+    with bar("candidates", len(times), values.quiet) as advance:
+        for t in times:
+            pixels = torch.from_numpy(to_uint8(process.corrupt(x0, t, eps))).permute(0, 3, 1, 2)
+            seen = extractor.features(pixels.contiguous()).double()
+            means.append(seen.mean(0))
+            covs.append(torch.cov(seen.T))
+            advance(1)
     return select.bures(torch.stack(means), torch.stack(covs))
 
 
@@ -172,13 +181,19 @@ def _noise_scales(data: Data, process: Process) -> None:
     import torch
 
     from sfumato.algebra.operators import Diagonal, scaled
-    from sfumato.corruption.spread import EXACT, farthest
+    from sfumato.corruption.spread import EXACT, farthest, looks
     from sfumato.methods.ncsn import ratio, step_size
 
     noise, colour = process.noise.at(torch.ones((), dtype=torch.float64)), None
     if isinstance(noise, Diagonal) and float(noise.gain.std(correction=0)) > 0:
         colour = scaled(1 / float(noise.gain.square().mean().sqrt())) @ noise
-    far = farthest(data.batch, len(data), colour)
+    with bar("images looked at", looks(len(data)), quiet=False) as advance:
+
+        def batch(rows: Sequence[int]) -> Tensor:
+            advance(len(rows))
+            return data.batch(rows)
+
+        far = farthest(batch, len(data), colour)
     size, low = math.prod(data.record.shape), 0.02
     gamma = ratio(size)
     count = 1 + math.ceil(math.log(far.low / low) / math.log(gamma))
@@ -211,7 +226,7 @@ def _parser(name: str, method: Signature | None) -> Parser:
     extractor = "of features: auto (the classifier for this data set), FILE.py:NAME, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.option("seed", kinds.NATURAL, 0, "of the images and directions of sliced and features")
-    threads = "of the processor (default: all)"
+    threads = "of the processor (default: one, which serves many small operations best)"
     parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
     if method is not None:
         parser.options(method.parameters, f"the method {name}")

@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 
 from sfumato.cli import kinds, reading
 from sfumato.cli.parser import Parser, resolved, settings
-from sfumato.cli.sample import bar
+from sfumato.cli.progress import bar
 from sfumato.names import nearest
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ def run(argv: Sequence[str]) -> None:
         print(resolved(parser, values))
         return
 
-    import torch
-
     from sfumato import files
     from sfumato import methods as known
+    from sfumato.threads import threads
     from sfumato.training.data import load
 
     for what, names, table in (
@@ -72,12 +71,11 @@ def run(argv: Sequence[str]) -> None:
     if (out / "tune.json").exists():
         raise ValueError(f"{out / 'tune.json'} exists. Choose another --out.")
     files.check_writable(out / "tune.json")
-    if values.threads:
-        torch.set_num_threads(values.threads)
     data = load(values.data, values.split, **reading.asked(values))
     facts, rows, refused = data.facts(), [], {}
     best: dict[int, list[tuple[float, str, Moments, Predictor]]] = {n: [] for n in values.steps}
-    with bar("pairs", len(values.methods) * len(values.kernels), values.quiet) as advance:
+    count = len(values.methods) * len(values.kernels)
+    with threads(values.threads or 1), bar("pairs", count, values.quiet) as advance:
         for method, kernel, found in _pairs(values, facts):
             if isinstance(found, str):
                 refused[f"{method}, {kernel}"] = found
@@ -182,7 +180,7 @@ def _parser() -> Parser:
     parser.option("steps", kinds.several(kinds.POSITIVE), (5, 10, 20, 50), steps)
     parser.option("methods", kinds.several(kinds.TEXT), METHODS, "methods, as trained by default")
     parser.option("kernels", kinds.several(kinds.TEXT), KERNELS, "kernels")
-    threads = "of the processor (default: all)"
+    threads = "of the processor (default: one, which serves many small operations best)"
     parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
     parser.about_the_call()
     return parser

@@ -22,7 +22,6 @@ from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator
 from sfumato.corruption.boundary import Time, alike, expect, time
 from sfumato.corruption.families import Family
 
-
 RAISED = 2**0.5
 """The last time of a process that is defined above 1: as far as EDM's churn goes."""
 

@@ -85,6 +85,11 @@ def farthest(
     return Farthest(low, 2 * radius, 3 / PAIRS)
 
 
+def looks(count: int, exact: int = EXACT) -> int:
+    """How many signals `farthest` asks for, of `count`."""
+    return count if count <= exact else (2 + SWEEPS) * count + 2 * PAIRS + SWEEPS
+
+
 def _furthest(
     rows: Callable[[Sequence[int]], Tensor], parts: Sequence[range], center: Tensor
 ) -> tuple[float, int]:

@@ -31,6 +31,7 @@ from sfumato.corruption.tables import Cubic
 from sfumato.estimation.denoise import Denoiser, wiener
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import check_grid, sample
+from sfumato.threads import threads
 
 WARPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Powers of even steps that a search for a grid starts from, the best of them."""
@@ -122,6 +123,7 @@ class Predictor:
         self._draws(kernel, grid)
         return self._drift.calls - before
 
+    @threads(1)
     def best_grid(
         self,
         kernel: Kernel,

@@ -1,0 +1,30 @@
+"""Threads that torch computes in, set for a while.
+
+Work of many small operations is done sooner in one thread than in several that wait for each other,
+above all where other programs want the processor too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within, torch computes in `count` threads; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def half() -> int:
+    """Half of the threads there are, one at least: for networks on few small signals at a time."""
+    import torch
+
+    return max(1, torch.get_num_threads() // 2)
