@@ -59,8 +59,8 @@ def test_facts_are_those_of_the_whole_set(shape, size):
 
 
 def test_facts_survive_a_large_mean():
-    """Variances 1e-4 around means of 1e4: sums of squares would lose them."""
-    x = 1e4 + 1e-2 * normal(40, 6)
+    """Variances 1e-12 around means of 1: sums of squares would lose them."""
+    x = 1 + 1e-6 * normal(40, 6)
     found = measure(x.split(3), (6,))
     np.testing.assert_allclose(found.spectrum, coefficients(x, (6,)).var(0), rtol=1e-5)
 
@@ -76,9 +76,9 @@ def test_facts_of_any_dtype():
 def test_remembered_images_are_a_uniform_subset(monkeypatch):
     """100 of 2000 rows of the data, each at most once, late ones as likely as early ones."""
     monkeypatch.setattr(facts_module, "MEMORY", 100)
-    x = torch.arange(2000.0, dtype=torch.float64).reshape(-1, 1)
-    kept = measure(x.split(64), (1,)).low.flatten()
-    assert torch.equal(kept, measure(x.split(7), (1,)).low.flatten())
+    x = torch.arange(2000.0, dtype=torch.float64).reshape(-1, 1) / 2048
+    kept = measure(x.split(64), (1,)).low.flatten() * 2048
+    assert torch.equal(kept, measure(x.split(7), (1,)).low.flatten() * 2048)
     assert len(set(kept.tolist())) == 100 and set(kept.tolist()) <= set(range(2000))
     sd = 2000 / math.sqrt(12 * 100)
     assert abs(float(kept.mean()) - 999.5) < 5 * sd

@@ -40,7 +40,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, Linear, linear_betas
 from sfumato.estimation.denoise import Denoiser, clean, noise
 from sfumato.methods import KERNELS, lookup
-from sfumato.sampling.flow import EULER, HEUN, RK4, adaptive, churn, flow
+from sfumato.sampling.flow import EULER, HEUN, RK4, adaptive, churn, flow, solved
 from sfumato.sampling.kernels import (
     Kernel,
     exact_variance,
@@ -458,6 +458,21 @@ def test_adaptive_steps_stay_within_time():
     assert bool(
         sample(adaptive(), denoiser, normal(2, *SHAPE), even(1, 1.0, 1e-4)).isfinite().all()
     )
+
+
+@pytest.mark.parametrize("ends", [(0.9, 0.4), (0.4, 0.9)])
+def test_the_first_look_for_a_step_stays_between_the_ends(ends):
+    """Of x' = -1e-3 x, where it would look ten times as far as time goes."""
+    asked: list[float] = []
+
+    def rates(t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        asked.append(float(t))
+        return (-1e-3 * state[0],)
+
+    times = torch.tensor(ends, dtype=torch.float64)
+    (found,) = solved(rates, (torch.ones(1, dtype=torch.float64),), times, 1e-6, 1e-6)
+    assert min(ends) <= min(asked) and max(asked) <= max(ends)
+    assert float(found) == pytest.approx(math.exp(-1e-3 * (ends[1] - ends[0])), rel=1e-9)
 
 
 # Refusals.

@@ -16,7 +16,7 @@ from sfumato.corruption.boundary import expect, shaped
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, velocity
-from sfumato.sampling.flow import RK4, Tableau
+from sfumato.sampling.flow import RK4, Tableau, solved
 from sfumato.sampling.sample import check_grid
 
 
@@ -64,19 +64,9 @@ def log_prob(
 
     gained = torch.zeros(len(x), dtype=torch.float64)
     if solver is None:
-        from torchdiffeq import odeint
-
-        ends = times[[0, -1]].to(x.device)  # stepped on: beyond them there is no process
-        way, gains = odeint(
-            lambda t, state: rates(t.cpu(), state[0]),
-            (x, gained.to(x)),
-            ends,
-            rtol=tolerance,
-            atol=tolerance,
-            method="dopri5",
-            options={"dtype": torch.float64, "step_t": ends},
-        )
-        x, gained = way[-1], gains[-1].cpu().double()
+        start, ends = (x, gained.to(x)), times[[0, -1]]
+        x, gained = solved(lambda t, now: rates(t, now[0]), start, ends, tolerance, tolerance)
+        gained = gained.cpu().double()
     else:
         for t, s in pairwise(times):
             x, gain = _climbed(solver, rates, t, s, x)

@@ -8,7 +8,7 @@ and its order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,22 +97,42 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
     def step(
         state: tuple[Denoiser, Tensor], x: Tensor, i: int, randn_like: RandnLike
     ) -> tuple[Tensor, tuple[Denoiser, Tensor]]:
-        from torchdiffeq import odeint
-
         denoiser, grid = state
-        ends = grid[i : i + 2].to(x.device)
-        way = odeint(
-            lambda t, y: velocity(denoiser, y, t.cpu()),
-            x,
-            ends,
-            rtol=rtol,
-            atol=atol,
-            method="dopri5",
-            options={"dtype": torch.float64, "step_t": ends},
-        )
-        return cast(Tensor, way[-1]), state
+
+        def rates(t: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (velocity(denoiser, now[0], t),)
+
+        return solved(rates, (x,), grid[i : i + 2], rtol, atol)[0], state
 
     return Kernel(init, step, "dormand-prince")
+
+
+def solved(
+    rates: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    ends: Tensor,
+    rtol: float,
+    atol: float,
+) -> tuple[Tensor, ...]:
+    """`state` after Dormand and Prince's method, from the first of two times to the second.
+
+    `rates` is asked at times between the two alone: the solver's first look, which finds a step,
+    may go beyond them, where there is no process.
+    """
+    from torchdiffeq import odeint
+
+    low, high = ends.aminmax()
+    stops = ends.to(state[0].device)
+    way = odeint(
+        lambda t, now: rates(t.cpu().clamp(low, high), now),
+        state,
+        stops,
+        rtol=rtol,
+        atol=atol,
+        method="dopri5",
+        options={"dtype": torch.float64, "step_t": stops},
+    )
+    return tuple(part[-1] for part in way)
 
 
 def churn(
