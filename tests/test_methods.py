@@ -128,7 +128,7 @@ def test_edm_with_churn(between, s_noise):
 def test_churn_leaves_a_process_within_its_times():
     """A blur has no time above 1: its first step is not raised, and the law is kept."""
     process = PROCESSES["blurring"]
-    assert not process.endless and METHODS["edm"](IMAGE).process.endless
+    assert process.last == 1 and METHODS["edm"](IMAGE).process.last == math.sqrt(2)
     asked: list[float] = []
 
     def watched(process: Process, t: Tensor) -> Precondition:

@@ -40,7 +40,7 @@ class Family(nn.Module, ABC):
         cleaner side is taken (from the other at t = 0). Other families get a central difference of
         two operators, one-sided at the ends of time.
         """
-        t = time(t)
+        t = time(t, last=self.last)
         here = self.at(t)
         if isinstance(here, Diagonal):
             return _diagonal_rate(self, t, here)
@@ -57,9 +57,9 @@ class Family(nn.Module, ABC):
         return (f"{type(self).__name__.lower()}_t",)
 
     @property
-    def endless(self) -> bool:
-        """Whether the operator is defined above t = 1 too."""
-        return False
+    def last(self) -> float:
+        """The last time that has an operator; see `Schedule.last`."""
+        return 1.0
 
 
 class Scale(Family):
@@ -75,15 +75,15 @@ class Scale(Family):
         self.level, self.basis = level, basis
 
     def at(self, t: Tensor) -> Diagonal:
-        return Diagonal(log_of(self.level(time(t))), None, self.basis)
+        return Diagonal(log_of(self.level(time(t, last=self.last))), None, self.basis)
 
     @property
     def factors(self) -> tuple[str, ...]:
         return () if self.level.formula == "1" else (self.level.formula,)
 
     @property
-    def endless(self) -> bool:
-        return self.level.endless
+    def last(self) -> float:
+        return self.level.last
 
 
 class Heat(Family):

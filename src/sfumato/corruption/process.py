@@ -22,9 +22,6 @@ from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator
 from sfumato.corruption.boundary import Time, alike, expect, time
 from sfumato.corruption.families import Family
 
-RAISED = 2**0.5
-"""The last time of a process that is defined above 1: as far as EDM's churn goes."""
-
 
 class Process(nn.Module):
     """q(x_t | x_0) = N(C_t x_0, S_t S_t^T) (final).
@@ -46,12 +43,12 @@ class Process(nn.Module):
         self.signal, self.noise = signal, noise
 
     @property
-    def endless(self) -> bool:
-        """Whether the process is defined above t = 1 too."""
-        return self.signal.endless and self.noise.endless
+    def last(self) -> float:
+        """The last time of the process: 1, or more where signal and noise are straight lines."""
+        return min(self.signal.last, self.noise.last)
 
     def _time(self, t: Time, x: Tensor | None = None) -> Tensor:
-        return time(t, x, RAISED if self.endless else 1.0)
+        return time(t, x, self.last)
 
     def corrupt(self, x0: Tensor, t: Time, eps: Tensor) -> Tensor:
         """x_t = C_t x_0 + S_t eps.

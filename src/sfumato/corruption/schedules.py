@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from sfumato.algebra.logs import log_of
 
+RAISED = 2**0.5
+"""The largest time that EDM's churn takes a process to."""
+
 
 class Schedule(nn.Module, ABC):
     """t -> level (abstract: `forward`)."""
@@ -30,9 +33,9 @@ class Schedule(nn.Module, ABC):
         return f"{type(self).__name__.lower()}_t"
 
     @property
-    def endless(self) -> bool:
-        """Whether the level is defined above t = 1 too, as a straight line's is."""
-        return False
+    def last(self) -> float:
+        """The last time that has a level: 1, or as far as churn goes where a line goes on."""
+        return 1.0
 
 
 class Constant(Schedule):
@@ -50,8 +53,8 @@ class Constant(Schedule):
         return f"{self.level:g}"
 
     @property
-    def endless(self) -> bool:
-        return True
+    def last(self) -> float:
+        return RAISED
 
     def extra_repr(self) -> str:
         return f"{self.level:g}"
@@ -74,8 +77,8 @@ class Linear(Schedule):
         )
 
     @property
-    def endless(self) -> bool:
-        return True
+    def last(self) -> float:
+        return RAISED
 
     def extra_repr(self) -> str:
         return f"{self.start:g}, {self.end:g}"

@@ -71,7 +71,7 @@ Parametrization = Callable[[Process, Tensor], Precondition]
 
 def clean(process: Process, t: Tensor) -> Precondition:
     """F estimates x_0 (Cold Diffusion, and "x-prediction")."""
-    return Precondition(zero(), identity(), identity(), time(t), identity())
+    return Precondition(zero(), identity(), identity(), time(t, last=process.last), identity())
 
 
 def residual(process: Process, t: Tensor) -> Precondition:
@@ -81,7 +81,7 @@ def residual(process: Process, t: Tensor) -> Precondition:
         Soft Diffusion: Score Matching for General Corruptions (Daras et al., 2022), Eq. 16,
         https://arxiv.org/abs/2209.05442
     """
-    return Precondition(identity(), identity(), identity(), time(t), identity())
+    return Precondition(identity(), identity(), identity(), time(t, last=process.last), identity())
 
 
 def noise(process: Process, t: Tensor) -> Precondition:

@@ -164,8 +164,7 @@ def churn(
 
     def raised(process: Process, t: Tensor, steps: int) -> Tensor:
         gamma = min(amount / steps, 2**0.5 - 1)
-        up = t * (1 + gamma)
-        up = up if process.endless else torch.maximum(up.clamp(max=1.0), t)
+        up = (t * (1 + gamma)).clamp(max=process.last)
         return torch.where((t >= low) & (t <= high), up, t)
 
     def lift(process: Process, t: Tensor, up: Tensor) -> tuple[Operator, Operator]:
