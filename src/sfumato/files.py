@@ -89,8 +89,15 @@ def folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a folder at once: whoever reads it finds all of it, or nothing at `path`."""
+    gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    path.rename(gone)  # onto an empty folder, which it replaces
+    shutil.rmtree(gone, ignore_errors=True)  # what somebody has open may stay: for `sweep`
+
+
 def parts(path: Path) -> list[Path]:
-    """What writes of `path` that were cut off have left; its name may be a pattern."""
+    """What writes or removals of `path` that were cut off have left; its name may be a pattern."""
     return sorted(path.parent.glob(f".{path.name}.*.part"))
 
 
@@ -156,13 +163,18 @@ def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {plain_name(name): tensor for name, tensor in weights.items()}
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Put the weights at `path` into `module`, compiled or not, whatever wrote them was.
+def load_weights(
+    module: nn.Module, path: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
+    """Put the weights at `path`, read before as `tensors` or not, into `module`.
+
+    Either may be of a module that was compiled.
 
     Raises:
         ValueError: names or shapes differ.
     """
-    tensors, wanted = plain(read_tensors(path)), plain(module.state_dict())
+    tensors = plain(read_tensors(path) if tensors is None else tensors)
+    wanted = plain(module.state_dict())
     if odd := sorted(set(tensors) ^ set(wanted)):
         raise ValueError(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
     for name, tensor in tensors.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato import files, pretrained
 from sfumato.config import Config
@@ -16,6 +18,18 @@ from sfumato.names import nearest
 
 DIGITS = "[0-9]" * 8
 """Names of checkpoints: the step, in eight digits."""
+
+T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """What a model's folder holds (final)."""
+
+    config: Config
+    facts: Facts
+    weights: dict[str, Tensor]
+    path: Path
+    """Of the weights."""
 
 
 def from_pretrained(
@@ -38,14 +52,46 @@ def from_pretrained(
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
             shapes.
     """
-    folder = locate(path)
-    model = Model(read_config(folder), read_facts(folder), backbone, build)
+    stored = read(path, weights)
+    model = Model(stored.config, stored.facts, backbone, build)
+    files.load_weights(model.learned, stored.path, stored.weights)
+    model.denoiser.eval()
+    return model
+
+
+def read(path: str | Path, weights: str = "ema") -> Stored:
+    """The files of the model at `path`, as `from_pretrained` finds it; no code of a method is run.
+
+    Raises:
+        ValueError: as `from_pretrained`.
+    """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
-    files.load_weights(model.learned, folder / name)
-    model.denoiser.eval()
-    return model
+
+    def stored(folder: Path) -> Stored:
+        file = folder / name
+        return Stored(read_config(folder), read_facts(folder), files.read_tensors(file), file)
+
+    return newest(path, stored)
+
+
+def newest(path: str | Path, read: Callable[[Path], T]) -> T:
+    """What `read` finds in the folder of the model at `path`.
+
+    A run that goes on deletes old checkpoints, each at once: where one vanished while it was read,
+    the run has a newer one, which is read instead.
+
+    Raises:
+        ValueError: no model there, or what `read` raises.
+    """
+    while True:
+        folder = locate(path)
+        try:
+            return read(folder)
+        except ValueError:
+            if folder.is_dir():
+                raise
 
 
 def locate(path: str | Path) -> Path:
