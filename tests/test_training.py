@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import files
+from sfumato import files, store
 from sfumato.cli import main
 from sfumato.config import Config
 from sfumato.corruption import coupling
@@ -30,9 +30,12 @@ from sfumato.methods import KERNELS, METHODS
 from sfumato.networks.backbones import UNetOptions
 from sfumato.sampling.sample import prepare
 from sfumato.store import from_pretrained
+from sfumato.training import step as stepping
 from sfumato.training import watch
+from sfumato.training.checkpoint import State
 from sfumato.training.data import load
-from sfumato.training.train import TrainOptions, _pace, build, draw, train
+from sfumato.training.step import draw
+from sfumato.training.train import TrainOptions, build, train
 
 TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
 OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
@@ -74,12 +77,19 @@ def mortal(command: list[str], count: Path, kind: str, where: int) -> None:
     sys.exit(main(command))
 
 
-def rank(number: int, port: int, out: Path) -> None:
+def rank(number: int, port: int, out: Path, options: TrainOptions = OPTIONS) -> None:
     """One process of two, without the command line; the variables are those that torchrun sets."""
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    uninterrupted(out)
+    uninterrupted(out, options)
+
+
+def free() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 SMALL = {
@@ -109,9 +119,9 @@ def spawn(target, *each: tuple) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def uninterrupted(out: Path) -> None:
-    model, data = tiny()
-    train(model, data, OPTIONS, out, device="cpu")
+def uninterrupted(out: Path, options: TrainOptions = OPTIONS) -> None:
+    model, data = tiny(options=options)
+    train(model, data, options, out, device="cpu")
 
 
 def final(out: Path) -> dict[str, bytes]:
@@ -143,9 +153,7 @@ def test_a_killed_run_is_the_run(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_see_what_one_does(tmp_path):
     """DDP over gloo: the weights of one process to float32 rounding."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free()
     uninterrupted(tmp_path / "one")
     assert spawn(rank, *((number, port, tmp_path / "two") for number in range(2))) == [0, 0]
     one, two = (
@@ -215,7 +223,7 @@ def test_precision_of_the_backbone_is_an_option(tmp_path):
 def test_learning_rate_rises_then_falls_as_a_cosine():
     """Linear warm-up, then (1 + cos) / 2, re-typed."""
     options = TrainOptions(images=6400, batch=64, warmup=0.1)
-    pace = [_pace(step, options) for step in range(100)]
+    pace = [options.pace(step) for step in range(100)]
     assert pace[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert pace[55] == pytest.approx((1 + math.cos(math.pi * 45 / 90)) / 2)
     assert pace[10] == 1 and pace[-1] < 1e-3
@@ -326,6 +334,64 @@ def test_a_refused_folder_is_left_as_it_was(tmp_path):
         train(model, data, OPTIONS, tmp_path / "mine", device="cpu")
     names = {path.name for path in (tmp_path / "mine").iterdir()}
     assert names == {".project.part", ".download.part"}
+
+
+def test_a_second_command_on_a_folder_is_refused(tmp_path, monkeypatch):
+    """While one trains, the same command and another are told so; the first ends as it would."""
+    options = replace(OPTIONS, images=64)
+    step, told = watch.Watch.step, []
+
+    def meanwhile(self, k, value):
+        step(self, k, value)
+        for other in (options, replace(options, seed=1)):
+            with pytest.raises(
+                ValueError, match=r"another process is training in .*run\. Wait"
+            ) as e:
+                train(*tiny(options=other), other, tmp_path / "run", device="cpu")
+            told.append(e.value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.Watch, "step", meanwhile)
+        train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    assert len(told) == 8
+    train(*tiny(options=options), options, tmp_path / "alone", device="cpu")
+    assert final(tmp_path / "run") == final(tmp_path / "alone")
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+
+
+def test_a_checkpoint_that_vanishes_is_read_as_the_next(tmp_path, monkeypatch):
+    """A run with keep=1 makes a checkpoint and deletes the last, between two files of a reader."""
+    options = replace(OPTIONS, images=16)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    (old,) = (tmp_path / "run" / "checkpoints").iterdir()
+    new, facts = old.with_name("00000002"), store.read_facts
+
+    def late(folder):
+        if folder == old and not new.exists():
+            shutil.copytree(old, new)
+            files.remove(old)
+        return facts(folder)
+
+    monkeypatch.setattr(store, "read_facts", late)
+    assert store.read(tmp_path / "run").path == new / "model.safetensors"
+    assert [path.name for path in new.parent.iterdir()] == [new.name]
+    (new / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        from_pretrained(tmp_path / "run")
+
+
+def test_a_folder_is_removed_at_once(tmp_path, monkeypatch):
+    """Cut off in the middle, it is not there, and `sweep` removes the rest."""
+    (tmp_path / "00000001").mkdir()
+    (tmp_path / "00000001" / "file").write_text("content")
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: seen.append(list(path.iterdir())))
+    seen: list[list[Path]] = []
+    files.remove(tmp_path / "00000001")
+    assert [path.name for path in seen[0]] == ["file"]
+    monkeypatch.undo()
+    assert not (tmp_path / "00000001").exists() and list(tmp_path.iterdir())
+    files.sweep(tmp_path / "[0-9]*")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_names_the_cure(tmp_path):
@@ -456,3 +522,141 @@ def test_another_run_s_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"another run: there options.seed is 0, here 1"):
         train(model, data, replace(options, seed=1), tmp_path / "run", device="cpu")
     assert final(tmp_path / "run") == before
+
+
+def poisoned(bad: set[int], data, model, monkeypatch) -> None:
+    """The loss is NaN at the steps `bad`, told apart by their times."""
+    times = [draw(step, data, OPTIONS, model).t for step in bad]
+
+    def sick(bound, weighting, x0, t, eps):
+        each = loss(bound, weighting, x0, t, eps)
+        return each * math.nan if any(torch.equal(t, other) for other in times) else each
+
+    monkeypatch.setattr("sfumato.training.step.loss", sick)
+
+
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
+    """Nothing moves in it, and the average's ramp counts the steps that were made: retyped."""
+    options = replace(OPTIONS, images=16 * 8, checkpoint_every=16, keep=9)
+    model, data = tiny(options=options)
+    poisoned({3, 4, 6}, data, model, monkeypatch)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    names = ("raw.safetensors", "model.safetensors", "optimizer.safetensors")
+    states = [[load_file(folder / name) for name in names] for folder in folders]
+    made, average = 0, {}
+    for step, (raw, mean, moments) in enumerate(states):
+        if step in (3, 4, 6):
+            for before, after in zip(states[step - 1], (raw, mean, moments), strict=True):
+                assert all(torch.equal(before[name], after[name]) for name in before if "." in name)
+        else:
+            decay = min(options.ema, (1 + made) / (10 + made)) if made else 0.0
+            average = {
+                k: decay * average.get(k, v) + (1 - decay) * v.double() for k, v in raw.items()
+            }
+            made += 1
+        assert float(moments["0.step"]) == made
+        for name, value in mean.items():
+            torch.testing.assert_close(value.double(), average[name], rtol=1e-5, atol=1e-7)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    skipped = [(e["step"], e["in_a_row"]) for e in events if e.get("event") == "skipped"]
+    assert skipped == [(4, 1), (5, 2), (7, 1)]
+    assert math.isfinite(events[-1]["loss"])
+
+
+def test_a_run_cut_among_skipped_steps_is_the_run(tmp_path, monkeypatch):
+    """Cut back to the second of three skipped steps, it counts on from there to the same bits."""
+    options = replace(OPTIONS, images=16 * 8, checkpoint_every=16, keep=9)
+    model, data = tiny(options=options)
+    poisoned({3, 4, 5}, data, model, monkeypatch)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    whole = final(tmp_path / "run")
+    for folder in sorted((tmp_path / "run" / "checkpoints").iterdir())[5:]:
+        shutil.rmtree(folder)
+    model, data = tiny(options=options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    assert final(tmp_path / "run") == whole
+    events = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [e["in_a_row"] for e in events if e.get("event") == "skipped"] == [1, 2, 3, 3]
+
+
+def test_ten_steps_in_a_row_end_training(tmp_path, monkeypatch):
+    """The checkpoints stay as they were, and the sentence names the last and the learning rate."""
+    options = replace(OPTIONS, keep=1)
+    model, data = tiny(options=options)
+    poisoned(set(range(15, 40)), data, model, monkeypatch)
+    told = r"10 steps in a row, up to step 25\. .* is .*00000020\. .* below 0\.001\."
+    with pytest.raises(FloatingPointError, match=told):
+        train(model, data, options, tmp_path / "run", device="cpu")
+    assert bool(from_pretrained(tmp_path / "run").sample([0], steps=2).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("broken", "last"), [(3, "up to step 13.* is .*00000002"), (40, "the last")]
+)
+def test_weights_that_are_not_finite_are_never_kept(broken, last, tmp_path, monkeypatch):
+    """Broken in a step whose gradient is finite, the last step too."""
+    move, made = State.step, []
+
+    def careless(self, rate, good):
+        move(self, rate, good)
+        made.append(good)
+        if len(made) == broken:
+            torch.nn.init.constant_(next(self.learned.parameters()), math.nan)
+
+    monkeypatch.setattr(State, "step", careless)
+    options = replace(OPTIONS, checkpoint_every=16, keep=2)
+    model, data = tiny(options=options)
+    with pytest.raises(FloatingPointError, match=f"training diverged: .*{last}"):
+        train(model, data, options, tmp_path / "run", device="cpu")
+    assert len(made) == min(broken + 10, 40)
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [int(folder.name) for folder in folders] == [broken - 2, broken - 1]
+    for path in (tmp_path / "run" / "checkpoints").glob("*/*.safetensors"):
+        assert all(bool(value.isfinite().all()) for value in load_file(path).values())
+
+
+def lame(number: int, port: int, out: Path) -> None:
+    """One process of two, of which the other's loss is NaN at the third of five steps."""
+    seen = []
+
+    def sick(*given):
+        seen.append(None)
+        each = loss(*given)
+        return each * math.nan if number == 1 and len(seen) == 3 else each
+
+    stepping.loss = sick
+    rank(number, port, out, replace(OPTIONS, images=80))
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_in_one_process_is_skipped_in_all(tmp_path):
+    port, out = free(), tmp_path / "run"
+    assert spawn(lame, *((number, port, out) for number in range(2))) == [0, 0]
+    events = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e.get("event") == "skipped"] == [3]
+    weights = load_file(max((out / "checkpoints").iterdir()) / "raw.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def test_samples_of_weights_that_are_not_finite_say_so(tmp_path):
+    model, _ = tiny()
+    with torch.no_grad():
+        next(model.denoiser.backbone.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match="the weights of this model are not finite numbers"):
+        model.sample([0], steps=2)
+
+
+def test_samples_that_diverge_warn(monkeypatch):
+    """A network that answers 1e3 has samples beyond the data's range, and one of 1e30 none."""
+    model, _ = tiny("ddpm")
+    forward = model.denoiser.backbone.forward
+    monkeypatch.setattr(model.denoiser.backbone, "forward", lambda *a, **k: forward(*a, **k) + 1e3)
+    with pytest.warns(UserWarning, match="the kernel of ddpm diverged in 2 of the samples at 3"):
+        model.sample([0, 1], steps=3)
+    monkeypatch.setattr(
+        model.denoiser.backbone, "forward", lambda *a, **k: forward(*a, **k) * math.inf
+    )
+    with pytest.raises(ValueError, match="ddim diverged in 1 of the samples"):
+        model.sample([0], steps=3, kernel="ddim")

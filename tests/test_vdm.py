@@ -18,7 +18,7 @@ from sfumato.estimation.ends import prior_term, reconstruction
 from sfumato.estimation.loss import loss
 from sfumato.evaluation.likelihood import flow_bound
 from sfumato.methods.vdm import vdm
-from sfumato.training.train import _step, draw
+from sfumato.training.step import draw, gradients
 from test_training import OPTIONS, tiny
 
 IMAGE = (1, 3, 4)
@@ -141,19 +141,14 @@ def test_interior_lowers_the_variance_and_ends_the_mean(bands):
     options = replace(OPTIONS, batch=8, accumulate=2)
     model, data = tiny("vdm", options, parameters={"bins": 17, "bands": bands, "hidden": 4})
     recipe, process = model.recipe, model.recipe.process
-    kept: dict[str, Tensor] = {}
-
-    class Keep(torch.optim.SGD):
-        def step(self) -> None:
-            kept.update({n: p.grad.clone() for n, p in process.named_parameters()})
 
     from accelerate import Accelerator
 
-    model.denoiser.backbone.train()
-    optimizer = Keep(model.learned.parameters(), lr=0.0)
-    denoiser = model.denoiser
-    _step(3, Accelerator(cpu=True), denoiser, model, data, options, optimizer)
-    rows, t, eps, _ = draw(3, data, options, model)
+    denoiser, drawn = model.denoiser, draw(3, data, options, model)
+    _, good = gradients(3, drawn, Accelerator(cpu=True), denoiser, model, data, options)
+    assert bool(good)
+    kept = {name: parameter.grad for name, parameter in process.named_parameters()}
+    rows, t, eps, _ = drawn
     x0 = data.batch(rows)
     each = loss(denoiser, recipe.weighting, x0, t, eps)
     inner = interior(process)

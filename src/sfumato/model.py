@@ -24,7 +24,14 @@ from sfumato.methods.recipe import Recipe, reclocked
 from sfumato.networks.ranks import network
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import Prepared, Seeds, network_calls, numbers_of, prepare
+from sfumato.sampling.sample import (
+    Prepared,
+    Seeds,
+    check_converged,
+    network_calls,
+    numbers_of,
+    prepare,
+)
 
 
 class Model:
@@ -145,13 +152,18 @@ class Model:
             clip: clip every estimate of x_0 to [-1, 1], as official code of DDPM does.
 
         Returns:
-            (len(seeds), *shape) in about [-1, 1], float32, on the CPU.
+            (len(seeds), *shape) in about [-1, 1], float32, on the CPU. Where signals diverged, a
+            warning says how many.
+
+        Raises:
+            ValueError: what was asked cannot be; or signals are not finite, with the reason.
         """
         seeds = numbers_of(seeds)
         if not seeds:
             raise ValueError("sampling needs one seed or more; got none.")
         if batch < 1:
             raise ValueError(f"batch must be 1 or more; got {batch}.")
+        given = self.kernel_name if kernel is None else kernel
         kernel = lookup.kernel(kernel) if isinstance(kernel, str) else kernel or self.kernel
         if not isinstance(kernel, Kernel):
             raise TypeError(
@@ -184,7 +196,10 @@ class Model:
             done.append(run(x, randn_like, callback).float().cpu())
         if ready and self.learned is self.denoiser.backbone:  # else the process may learn meanwhile
             self._loops["last"] = ready
-        return torch.cat(done)
+        images = torch.cat(done)
+        name = given if isinstance(given, str) else kernel.name
+        check_converged(images, name, len(times) - 1, self.learned)
+        return images
 
     def grid(
         self, name: str | None = None, steps: int | None = None, kernel: Kernel | None = None

@@ -41,7 +41,7 @@ def reverse(
     seeds: Sequence[int],
     frames: int = 9,
     steps: int | None = None,
-    kernel: Kernel | None = None,
+    kernel: Kernel | str | None = None,
     classes: Sequence[int] | None = None,
     grid: str | None = None,
     clip: bool = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +37,11 @@ PACKAGE = str(Path(__file__).parents[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for what was asked wrongly, 130 when interrupted."""
+    """Run one command; the exit code.
+
+    0; 1 for training that diverged or a record that does not hold; 2 for what was asked wrongly;
+    130 when interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with notes.printed(quiet="--quiet" in words):
@@ -45,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return _complain("stopped.", 130)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, OSError, FloatingPointError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             return _complain(f"{error.filename}: {error.strerror}.")
         if not _meant(error):
             raise
-        return _complain(str(error))
+        return _complain(str(error), 1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _run(words: list[str]) -> int:

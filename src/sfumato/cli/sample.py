@@ -35,7 +35,8 @@ def run(argv: Sequence[str]) -> None:
     from sfumato import pictures
     from sfumato.methods import lookup
 
-    kernel = values.kernel and lookup.kernel(values.kernel)
+    if values.kernel is not None:
+        lookup.kernel(values.kernel)
     if values.dry_run:
         print(resolved(parser, values))
         return
@@ -49,7 +50,7 @@ def run(argv: Sequence[str]) -> None:
         images = model.sample(
             seeds,
             steps,
-            kernel,
+            values.kernel,
             classes,
             values.batch,
             callback=lambda *_: advance(1),
@@ -58,10 +59,9 @@ def run(argv: Sequence[str]) -> None:
             clip=values.clip,
         )
     spent = time.perf_counter() - clock
-    check_converged(images, values.kernel or model.kernel_name, steps, values.quiet)
     keep(images, values.out, seeds, model.config.record)
     if not values.quiet:
-        sampler = f"kernel {values.kernel}" if kernel else model.kernel_name
+        sampler = f"kernel {values.kernel}" if values.kernel else model.kernel_name
         noun = "image" if model.config.record.pictures else "signal"
         plural = "" if len(seeds) == 1 else "s"
         weights = "EMA" if values.weights == "ema" else "raw"
@@ -82,22 +82,6 @@ def check_out(model: Model, out: str, seeds: Sequence[int]) -> None:
             f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
         )
     pictures.check_alone(out, _names(out, seeds), len(seeds))
-
-
-def check_converged(images: Tensor, kernel: str, steps: int, quiet: bool) -> None:
-    """Say on standard error how many images a sampler lost; ValueError where they are no numbers.
-
-    Clamped to bytes, such images look like noise and not like a mistake.
-    """
-    from sfumato.sampling.sample import diverged, divergence
-
-    if not (lost := int(diverged(images).sum())):
-        return
-    sentence = divergence(kernel, lost, steps)
-    if not bool(images.isfinite().all()):
-        raise ValueError(sentence)
-    if not quiet:
-        print(f"sfumato: note: {sentence}", file=sys.stderr)
 
 
 def keep(images: Tensor, out: str, seeds: Sequence[int], record: Record) -> None:
@@ -154,13 +138,13 @@ def load(run: str, values: Namespace) -> Model:
     import torch
 
     from sfumato.methods import lookup
-    from sfumato.store import from_pretrained, locate, read_config
+    from sfumato.store import from_pretrained, newest, read_config
 
     place = torch.device(device(values.device) or best())
     build = None
     if values.method is not None:
         build, sha256 = lookup.method(values.method)
-        config = read_config(locate(run))
+        config = newest(run, read_config)
         if not config.own:
             raise ValueError(f"{run} was trained by {config.method}; leave --method out.")
         if config.sha256 != sha256:

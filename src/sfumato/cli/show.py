@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from sfumato import pretrained
 from sfumato.cli import kinds, reading, signatures
 from sfumato.cli.parser import Parser, first, resolved, settings
-from sfumato.cli.sample import check_converged, labels, load, model_options
+from sfumato.cli.sample import labels, load, model_options
 from sfumato.cli.signatures import Signature
 from sfumato.names import nearest
 
@@ -73,16 +73,15 @@ def _made(target: str, values: Namespace) -> Tensor:
     from sfumato import trajectory
     from sfumato.methods import lookup
 
-    kernel = values.kernel and lookup.kernel(values.kernel)
+    if values.kernel is not None:
+        lookup.kernel(values.kernel)
     model, seeds = load(target, values), kinds.expand(values.seeds)
     model.config.record.check_pictures("show")
     classes = labels(model, values.classes, seeds)
-    steps = values.steps or model.steps
-    path = trajectory.reverse(
+    steps, kernel = values.steps or model.steps, values.kernel
+    return trajectory.reverse(
         model, seeds, values.frames, steps, kernel, classes, values.grid, values.clip
     )
-    check_converged(path[:, -1], values.kernel or model.kernel_name, steps, values.quiet)
-    return path
 
 
 def _reduced(image: Tensor, size: int) -> Tensor:

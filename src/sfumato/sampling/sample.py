@@ -3,6 +3,7 @@ r"""The only loop: from x at the first time of a grid to x at its last, by any k
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ from sfumato.corruption.boundary import alike, expect
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Parametrization
+from sfumato.notes import Note
 from sfumato.sampling.kernels import Kernel
 
 Callback = Callable[[int, Tensor], None]
@@ -168,6 +170,38 @@ def numbers_of(seeds: Iterable[int]) -> list[int]:
         raise TypeError(
             f"seeds are whole numbers, one for each signal, such as seeds=range(4); got {seeds!r}."
         ) from None
+
+
+class Diverged(ValueError, Note):
+    """Samples that are no signals in [-1, 1]: warned of, and raised where some are not finite."""
+
+
+def check_converged(x: Tensor, kernel: str, steps: int, learned: nn.Module) -> None:
+    """Warn where signals x (n, *shape) `diverged`.
+
+    Args:
+        kernel: what drew them, in `steps` steps.
+        learned: the weights that it drew them with.
+
+    Raises:
+        Diverged: some signals are not finite; where the weights are not, it says so.
+    """
+    if not (lost := int(diverged(x).sum())):
+        return
+    if not finite(learned):
+        raise Diverged(
+            "the weights of this model are not finite numbers: its training diverged. Sample an "
+            "earlier checkpoint, or train again with a lower --learning-rate."
+        )
+    sentence = divergence(kernel, lost, steps)
+    if not bool(x.isfinite().all()):
+        raise Diverged(sentence)
+    warnings.warn(Diverged(sentence), stacklevel=3)
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all parameters and buffers of `module` are finite; reads the device."""
+    return all(bool(value.isfinite().all()) for value in module.state_dict().values())
 
 
 class Seeds:

@@ -1,7 +1,7 @@
 """A run folder: what the run is, its log, and checkpoints that are whole or absent.
 
 run.json             the resolved configuration: whose folder this is
-log.jsonl            one line per report
+log.jsonl            one line per report, and the run's lock: who trains has it
 checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
                      optimizer's tensors apart in `optimizer.safetensors`
 """
@@ -9,7 +9,6 @@ checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.saf
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +22,33 @@ from sfumato import files
 from sfumato.files import load_weights, read_tensors
 from sfumato.model import Model
 from sfumato.names import renamed
+from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
+from sfumato.training import lock
+
+SKIPPED = "skipped"
 
 
 class State:
-    """All that changes while training: weights, their average, the optimizer's moments (final)."""
+    """All that changes while training (final): weights, their average, the optimizer's moments.
+
+    Attributes:
+        skipped: steps in a row, up to now, that were skipped.
+    """
 
     def __init__(self, learned: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
         self.learned, self.optimizer, self.ema = learned, optimizer, ema
+        self.skipped = 0
+
+    def step(self, rate: float, good: bool) -> None:
+        """Move by the gradients at the learning rate `rate`; where they are not `good`, stay."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if good:
+            self.optimizer.step()
+            self.ema.step(self.learned.parameters())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped = 0 if good else self.skipped + 1
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
@@ -48,23 +66,29 @@ class State:
         }
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as `position.name`."""
+        """The optimizer's tensors as `position.name`; with them `skipped`, unless it is 0."""
         state = self.optimizer.state_dict()["state"]
-        return {f"{i}.{name}": value for i, row in state.items() for name, value in row.items()}
+        skipped = {SKIPPED: torch.tensor(self.skipped)} if self.skipped else {}
+        return skipped | {
+            f"{i}.{name}": value for i, row in state.items() for name, value in row.items()
+        }
 
-    def restore(self, folder: Path, step: int) -> None:
-        """Put back what `Checkpoints.save` wrote at `step`; ValueError where it does not fit."""
+    def restore(self, folder: Path) -> None:
+        """Put back what `Checkpoints.save` wrote; ValueError where it does not fit."""
         load_weights(self.learned, folder / "model.safetensors")
         for parameter, shadow in zip(
             self.learned.parameters(), self.ema.shadow_params, strict=True
         ):
             shadow.copy_(parameter.detach())
         load_weights(self.learned, folder / "raw.safetensors")
-        self.ema.optimization_step = step
+        if not finite(self.learned):
+            raise ValueError(f"the weights in {folder} are not finite.")
         parameters = list(self.learned.parameters())
         rows: dict[int, dict[str, Tensor]] = {}
         path = folder / "optimizer.safetensors"
-        for key, value in read_tensors(path).items():
+        tensors = read_tensors(path)
+        self.skipped = int(tensors.pop(SKIPPED, 0))
+        for key, value in tensors.items():
             position, _, name = key.partition(".")
             of = parameters[int(position)] if position.isdecimal() else None
             if of is None or value.shape not in (of.shape, torch.Size()):
@@ -76,6 +100,9 @@ class State:
                 else value
             )
             rows.setdefault(int(position), {})[name] = moment
+        # AdamW counts its steps as well: those that were skipped moved no average either.
+        counts = (int(row.get("step", 0)) for row in rows.values())
+        self.ema.optimization_step = max(counts, default=0)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": rows, "param_groups": groups})
 
@@ -108,48 +135,67 @@ class Checkpoints:
         self.out, self.model, self.keep = out, model, keep
         self.identity = json.loads(json.dumps(identity))
 
-    def open(self, state: State, write: bool = True) -> int:
-        """Claim the folder, or restore its latest checkpoint into `state`; the step to go on from.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within, the folder is this run's and this process's alone.
 
         Raises:
-            ValueError: the folder belongs to another run, or cannot be written.
+            ValueError: it belongs to another run, or another process trains in it, or it cannot be
+                written; it is as it was.
         """
-        record = self.out / "run.json"
-        if record.is_file():
-            self._check(_read(record))
-        elif self.out.is_dir() and set(self.out.iterdir()) - set(files.parts(record)):
+        record, log = self.out / "run.json", self.out / "log.jsonl"
+        mine = {record, log, *files.parts(record)}
+        if not record.is_file() and self.out.is_dir() and set(self.out.iterdir()) - mine:
             raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
-        elif write:
-            files.write(record, json.dumps(self.identity, indent=2) + "\n")
-        if write:
+        with lock.held(log):
+            if record.is_file():
+                self._check(_read(record))
+            else:
+                files.write(record, json.dumps(self.identity, indent=2) + "\n")
             files.sweep(record)
             files.sweep(self.out / "checkpoints" / DIGITS)
-        latest = self._all()
-        if not latest:
+            yield
+
+    def resume(self, state: State) -> int:
+        """Restore the latest checkpoint into `state`; the step to go on from.
+
+        Raises:
+            ValueError: the checkpoint is damaged or does not fit.
+        """
+        latest = self.latest()
+        if latest is None:
             return 0
-        step = int(latest[-1].name)
         try:
-            state.restore(latest[-1], step)
+            state.restore(latest)
         except ValueError as error:
             raise ValueError(
-                f"{error} Remove {latest[-1]} to go on from the checkpoint before it."
+                f"{error} Remove {latest} to go on from the checkpoint before it."
             ) from error
-        return step
+        return int(latest.name)
+
+    def latest(self) -> Path | None:
+        """The folder of the last checkpoint."""
+        return max(self._all(), default=None)
 
     def save(self, state: State, step: int) -> None:
-        """Write checkpoint `step`, whole or not at all, and drop the oldest beyond `keep`."""
+        """Write checkpoint `step`, whole or not at all, and drop the oldest beyond `keep`.
+
+        Weights that are not finite are not written: they would push out some that are.
+        """
+        if not finite(state.learned):
+            return
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
             with files.folder(path) as part:
                 self.model.write(part, state.weights(), self.model.learned.state_dict())
                 files.write_tensors(state.moments(), part / "optimizer.safetensors")
         for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+            files.remove(old)
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
         with (self.out / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def _all(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob(DIGITS))

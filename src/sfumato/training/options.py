@@ -58,11 +58,13 @@ class TrainOptions:
             if getattr(self, name) not in known:
                 raise ValueError(nearest(name, getattr(self, name), known))
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name):g}.")
+            if not 0 < getattr(self, name) < math.inf:
+                found = getattr(self, name)
+                raise ValueError(f"{name} must be positive and finite; got {found:g}.")
         for name in ("seed", "preview_every", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                found = getattr(self, name)
+                raise ValueError(f"{name} must be 0 or more, and finite; got {found}.")
         for name in ("ema", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
@@ -75,3 +77,17 @@ class TrainOptions:
     def steps(self) -> int:
         """Optimizer steps in all."""
         return math.ceil(self.images / self.batch)
+
+    @property
+    def rise(self) -> int:
+        """Steps in which the learning rate rises."""
+        return max(1, round(self.warmup * self.steps))
+
+    def pace(self, step: int) -> float:
+        """Learning rate of `step` over its height: a linear rise, then half a cosine (or none)."""
+        if step < self.rise:
+            return (step + 1) / self.rise
+        if self.decay == "none":
+            return 1.0
+        fallen = (step - self.rise) / max(1, self.steps - self.rise)
+        return 0.5 * (1 + math.cos(math.pi * fallen))

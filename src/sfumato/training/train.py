@@ -1,39 +1,39 @@
 r"""The only training loop: any method, one process or many, resumed by the same command.
 
-Data order, times and noise come from (seed, step) for the *global* batch and are then sliced by
-process, so a resumed run is the run, and several processes see what one would. Bit-identity holds
-for equal threads, torch build and number of processes.
+What each step sees comes from (seed, step), so a resumed run is the run: bit by bit for equal
+threads, torch build and number of processes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 
 from sfumato.config import Config
 from sfumato.corruption.boundary import expect
-from sfumato.corruption.learned import interior
 from sfumato.estimation.denoise import Denoiser
-from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Model
+from sfumato.sampling.sample import finite
 from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions as TrainOptions
+from sfumato.training.step import draw, gradients
 from sfumato.training.watch import Watch
 
 SHORT = 50
 """Steps of sampling that are tried without the network before training: refusals come first."""
+
+PATIENCE = 10
+"""Steps in a row that are not finite before training is given up."""
 
 
 def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Model:
@@ -58,6 +58,9 @@ def train(
 ) -> Model:
     """Train `model` on `data` into the run folder `out`; called again alike, it goes on.
 
+    A step whose loss or gradient is not finite is skipped: weights, average and moments stay as
+    they are, and the next step looks at the next batch.
+
     Args:
         model: as `build` made it; its backbone is trained in place.
         data: the training images.
@@ -70,11 +73,56 @@ def train(
         The model with averaged weights, also the last of `out`/checkpoints.
 
     Raises:
-        ValueError: `out` holds another run, or cannot be written.
+        ValueError: `out` holds another run, or another process trains in it, or it cannot be
+            written.
+        FloatingPointError: training diverged: PATIENCE steps in a row were skipped, or the last
+            weights are not finite. The checkpoints in `out` are finite.
     """
     expect(model, Model, "train needs a Model first, as sf.build makes it")
     expect(data, Data, "train needs Data after the model, such as sf.load('digits')")
     expect(options, TrainOptions, "train needs TrainOptions after the data")
+    accelerator = _accelerator(options, device)
+    _check(model, data, options, accelerator.num_processes)
+    backbone = model.denoiser.backbone.to(accelerator.device)
+    state = _state(model.learned, options)
+    checkpoints = Checkpoints(Path(out), model, _identity(model, options), options.keep)
+    main, watch = accelerator.is_main_process, watch or Watch()
+    with ExitStack() as stack:
+        with accelerator.main_process_first():
+            if main:
+                stack.enter_context(checkpoints.claimed())
+            step = checkpoints.resume(state)
+        prepared = accelerator.prepare(_compiled(backbone, options))
+        denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
+        if main:
+            stack.callback(watch.stop)
+            watch.start(model, options, step)
+            checkpoints.log({"event": "resumed" if step else "started", "step": step})
+        stopping = stack.enter_context(stop.asked())
+        drawn = draw(step, data, options, model)
+        while step < options.steps:
+            value, good = gradients(step, drawn, accelerator, denoiser, model, data, options)
+            drawn = draw(step + 1, data, options, model)
+            # The one thing of a step that the host waits for: on a GPU it has drawn the next batch
+            # meanwhile, and loses the time it takes to queue the optimizer's kernels.
+            state.step(options.learning_rate * options.pace(step), bool(good))
+            step += 1
+            if main:
+                watch.step(step, None if state.skipped else value)
+                _keep(step, checkpoints, state, options, watch, data)
+            _check_finite(step, state, checkpoints, options)
+            if _agreed(accelerator, stopping()):
+                if main:
+                    checkpoints.save(state, step)
+                raise KeyboardInterrupt
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    state.use_average()
+    model.denoiser.eval()
+    return model
+
+
+def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
@@ -84,65 +132,32 @@ def train(
         raise ValueError(
             f"there is no device {device} here; training would run on the {accelerator.device}."
         )
+    return accelerator
+
+
+def _check(model: Model, data: Data, options: TrainOptions, processes: int) -> None:
+    """Raise ValueError for what cannot be trained, before anything is written."""
     if data.record != model.config.record:
         raise ValueError(
             f"this model was built for {model.config.record.name}, other data than "
             f"{data.record.name} as given. Build it with the record of what it is trained on."
         )
     model.network_calls(model.few(SHORT))
-    world = accelerator.num_processes
-    if options.batch % (world * options.accumulate):
+    if options.batch % (processes * options.accumulate):
         raise ValueError(
-            f"batch {options.batch} does not split into {world} processes of "
+            f"batch {options.batch} does not split into {processes} processes of "
             f"{options.accumulate} parts each."
         )
-    watch = watch or Watch()
-    backbone = model.denoiser.backbone.to(accelerator.device)
-    learned = model.learned
+
+
+def _state(learned: nn.Module, options: TrainOptions) -> State:
     optimizer = torch.optim.AdamW(
         learned.parameters(),
         lr=options.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=options.weight_decay,
     )
-    ema = EMAModel(learned.parameters(), decay=options.ema, foreach=True)
-    state = State(learned, optimizer, ema)
-    checkpoints = Checkpoints(Path(out), model, _identity(model, options), options.keep)
-    with accelerator.main_process_first():
-        step = checkpoints.open(state, write=accelerator.is_main_process)
-    # A learned process stays where the algebra is, on the CPU.
-    ema.shadow_params = [
-        shadow.to(parameter.device)
-        for shadow, parameter in zip(ema.shadow_params, learned.parameters(), strict=True)
-    ]
-
-    prepared = accelerator.prepare(_compiled(backbone, options))
-    denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
-    main = accelerator.is_main_process
-    if main:
-        watch.start(model, options, step)
-        checkpoints.log({"event": "resumed" if step else "started", "step": step})
-    try:
-        with stop.asked() as stopping:
-            while step < options.steps:
-                value = _step(step, accelerator, denoiser, model, data, options, optimizer)
-                ema.step(learned.parameters())
-                step += 1
-                if main:
-                    watch.step(step, value)
-                    _keep(step, checkpoints, state, options, watch, data)
-                if _agreed(accelerator, stopping()):
-                    if main:
-                        checkpoints.save(state, step)
-                    raise KeyboardInterrupt
-    finally:
-        if main:
-            watch.stop()
-    accelerator.wait_for_everyone()
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    state.use_average()
-    model.denoiser.eval()
-    return model
+    return State(learned, optimizer, EMAModel(learned.parameters(), options.ema, foreach=True))
 
 
 def _keep(
@@ -155,6 +170,8 @@ def _keep(
 ) -> None:
     """After a step: the line of the log, the checkpoint and the pictures that are due."""
     done, images = step == options.steps, step * options.batch
+    if state.skipped:
+        checkpoints.log({"event": "skipped", "step": step, "in_a_row": state.skipped})
     if step % watch.every == 0 or done:
         rate = state.optimizer.param_groups[0]["lr"]
         checkpoints.log({"step": step, "images": images, **watch.figures(), "lr": rate})
@@ -166,98 +183,20 @@ def _keep(
         checkpoints.save(state, step)
 
 
-def _step(
-    step: int,
-    accelerator: Accelerator,
-    denoiser: Denoiser,
-    model: Model,
-    data: Data,
-    options: TrainOptions,
-    optimizer: torch.optim.Optimizer,
-) -> Tensor:
-    """One optimizer step on this process's share of the global batch; the mean loss."""
-    denoiser.train()
-    for group in optimizer.param_groups:
-        group["lr"] = options.learning_rate * _pace(step, options)
-    torch.manual_seed(_number(options.seed, "module", step, accelerator.process_index))
-    rows, t, eps, drawn = draw(step, data, options, model)
-    share = options.batch // accelerator.num_processes
-    part = share // options.accumulate
-    total = torch.zeros((), device=accelerator.device)
-    inner, slopes = interior(denoiser.process), []
-    for i in range(options.accumulate):
-        at = accelerator.process_index * share + i * part
-        chosen = slice(at, at + part)
-        x0 = data.batch(rows[chosen]).to(accelerator.device)
-        bound = denoiser
-        labels = data.classes(rows[chosen]) if model.config.conditional else None
-        if labels is not None:
-            bound = denoiser.given(classes=labels.to(accelerator.device))
-        if model.recipe.context is not None and drawn is not None:
-            bound = model.recipe.context.bind(bound, drawn[chosen].to(accelerator.device))
-        last = i == options.accumulate - 1
-        with _together(accelerator, denoiser.backbone, last):
-            noise = eps[chosen].to(accelerator.device)
-            each = loss(bound, model.recipe.weighting, x0, t[chosen], noise)
-            if inner:
-                # The gradient of the mean square: the bound's mean does not depend on these.
-                spread = (2 * each.detach() * each).mean() / options.accumulate
-                slopes.append(torch.autograd.grad(spread, inner, retain_graph=True))
-            if model.recipe.ends is not None:
-                each = each + model.recipe.ends(bound.process, x0, noise)
-            value = each.mean()
-            accelerator.backward(value / options.accumulate)
-        total += value.detach() / options.accumulate
-    for parameter, found in zip(inner, zip(*slopes, strict=True), strict=False):
-        parameter.grad = torch.stack(found).sum(0)
-    for parameter in filter(lambda p: p.grad is not None, denoiser.process.parameters()):
-        parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))
-    accelerator.clip_grad_norm_(denoiser.backbone.parameters(), options.clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total
-
-
-def draw(
-    step: int, data: Data, options: TrainOptions, model: Model
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Rows of the data, times (B, 1, ..., 1), noise and context of the global batch.
-
-    All from (seed, step).
-    """
-    positions = torch.arange(step * options.batch, (step + 1) * options.batch)
-    epochs, places = positions // len(data), positions % len(data)
-    rows = torch.empty_like(places)
-    for epoch in epochs.unique().tolist():
-        order = torch.Generator().manual_seed(_number(options.seed, "order", epoch))
-        mine = epochs == epoch
-        rows[mine] = torch.randperm(len(data), generator=order)[places[mine]]
-    generator = torch.Generator().manual_seed(_number(options.seed, "noise", step))
-    u = stratified(torch.rand(options.batch, generator=generator, dtype=torch.float64))
-    t = model.recipe.times(u).reshape(-1, *(1,) * len(model.shape))
-
-    def normal(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float32)
-
-    eps = normal(torch.empty(options.batch, *model.shape))
-    context = model.recipe.context
-    return rows, t, eps, None if context is None else context.draw(eps, normal)
-
-
-def _pace(step: int, options: TrainOptions) -> float:
-    """Learning rate over its height: a linear rise, then half a cosine (or none)."""
-    rise = max(1, round(options.warmup * options.steps))
-    if step < rise:
-        return (step + 1) / rise
-    if options.decay == "none":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, options.steps - rise)))
-
-
-def _number(*parts: object) -> int:
-    """A seed of 63 bits from anything printable: streams of different names never meet."""
-    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+def _check_finite(step: int, state: State, checkpoints: Checkpoints, options: TrainOptions) -> None:
+    """Raise FloatingPointError where training has diverged: in every process at the same step."""
+    if state.skipped >= PATIENCE:
+        what = f"the loss or its gradient was not finite in {state.skipped} steps in a row"
+    elif step == options.steps and not finite(state.learned):
+        what = "the weights are not finite after the last step"
+    else:
+        return
+    last = checkpoints.latest()
+    kept = f"The last checkpoint is {last}" if last else "There is no checkpoint yet"
+    raise FloatingPointError(
+        f"training diverged: {what}, up to step {step}. {kept}. Train in another --out with a "
+        f"--learning-rate below {options.learning_rate:g}."
+    )
 
 
 def _identity(model: Model, options: TrainOptions) -> dict[str, Any]:
@@ -282,11 +221,6 @@ def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
 
 def _compiled(backbone: nn.Module, options: TrainOptions) -> nn.Module:
     return torch.compile(backbone) if options.compile else backbone  # type: ignore[return-value]
-
-
-def _together(accelerator: Accelerator, backbone: nn.Module, last: bool) -> AbstractContextManager:
-    """Gradients are averaged over processes with the last part of a step only."""
-    return nullcontext() if last else accelerator.no_sync(backbone)
 
 
 def _crosses(step: int, batch: int, every: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sfumato import pictures, trajectory
 from sfumato.model import Model
+from sfumato.sampling.sample import Diverged
 from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions
 
@@ -38,12 +40,16 @@ class Watch:
         """Running mean of the loss; reads the device."""
         return float("nan") if self._mean is None else float(self._mean)
 
-    def figures(self) -> dict[str, float]:
-        """What a line of the log says beside the step: loss, and images per second of late."""
+    def figures(self) -> dict[str, float | None]:
+        """What a line of the log says beside the step: loss, and images per second of late.
+
+        The loss is None before the first step that was made.
+        """
         now, (step, clock) = time.perf_counter(), self._since
         self._since = (self._step, now)
         speed = (self._step - step) * self._options.batch / (now - clock)
-        return {"loss": round(self.loss, 6), "images_per_second": round(speed, 1)}
+        loss = None if self._mean is None else round(self.loss, 6)
+        return {"loss": loss, "images_per_second": round(speed, 1)}
 
     def start(self, model: Model, options: TrainOptions, step: int) -> None:
         """Training goes on from `step`."""
@@ -75,11 +81,14 @@ class Watch:
             )
             self._bar.start()
 
-    def step(self, step: int, value: Tensor) -> None:
-        """One step is done, with this loss."""
+    def step(self, step: int, value: Tensor | None) -> None:
+        """One step is done, with this loss; None for one that was skipped."""
         self._step = step
         rest = min(0.98, (step - self._first) / (step - self._first + 1))
-        self._mean = value if self._mean is None else rest * self._mean + (1 - rest) * value
+        if value is not None:
+            self._mean = value if self._mean is None else rest * self._mean + (1 - rest) * value
+        elif self.console is not None:
+            self.console.print(f"step {step} is skipped: its loss or gradient is not finite")
         now = time.perf_counter()
         if self.console is None or now - self._line < (0.5 if self._bar else SECONDS_BETWEEN_LINES):
             return
@@ -109,13 +118,19 @@ class Watch:
         if model.config.conditional:
             classes = [i % len(model.config.record.classes or ()) for i in range(36)]
         folder = out / "previews"
-        images_ = model.sample(range(36), steps, classes=classes)
-        if not bool(images_.isfinite().all()):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", Diverged
+                )  # early weights may, and the picture shows
+                images_ = model.sample(range(36), steps, classes=classes)
+                few = classes and classes[:6]
+                paths = trajectory.reverse(model, range(6), steps=steps, classes=few)
+        except Diverged:
             if self.console is not None:
                 self.console.print(f"samples at {images} images are not finite: no picture")
             return
         pictures.save(images_, folder / f"samples-{images:09d}.png")
-        paths = trajectory.reverse(model, range(6), steps=steps, classes=classes and classes[:6])
         pictures.save(pictures.strip(list(paths)), folder / f"reverse-{images:09d}.png")
         x0 = data.batch(torch.arange(min(6, len(data))))
         shown = trajectory.forward(model.recipe.process, x0)
