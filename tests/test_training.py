@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -660,3 +661,71 @@ def test_samples_that_diverge_warn(monkeypatch):
     )
     with pytest.raises(ValueError, match="ddim diverged in 1 of the samples"):
         model.sample([0], steps=3, kernel="ddim")
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_more_images_of_a_constant_rate_are_the_longer_run(warmup, tmp_path):
+    """Four steps, then eight, are the run of eight, where the rise takes as many steps in both."""
+    options = replace(OPTIONS, images=64, decay="none", warmup=warmup)
+    longer = replace(options, images=128, warmup=warmup / 2)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    train(*tiny(options=longer), longer, tmp_path / "run", device="cpu")
+    train(*tiny(options=longer), longer, tmp_path / "whole", device="cpu")
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["options"]["images"] == 128
+    with pytest.raises(ValueError, match="has seen 128 images already, more than 64"):
+        train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+
+
+def test_more_images_of_other_rates_are_another_run(tmp_path):
+    """What the learning rates of the steps made do not allow is told with its cure, which works."""
+    options = replace(OPTIONS, images=64, warmup=0.5)
+    for decay, told in (("cosine", "--from .*run --out NEW"), ("none", r"--warmup 0\.166667\.")):
+        short = replace(options, decay=decay)
+        train(*tiny(options=short), short, tmp_path / decay / "run", device="cpu")
+        longer = replace(short, images=192)
+        with pytest.raises(ValueError, match=told):
+            train(*tiny(options=longer), longer, tmp_path / decay / "run", device="cpu")
+    cured = replace(longer, warmup=0.166667)
+    train(*tiny(options=cured), cured, tmp_path / "none" / "run", device="cpu")
+
+
+def test_what_no_weight_depends_on_does_not_change_a_run(tmp_path):
+    options = replace(OPTIONS, images=32)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    before = final(tmp_path / "run")
+    other = replace(options, keep=1, checkpoint_every=16, preview_every=64)
+    model, data = tiny(options=other, kernel="ddim", steps=7)
+    train(model, data, other, tmp_path / "run", device="cpu")
+    assert final(tmp_path / "run") == before
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    """Its record lacks what was not known then, which has its default."""
+    options = replace(OPTIONS, images=32)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    del record["options"]["keep"], record["options"]["clip"], record["model"]["kernel"]
+    path.write_text(json.dumps(record))
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    assert "resumed" in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_the_hash_of_data_decides_and_not_their_path(tmp_path, monkeypatch, capsys):
+    """The same array by four paths is one run; another array by the same path is another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8)
+    np.save("d/a.npy", pixels)
+    words = "train soft --images 32 --batch 16 --width 8 --multipliers 1 --preview-every 0".split()
+    words += ["--steps", "2", "--device", "cpu", "--quiet", "--out", "run", "--data"]
+    for path in ("d/a.npy", "./d/a.npy", tmp_path / "d" / "a.npy"):
+        assert main([*words, str(path)]) == 0, capsys.readouterr().err
+    shutil.move("d/a.npy", "b.npy")
+    assert main([*words, "b.npy", "--split", "train[:32]"]) == 0
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 5
+    np.save("b.npy", 255 - pixels)
+    assert main([*words, "b.npy"]) == 2
+    assert "another run: there model.record." in capsys.readouterr().err

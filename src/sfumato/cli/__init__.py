@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path

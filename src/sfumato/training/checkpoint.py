@@ -1,6 +1,6 @@
 """A run folder: what the run is, its log, and checkpoints that are whole or absent.
 
-run.json             the resolved configuration: whose folder this is
+run.json             the resolved configuration: whose folder this is, see `identity`
 log.jsonl            one line per report, and the run's lock: who trains has it
 checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
                      optimizer's tensors apart in `optimizer.safetensors`
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from sfumato import files
 from sfumato.files import load_weights, read_tensors
 from sfumato.model import Model
-from sfumato.names import renamed
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
 from sfumato.training import lock
+from sfumato.training.identity import Identity
+from sfumato.training.options import TrainOptions
 
 SKIPPED = "skipped"
 
@@ -122,18 +123,17 @@ class State:
 
 
 class Checkpoints:
-    """The run folder `out` of the run `identity` (final).
+    """The run folder `out` (final).
 
     Args:
         out: the folder.
         model: the model being trained.
-        identity: what makes a run this run; JSON.
-        keep: checkpoints kept.
+        options: how it is trained.
     """
 
-    def __init__(self, out: Path, model: Model, identity: Mapping[str, Any], keep: int) -> None:
-        self.out, self.model, self.keep = out, model, keep
-        self.identity = json.loads(json.dumps(identity))
+    def __init__(self, out: Path, model: Model, options: TrainOptions) -> None:
+        self.out, self.model, self.keep = out, model, options.keep
+        self.identity = Identity(model.config, options)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -143,15 +143,18 @@ class Checkpoints:
             ValueError: it belongs to another run, or another process trains in it, or it cannot be
                 written; it is as it was.
         """
+        text = json.dumps(self.identity.to_dict(), indent=2) + "\n"
         record, log = self.out / "run.json", self.out / "log.jsonl"
         mine = {record, log, *files.parts(record)}
         if not record.is_file() and self.out.is_dir() and set(self.out.iterdir()) - mine:
             raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
         with lock.held(log):
             if record.is_file():
-                self._check(_read(record))
-            else:
-                files.write(record, json.dumps(self.identity, indent=2) + "\n")
+                last = self.latest()
+                step = int(last.name) if last else 0
+                self.identity.check(Identity.read(record), step, self.out)
+            if not record.is_file() or record.read_text() != text:
+                files.write(record, text)
             files.sweep(record)
             files.sweep(self.out / "checkpoints" / DIGITS)
             yield
@@ -199,32 +202,3 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob(DIGITS))
-
-    def _check(self, found: Mapping[str, Any]) -> None:
-        mine, theirs = _flat(self.identity), _flat(found)
-        for name in sorted(set(mine) | set(theirs)):
-            if mine.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{self.out} belongs to another run: there {name} is {theirs.get(name)}, "
-                    f"here {mine.get(name)}. Choose another --out, or ask for the same."
-                )
-
-
-def _read(record: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(record.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{record} cannot be read: {error}.") from error
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
-        raise ValueError(f"{record} is not the record of a run.")
-    return {**found, "model": renamed(found["model"])}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves.update(_flat(value, f"{prefix}{name}."))
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves

@@ -7,7 +7,6 @@ threads, torch build and number of processes.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,10 @@ def train(
 ) -> Model:
     """Train `model` on `data` into the run folder `out`; called again alike, it goes on.
 
+    It goes on too where `options` ask for more images than before, if all steps made so far had the
+    learning rates that they would have had: then the longer run is the one that had asked for all
+    from the start, bit by bit. That is so with `decay` "none", and a `warmup` of as many steps.
+
     A step whose loss or gradient is not finite is skipped: weights, average and moments stay as
     they are, and the next step looks at the next batch.
 
@@ -85,7 +88,7 @@ def train(
     _check(model, data, options, accelerator.num_processes)
     backbone = model.denoiser.backbone.to(accelerator.device)
     state = _state(model.learned, options)
-    checkpoints = Checkpoints(Path(out), model, _identity(model, options), options.keep)
+    checkpoints = Checkpoints(Path(out), model, options)
     main, watch = accelerator.is_main_process, watch or Watch()
     with ExitStack() as stack:
         with accelerator.main_process_first():
@@ -197,11 +200,6 @@ def _check_finite(step: int, state: State, checkpoints: Checkpoints, options: Tr
         f"training diverged: {what}, up to step {step}. {kept}. Train in another --out with a "
         f"--learning-rate below {options.learning_rate:g}."
     )
-
-
-def _identity(model: Model, options: TrainOptions) -> dict[str, Any]:
-    """What makes a run this run and no other."""
-    return {"model": model.config.to_dict(), "options": asdict(options)}
 
 
 def _bf16(options: TrainOptions, device: str | None) -> bool:

@@ -1,0 +1,109 @@
+r"""An identity is what makes a run this run: all that the weights in its folder depend on so far.
+
+How often they are saved, how a model is sampled, and where data or first weights lie whose hash is
+the same, is no part of it; nor is what only later steps depend on, such as a plan for more images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.config import Config
+from sfumato.training.options import TrainOptions
+
+IDLE = (
+    *("model.kernel", "model.steps", "model.origin.name"),
+    *("options.checkpoint_every", "options.preview_every", "options.keep"),
+)
+"""What no weight depends on."""
+
+PLAN = ("options.images", "options.warmup", "options.decay")
+"""What weights depend on through the learning rate of each step alone."""
+
+PLACE = ("model.record.name", "model.record.split")
+"""Where images lie, which their hash says better."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model's config and how it is trained: what `run.json` holds (final)."""
+
+    config: Config
+    options: TrainOptions
+
+    @classmethod
+    def read(cls, record: Path) -> Identity:
+        """From a run's `run.json`; ValueError where it is none.
+
+        What an older version did not know yet has its default.
+        """
+        try:
+            found = json.loads(record.read_text())
+            return cls(Config.from_dict(found["model"]), TrainOptions(**found["options"]))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{record} cannot be read: {error}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{record} is not the record of a run: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"model": self.config.to_dict(), "options": asdict(self.options)}
+
+    def check(self, found: Identity, step: int, out: Path) -> None:
+        """Whether this run would have made, by `step`, the weights that `found` made in `out`.
+
+        Raises:
+            ValueError: it would not; the sentence says why, and what to do.
+        """
+        mine, theirs = _flat(self.to_dict()), _flat(found.to_dict())
+        aside = {*IDLE}
+        if (
+            mine["model.record.sha256"]
+            and mine["model.record.sha256"] == theirs["model.record.sha256"]
+        ):
+            aside |= {*PLACE}
+        if all(self.options.pace(k) == found.options.pace(k) for k in range(step)):
+            aside |= {*PLAN}
+        elif self.options.images != found.options.images:
+            self._check_plan(found.options, out)
+        for name in sorted({*mine, *theirs} - aside):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{out} belongs to another run: there {name} is {theirs.get(name)}, "
+                    f"here {mine.get(name)}. Choose another --out, or ask for the same."
+                )
+        if step > self.options.steps:
+            raise ValueError(
+                f"{out} has seen {step * self.options.batch} images already, more than "
+                f"{self.options.images}. Ask for as many, or choose another --out."
+            )
+
+    def _check_plan(self, planned: TrainOptions, out: Path) -> None:
+        """Raise ValueError where the learning rates of another number of images were others."""
+        mine = self.options
+        if (mine.decay, mine.warmup) != (planned.decay, planned.warmup):
+            return
+        start = f"{out} was planned for {planned.images} images"
+        if mine.decay == "cosine":
+            raise ValueError(
+                f"{start}, at which --decay cosine ends: {mine.images} are another run. Train on "
+                f"from its weights, --from {out} --out NEW, or plan with --decay none."
+            )
+        raise ValueError(
+            f"{start}, and {mine.images} have another warm-up than the {planned.rise} steps it "
+            f"had. Keep those with --warmup {planned.rise / mine.steps:g}."
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
