@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import multiprocessing
@@ -729,3 +730,64 @@ def test_the_hash_of_data_decides_and_not_their_path(tmp_path, monkeypatch, caps
     np.save("b.npy", 255 - pixels)
     assert main([*words, "b.npy"]) == 2
     assert "another run: there model.record." in capsys.readouterr().err
+
+
+def test_training_starts_from_a_model_s_weights(tmp_path):
+    """At a rate of nearly 0 the weights stay; facts and record are those of the new data."""
+    options = replace(OPTIONS, images=32)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    source = load_file(max((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")
+    data = load("digits", "train[100:]")
+    slow = replace(options, learning_rate=1e-30, seed=1)
+    config = Config("soft", data.record, network=TINY)
+    model = build(config, data, slow, tmp_path / "run")
+    train(model, data, slow, tmp_path / "tuned", device="cpu")
+    tuned = load_file(max((tmp_path / "tuned" / "checkpoints").iterdir()) / "raw.safetensors")
+    assert all(torch.allclose(source[name], tuned[name], atol=1e-20) for name in source)
+    told = json.loads((tmp_path / "tuned" / "run.json").read_text())["model"]["origin"]
+    digest = hashlib.sha256()
+    for name in sorted(source):
+        digest.update(name.encode() + source[name].numpy().tobytes())
+    assert told == {"name": str(tmp_path / "run"), "sha256": digest.hexdigest()}
+    again = from_pretrained(tmp_path / "tuned")
+    assert again.config == model.config and again.config.origin is not None
+    with pytest.raises(
+        ValueError, match=r"another run: there model\.origin\.sha256 is [0-9a-f]+, "
+    ):
+        train(build(config, data, slow), data, slow, tmp_path / "tuned", device="cpu")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    train(
+        build(config, data, slow, tmp_path / "moved"), data, slow, tmp_path / "tuned", device="cpu"
+    )
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    options = replace(OPTIONS, images=16)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    data, photos = load("digits"), load("photos")
+    with pytest.raises(
+        ValueError, match=r"signals of shape \(1, 8, 8\); those of photos have \(3,"
+    ):
+        build(Config("soft", photos.record, network=TINY), photos, options, tmp_path / "run")
+    wide = replace(TINY, width=16)
+    with pytest.raises(ValueError, match="does not fit the network"):
+        build(Config("soft", data.record, network=wide), data, options, tmp_path / "run")
+
+
+def test_the_command_line_starts_from_a_run(tmp_path, monkeypatch, capsys):
+    """Method, parameters and network are its own where nothing else is said."""
+    monkeypatch.chdir(tmp_path)
+    words = "--images 32 --batch 16 --preview-every 0 --device cpu --quiet".split()
+    size = "--width 8 --multipliers 1 --steps 3 --blur 0.01,0.3".split()
+    assert main(["train", "soft", *size, *words, "--out", "a"]) == 0
+    words += ["--from", "a", "--split", "train[:500]"]
+    assert main(["train", *words, "--out", "b"]) == 0, capsys.readouterr().err
+    one, two = from_pretrained("a").config, from_pretrained("b").config
+    assert (one.method, one.parameters, one.network) == (two.method, two.parameters, two.network)
+    assert main(["train", "--config", "b/run.json", "--out", "b", "--quiet"]) == 0
+    assert main(["train", "ddpm", *words, "--out", "c", "--dry-run"]) == 0
+    assert "blur" not in capsys.readouterr().out
+    assert main(["train", *words, "--out", "a"]) == 2
+    assert "a belongs to another run" in capsys.readouterr().err
+    assert main(["train", *words, "--width", "16", "--out", "d"]) == 2
+    assert "does not fit the network" in capsys.readouterr().err and not Path("d").exists()

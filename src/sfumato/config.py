@@ -15,6 +15,19 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The weights that training started from (final).
+
+    Attributes:
+        name: as given to `--from`.
+        sha256: of the weights, in hex.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Config:
     """What a model is, as `config.json` holds it (final).
 
@@ -29,6 +42,7 @@ class Config:
             method's own.
         steps: of that sampler; None for the method's own.
         clock: the method's own times at equal times, from 0 to 1, where its levels were selected.
+        origin: the weights that training started from; None for weights drawn from the seed.
     """
 
     method: str
@@ -40,6 +54,7 @@ class Config:
     kernel: str | None = None
     steps: int | None = None
     clock: tuple[float, ...] | None = None
+    origin: Origin | None = None
 
     @property
     def own(self) -> bool:
@@ -50,8 +65,9 @@ class Config:
         """As JSON holds it."""
         plain = asdict(self) | {"record": self.record.to_dict()}
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
-        if self.clock is None:  # so that models without one are what they were
-            del found["clock"]
+        for name in ("clock", "origin"):  # so that models without one are what they were
+            if found[name] is None:
+                del found[name]
         return found
 
     @classmethod
@@ -67,11 +83,12 @@ class Config:
         try:
             network = values.pop("network")
             record = Record.from_dict(values.pop("record"))
-            clock = values.pop("clock", None)
+            clock, origin = values.pop("clock", None), values.pop("origin", None)
             return cls(
                 record=record,
                 network=None if network is None else UNetOptions(**network),
                 clock=None if clock is None else tuple(clock),
+                origin=None if origin is None else Origin(**origin),
                 **values,
             )
         except (KeyError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -184,3 +185,11 @@ def load_weights(
                 f"network {tuple(wanted[name].shape)}."
             )
     module.load_state_dict({name: tensors[plain_name(name)] for name in module.state_dict()})
+
+
+def digest(tensors: Mapping[str, Tensor], about: bytes = b"") -> str:
+    """SHA-256 of `about`, then of each tensor's name and its values in float32, in hex."""
+    found = hashlib.sha256(about)
+    for name, value in tensors.items():
+        found.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return found.hexdigest()

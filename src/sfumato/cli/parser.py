@@ -145,12 +145,8 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, is no table of options, or names code to run.
     """
-    path = None
-    for word, after in itertools.pairwise([*argv, ""]):
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            path = value if equals else after
-    if not path:
+    path = said(argv, "--config")
+    if path is None:
         return {}
     try:
         found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -160,9 +156,23 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"--config {path} holds no table of options.")
     options = {str(key).replace("-", "_"): value for key, value in _flat(found).items()}
-    typed = {part for word in argv for part in (word, word.partition("=")[2])}
-    refuse_code(options, typed, f"--config {path}")
+    refuse_code(options, typed(argv), f"--config {path}")
     return options
+
+
+def said(argv: Sequence[str], flag: str) -> str | None:
+    """What follows `flag` in `argv`, before anything else of it is read."""
+    found = None
+    for word, after in itertools.pairwise([*argv, ""]):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            found = value if equals else after
+    return found or None
+
+
+def typed(argv: Sequence[str]) -> Container[object]:
+    """The words and the values in `argv`."""
+    return {part for word in argv for part in (word, word.partition("=")[2])}
 
 
 def refuse_code(options: Mapping[str, Any], typed: Container[object], where: str) -> None:
@@ -218,18 +228,27 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
         raise ValueError("--config holds `model` and `options`, but not those of a run.")
     model = renamed(model)
-    clock, record = model.get("clock"), model["record"]
+    origin, record = model.get("origin"), model["record"]
     return {
-        **({"clock": ",".join(map(repr, clock))} if clock else {}),
-        "method": model["method"],
+        **described(model),
         "data": record["name"],
         "split": record["split"],
         "range": [record["low"], record["high"]],
         **{name: record[name] for name in LATER if name in record},
+        **({"from": origin["name"]} if origin else {}),
+        **found["options"],
+    }
+
+
+def described(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a model's config says: method, parameters, classes, network."""
+    clock = model.get("clock")
+    return {
+        **({"clock": ",".join(map(repr, clock))} if clock else {}),
+        "method": model["method"],
         "conditional": model["conditional"],
         **model["parameters"],
         **(model["network"] or {}),
-        **found["options"],
     }
 
 

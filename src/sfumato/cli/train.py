@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from sfumato.cli import kinds, reading, signatures
-from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.parser import (
+    Parser,
+    described,
+    first,
+    refuse_code,
+    resolved,
+    said,
+    settings,
+    typed,
+)
 from sfumato.cli.signatures import SOURCE, Parameter, Signature
 
 if TYPE_CHECKING:
@@ -29,6 +38,8 @@ WITHOUT = "train needs a method first, as in sfumato train soft; there are {}."
 def run(argv: Sequence[str]) -> int:
     """Train as the command line says; the exit code."""
     found = settings(argv)
+    if source := said(argv, "--from") or found.get("from"):
+        found = _inherited(source, argv) | found
     names = signatures.methods()
     name, rest = first(argv, found, "method", WITHOUT.format(", ".join(names)))
     training = signatures.read(SOURCE / "training" / "options.py", "TrainOptions").parameters
@@ -50,6 +61,18 @@ def run(argv: Sequence[str]) -> int:
         return 0
     chosen = pick(values, [row for row in method.parameters if _changed(values, row)])
     return _train(name, chosen, options, size, values)
+
+
+def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The options that weights from `source` come with: of another method, those of the network."""
+    from sfumato.store import newest, read_config
+
+    config = newest(source, read_config)
+    if not argv[0].startswith("-") and argv[0] != config.method:
+        config = replace(config, method=argv[0], parameters={}, clock=None)
+    found = described(config.to_dict())
+    refuse_code(found, typed(argv), f"--from {source}")
+    return found
 
 
 def _train(
@@ -78,7 +101,7 @@ def _train(
     config = Config(name, data.record, parameters, size, values.conditional, sha256)
     if values.clock is not None:
         config = replace(config, clock=clock(values.clock))
-    model = build(config, data, options, build=make if sha256 else None)
+    model = build(config, data, options, values["from"], build=make if sha256 else None)
     try:
         train(model, data, options, values.out, watch.terminal(values.quiet), place)
     except KeyboardInterrupt:
@@ -126,6 +149,8 @@ def _add_options(
     reading.data_options(parser)
     parser.option("flip", kinds.YES, False, "train on each image and on its mirror image")
     parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
+    start = "run or model whose weights training starts from, and whose network is the default"
+    parser.option("from", kinds.optional(kinds.TEXT), None, start)
     parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", "where to train")
     text = "levels that `sfumato select` chose: its FILE.json, or times 0,...,1 of the method's own"
     parser.option("clock", kinds.optional(kinds.TEXT), None, text)

@@ -128,11 +128,9 @@ class Sampler:
 
 def fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    tensors = {**model.facts._asdict(), **files.plain(model.learned.state_dict())}
-    for name, value in tensors.items():
-        digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
+    config = json.dumps(model.config.to_dict(), sort_keys=True).encode()
+    weights = files.plain(model.learned.state_dict())
+    return files.digest({**model.facts._asdict(), **weights}, config)
 
 
 def digest(pixels: Tensor) -> str:

@@ -17,7 +17,7 @@ class TrainOptions:
     """How to train, whatever the method (final).
 
     Attributes:
-        images: training images seen in all.
+        images: training images seen in all; with decay none, a larger number goes on with a run.
         batch: images in one step, over all processes.
         learning_rate: of AdamW at its height.
         warmup: share of the steps in which the learning rate rises from 0.

@@ -7,6 +7,7 @@ threads, torch build and number of processes.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from sfumato.config import Config
+from sfumato import files, store
+from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
 from sfumato.estimation.denoise import Denoiser
 from sfumato.model import Model
@@ -35,16 +37,45 @@ PATIENCE = 10
 """Steps in a row that are not finite before training is given up."""
 
 
-def build(config: Config, data: Data, options: TrainOptions, **given: Any) -> Model:
+def build(
+    config: Config,
+    data: Data,
+    options: TrainOptions,
+    start: str | Path | None = None,
+    **given: Any,
+) -> Model:
     """A model before training: facts measured from `data`, initial weights from the seed.
 
-    `given` are what `Model` takes beside config and facts: `backbone`, `build`.
+    Args:
+        config: what the model is.
+        data: what it will be trained on.
+        options: how; their seed is used.
+        start: a run or a model, as `from_pretrained` finds it, whose averaged weights are the
+            initial ones instead; `config.origin` says which.
+        given: what `Model` takes beside config and facts: `backbone`, `build`.
+
+    Raises:
+        ValueError: the weights at `start` are of another network or of signals of another shape, or
+            not finite.
     """
     expect(config, Config, "build needs a Config first")
     expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
     expect(options, TrainOptions, "build needs TrainOptions after the data")
     torch.manual_seed(options.seed)
-    return Model(config, data.facts(), **given)
+    if start is None:
+        return Model(config, data.facts(), **given)
+    stored = store.read(start)
+    if (there := stored.config.record.shape) != data.record.shape:
+        raise ValueError(
+            f"{start} has weights for signals of shape {there}; those of {data.record.name} have "
+            f"{data.record.shape}."
+        )
+    origin = Origin(str(start), files.digest(dict(sorted(stored.weights.items()))))
+    model = Model(replace(config, origin=origin), data.facts(), **given)
+    files.load_weights(model.learned, stored.path, stored.weights)
+    if not finite(model.learned):
+        raise ValueError(f"the weights in {stored.path} are not finite. Start from others.")
+    return model
 
 
 def train(
