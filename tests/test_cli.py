@@ -25,6 +25,7 @@ from sfumato.cli.progress import bar
 from sfumato.cli.sample import labels
 from sfumato.methods import KERNELS, METHODS
 from sfumato.networks import UNetOptions
+from sfumato.training import stop
 from sfumato.training.train import TrainOptions
 from sfumato.training.watch import Watch
 
@@ -464,13 +465,17 @@ def test_finished_images_are_read_as_they_are(here, capsys):
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_an_interrupted_run_says_how_to_go_on_and_does(number, here, capsys, monkeypatch):
+    if number == signal.SIGHUP:  # ignored where the tests run under nohup
+        monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_DFL)
     words = ("train", "soft", "--steps", 2, "--images", 160, "--out", "cut", *TINY)
     step = Watch.step
 
     def cut(self, done, value):
         step(self, done, value)
         if done == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "step", cut)
@@ -482,6 +487,27 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch
     assert {"event": "resumed", "step": 3} in log
     cut_run, whole = (load_file(from_latest(Path(r)) / "raw.safetensors") for r in ("cut", "whole"))
     assert all(torch.equal(cut_run[name], whole[name]) for name in whole)
+
+
+def test_a_stop_is_asked_for_and_a_second_ctrl_c_interrupts():
+    """Other signals in a row are one; what nohup ignores stays ignored; handlers are put back."""
+    before = {number: signal.getsignal(number) for number in stop.SIGNALS}
+    try:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stop.asked() as stopping:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping()
+            for _ in range(2):
+                signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGINT)
+            assert stopping()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_method_of_one_s_own(here, capsys):

@@ -16,6 +16,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
 from sfumato.cli.signatures import Parameter
+from sfumato.cli.words import cure
 from sfumato.names import nearest, renamed
 from sfumato.record import LATER
 
@@ -106,7 +107,7 @@ class Parser(ArgumentParser):
         actions = {action.dest: action for action in self._actions}
         for key, value in settings.items():
             if key not in actions or key in TRANSIENT or key == "help":
-                raise ValueError(f"--config: {nearest('option', key, actions, self.hint)}")
+                raise ValueError(f"--config: {self._unknown(key, actions)}")
             self.set_defaults({key: self._fit(actions[key], value)})
             actions[key].required = False
         return self.parse_args(_joined(argv))
@@ -118,6 +119,11 @@ class Parser(ArgumentParser):
         except kinds.Unfit as error:
             raise ValueError(f"{action.dest} {error}") from None
 
+    def _unknown(self, word: str, known: Iterable[str]) -> str:
+        """The sentence for an option that this verb does not have."""
+        names = {name.strip("-").replace("_", "-") for name in known}
+        return cure(word.strip("-"), names) or nearest("option", word, known, self.hint)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - as in jsonargparse
         """Raise ValueError with one sentence that names the option."""
         message = " ".join(message.split())
@@ -125,7 +131,7 @@ class Parser(ArgumentParser):
             word = found[1].split()[0].partition("=")[0]
             if word.startswith("-"):
                 flags = [flag for action in self._actions for flag in action.option_strings]
-                raise ValueError(nearest("option", word, flags, self.hint))
+                raise ValueError(self._unknown(word, flags))
             raise ValueError(f"{self.verb} does not take '{word}'.")
         if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: expected (one|\d+) .*", message):
             raise ValueError(f"{found[1]} needs a value.")

@@ -64,7 +64,7 @@ class TrainOptions:
         for name in ("seed", "preview_every", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 found = getattr(self, name)
-                raise ValueError(f"{name} must be 0 or more, and finite; got {found}.")
+                raise ValueError(f"{name} must be 0 or more and finite; got {found}.")
         for name in ("ema", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")

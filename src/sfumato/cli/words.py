@@ -1,0 +1,58 @@
+"""Words are options that people know from other programs, with what says the same here."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import NamedTuple
+
+
+class Cure(NamedTuple):
+    """What to type instead of some words (final)."""
+
+    option: str
+    """Where a verb has it, the cure is given."""
+    sentence: str
+    words: str
+
+
+CURES = (
+    Cure(
+        "images",
+        "training is counted in images: use --images N, where an epoch is as many as the data have",
+        "epoch epochs num-epochs max-epochs n-epochs num-train-epochs",
+    ),
+    Cure(
+        "images",
+        "training is counted in images: use --images N, which is steps times --batch",
+        "iterations iters max-iters max-steps train-steps max-train-steps train-num-steps",
+    ),
+    Cure(
+        "from",
+        "the same command resumes a run; --from RUN starts another run from its weights",
+        "resume resume-from resume-from-checkpoint continue checkpoint ckpt load init pretrained "
+        "finetune",
+    ),
+    Cure("learning-rate", "use --learning-rate X", "lr train-lr"),
+    Cure("weight-decay", "use --weight-decay X", "wd"),
+    Cure("batch", "use --batch N", "bs"),
+    Cure("precision", "use --precision bfloat16", "amp fp16 bf16 half mixed-precision"),
+    Cure("device", "use --device cuda, and torchrun for several", "gpu gpus gpu-ids num-gpus"),
+    Cure("width", "use --width N", "dim channels num-channels base-channels"),
+    Cure("out", "use --out PATH", "output output-dir outdir save-dir logdir results-folder"),
+    Cure("seeds", "use --seeds 0-63: one image for each", "num-samples num-images n-samples count"),
+    Cure("conditional", "use --conditional", "class-cond class-conditional"),
+)
+
+
+def cure(word: str, options: Container[str]) -> str | None:
+    """The sentence for an option that nobody has under this name, or None.
+
+    Args:
+        word: as typed, without dashes in front.
+        options: those of the verb, by name with dashes inside.
+    """
+    word = word.replace("_", "-").lower()
+    for option, sentence, words in CURES:
+        if option in options and word in words.split():
+            return f"no option '--{word}'; {sentence}."
+    return None
