@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import pickle
 import re
+import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sfumato as sf
@@ -35,6 +40,7 @@ from sfumato.estimation.denoise import Denoiser, noise
 from sfumato.estimation.limit import clip, limited
 from sfumato.methods import lookup
 from sfumato.sampling.sample import sample
+from sfumato.training.watch import Watch
 
 
 class Case(NamedTuple):
@@ -103,8 +109,190 @@ def is_true(found: object) -> None:
 # A stranger's files.
 FILES: list[Case] = []
 
+TINY = (
+    *("train", "soft", "--width", 8, "--multipliers", 1, "--batch", 16, "--steps", 2),
+    *("--preview-every", 0, "--checkpoint-every", 16, "--device", "cpu", "--quiet", "--out", "run"),
+)
+"""A training of seconds on digits; words after it win."""
+
+
+def then(*commands: tuple[object, ...]) -> Callable[[Path], Ended]:
+    """The feed: command lines in turn, all but the last of which end well; how the last ends."""
+
+    def feed(folder: Path) -> Ended:
+        for words in commands[:-1]:
+            ended = run(*words)
+            assert ended.code == 0, ended.err
+        return run(*commands[-1])
+
+    return feed
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The tensors of each kept checkpoint of `folder`/run, by file and name."""
+    return {
+        f"{path.relative_to(folder)} {name}": value
+        for path in sorted(folder.glob("run/checkpoints/*/*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def poisoned(folder: Path) -> Ended:
+    """A run whose weights are NaN is sampled."""
+    run(*TINY, "--images", 16)
+    (path,) = folder.glob("run/checkpoints/*/model.safetensors")
+    save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
+    return run("sample", "run", "--seeds", 0)
+
+
+def diverging(folder: Path) -> bool:
+    """Training at a learning rate of 1e30 leaves finite checkpoints only, and a strict log."""
+    ended = run(*TINY, "--images", 640, "--learning-rate", 1e30, "--warmup", 0, "--keep", 1)
+    lines = (folder / "run" / "log.jsonl").read_text().splitlines()
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    entries = [json.loads(line, parse_constant=refuse) for line in lines]
+    kept = weights(folder)
+    finite = bool(kept) and all(bool(value.isfinite().all()) for value in kept.values())
+    return ended.code == 1 and finite and any(e.get("event") == "skipped" for e in entries)
+
+
+def signalled(*numbers: int) -> Callable[[Path], Ended]:
+    """The feed: these signals, one after the other, at the second step of training."""
+
+    def feed(folder: Path) -> Ended:
+        step = Watch.step
+
+        def heard(self: Watch, done: int, value: object) -> None:
+            step(self, done, value)  # pyright: ignore[reportArgumentType]
+            for number in numbers if done == 2 else ():
+                signal.raise_signal(number)
+
+        with patch.object(Watch, "step", heard):
+            ended = run(*TINY, "--images", 64, "--checkpoint-every", 640)
+        saved = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
+        return ended._replace(out=f"saved {saved}")
+
+    return feed
+
+
+def together(folder: Path) -> Ended:
+    """While a command trains in a folder, another one does."""
+    step, second = Watch.step, []
+
+    def meanwhile(self: Watch, done: int, value: object) -> None:
+        step(self, done, value)  # pyright: ignore[reportArgumentType]
+        if done == 1:
+            second.append(run(*TINY, "--images", 64))
+
+    with patch.object(Watch, "step", meanwhile):
+        assert run(*TINY, "--images", 64).code == 0
+    return second[0]
+
+
+def further(folder: Path) -> bool:
+    """A finished run with more images is the run that had asked for them from the start."""
+    constant = ("--decay", "none", "--warmup", 0)
+    found = []
+    for counts in ((32, 64), (64,)):
+        for count in counts:
+            assert run(*TINY, *constant, "--images", count, "--keep", 1).code == 0
+        found.append(weights(folder))
+        shutil.rmtree(folder / "run")
+    return all(torch.equal(found[0][name], found[1][name]) for name in found[1])
+
+
+def moved(folder: Path) -> Ended:
+    """The data of a run are moved, and the run goes on."""
+    arrays(folder / "here.npy", (8, 8))
+    run(*TINY, "--images", 32, "--data", "here.npy")
+    (folder / "there").mkdir()
+    (folder / "here.npy").rename(folder / "there" / "now.npy")
+    return run(*TINY, "--images", 32, "--data", "there/now.npy")
+
+
+def arrays(path: Path, shape: tuple[int, ...]) -> None:
+    np.save(path, np.random.default_rng(0).integers(0, 256, (40, *shape), np.uint8))
+
+
+def elsewhere(shape: tuple[int, ...]) -> Callable[[Path], Ended]:
+    """The feed: fine-tuning from a run on digits, on other data of this shape."""
+
+    def feed(folder: Path) -> Ended:
+        arrays(folder / "new.npy", shape)
+        run(*TINY, "--images", 16)
+        return run(*TINY, "--images", 16, "--data", "new.npy", "--from", "run", "--out", "tuned")
+
+    return feed
+
+
 # Training that goes wrong, is cut, or goes on.
-TRAINING: list[Case] = []
+TRAINING: list[Case] = [
+    Case(
+        "huggingface/diffusers#4820",
+        "a learning rate at which the loss turns NaN",
+        command(*TINY, "--images", 640, "--learning-rate", 1e30),
+        exits(1, r"training diverged: .* 10 steps in a row.* --learning-rate below 1e\+30"),
+    ),
+    Case(
+        "chairc/Integrated-Design-Diffusion-Model#60",
+        "NaN after the first steps, one checkpoint kept",
+        diverging,
+        is_true,
+    ),
+    Case(
+        "huggingface/diffusers#6492",
+        "sampling a model whose weights are NaN",
+        poisoned,
+        exits(2, "the weights of this model are not finite numbers"),
+    ),
+    Case(
+        "TheCacophonyProject/classifier-pipeline#14",
+        "two trainings at a time in one folder",
+        together,
+        exits(2, "another process is training in run. Wait until it ends"),
+    ),
+    Case(
+        "mlfoundations/open_clip#413",
+        "more images of a finished run with a cosine",
+        then((*TINY, "--images", 64), (*TINY, "--images", 128)),
+        exits(2, "--decay cosine ends: 128 are another run. Train on from its weights, --from run"),
+    ),
+    Case("bohaohuang/mrs#50", "more images of a finished run", further, is_true),
+    Case(
+        "tdrussell/diffusion-pipe#436",
+        "other data, from the weights of a run",
+        elsewhere((8, 8)),
+        exits(0),
+    ),
+    Case(
+        "ayushtewari/DFM#7",
+        "larger images, from the weights of a run",
+        elsewhere((16, 16)),
+        exits(2, r"run has weights for signals of shape \(1, 8, 8\); those of new.npy have"),
+    ),
+    Case("MrNeRF/LichtFeld-Studio#599", "data moved before a resume", moved, exits(0)),
+    Case(
+        "lucidrains/denoising-diffusion-pytorch#115",
+        "looking for the option that resumes",
+        command("train", "soft", "--resume"),
+        exits(2, "the same command resumes a run"),
+    ),
+    Case(
+        "martius-lab/cluster_utils#64",
+        "SIGUSR1 before a time limit",
+        signalled(signal.SIGUSR1),
+        exits(130, "saved .*00000002.*the same command goes on"),
+    ),
+    Case(
+        "facebookincubator/submitit#1603",
+        "SIGTERM and SIGUSR1 in a row",
+        signalled(signal.SIGTERM, signal.SIGUSR1),
+        exits(130, "saved .*00000002.*the same command goes on"),
+    ),
+]
 
 # Images, folders and arrays as people have them.
 BYTES = np.random.default_rng(0).integers(0, 256, (4, 12, 12), np.uint8)

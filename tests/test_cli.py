@@ -464,7 +464,6 @@ def test_finished_images_are_read_as_they_are(here, capsys):
     assert run(*words, "--out", "a.json", "--range", "0,255") == 0
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(here, capsys, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_an_interrupted_run_says_how_to_go_on_and_does(number, here, capsys, monkeypatch):
     if number == signal.SIGHUP:  # ignored where the tests run under nohup
