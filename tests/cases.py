@@ -381,6 +381,10 @@ FAMILIES |= {
     "linear-from-zero": Scale(Linear(0.0, 1.0)),
     "fade-ended": Fade(Linear(0.0, 3.0), torch.linspace(0, 1, 20).reshape(4, 5), dct(4, 5), 0.3),
     "non-commuting": Heat(_BLUR, dct(4, 5)) @ Fixed(_powered(_SPECTRUM)),
+    "summed": Mapping(lambda t: scaled(1 - t) + scaled(t) @ _powered(_SPECTRUM)),
+    "summed-through-zero": Mapping(
+        lambda t: _powered(_SPECTRUM) @ (scaled(t - 0.5203) + scaled(t**2) @ _powered(_SPECTRUM))
+    ),
     "matrix-free": Mapping(lambda t: MatrixFree(lambda x: torch.sin(3 * t) * x.cumsum(-1))),
     "dense": Mapping(lambda t: Dense(torch.linalg.matrix_exp(-_axis(t) * spd(20)), SHAPE)),
 }

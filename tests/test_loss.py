@@ -530,3 +530,14 @@ def test_bound_refuses_a_silent_step_where_nothing_commutes():
     process = Process(signal, Scale(Linear(0.1, 0.5)))
     with pytest.raises(ValueError, match="infinite; ddim draws none"):
         bound(ddim(0.0))(process, torch.tensor(0.5), torch.tensor(0.4))
+
+
+@pytest.mark.parametrize("t", [0.5, 1.0])
+def test_the_rate_of_a_summed_signal(t):
+    """W^T W = -dSNR/dt = -2 c c' / v of c = (1 - t) + t a, also at t = 1, where 1 - t is 0."""
+    gains = torch.linspace(0.1, 0.9, 20, dtype=torch.float64).reshape(4, 5)
+    camera = Diagonal(gains.log(), None, pixel(4, 5))
+    signal = Mapping(lambda u: scaled(1 - u) + scaled(u) @ camera)
+    weight = WEIGHTINGS["rate"](Process(signal, Scale(Constant(0.3))), time(t), time(t))
+    expected = -2 * ((1 - t) + t * gains) * (gains - 1) / 0.09
+    torch.testing.assert_close(weight.gain**2, expected)

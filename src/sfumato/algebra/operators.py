@@ -1,9 +1,9 @@
-r"""Operators that know their structure: diagonal in a basis, or an explicit matrix.
+r"""Operators that are diagonal in a basis, and the names of all others.
 
 `Diagonal` is closed under everything: it stores *log*-gains in float64, so that products, ratios
 and roots are sums and differences, a heat gain of 10^-2197 is an ordinary number, and a hard zero
 is -inf (its inverse is the pseudo-inverse, zero). Variances subtract as signed log-sums (`expm1`),
-never as differences of floats. `Dense` is the oracle for small n.
+never as differences of floats.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sfumato.algebra.linear import NotPositive as NotPositive
 from sfumato.algebra.linear import Operator as Operator
 from sfumato.algebra.linear import Sum as Sum
 from sfumato.algebra.logs import log_of, product_sign, signed_sum
+from sfumato.algebra.matrix import Dense as Dense
 from sfumato.algebra.transforms import Axes
 
 
@@ -49,6 +50,7 @@ class Diagonal(Operator):
         self.log_gain = log_gain.to(torch.float64)
         self.sign = None if sign is None else sign.to(torch.float64)
         self.basis = basis
+        self._summed: Tensor | None = None
         self._gains: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._fused: Axes | bool | None = False  # not asked yet
         self._vanishes: bool | None = None  # likewise
@@ -58,6 +60,15 @@ class Diagonal(Operator):
         """Signed gains, in the dtype of `log_gain`."""
         gain = torch.exp(self.log_gain)
         return gain if self.sign is None else self.sign * gain
+
+    @property
+    def zeros(self) -> Tensor:
+        """Where the gain, or a term that was summed into it, is a hard zero, as booleans.
+
+        The logarithm of the sum has no derivative there that would tell of such a term.
+        """
+        own = torch.isneginf(self.log_gain)
+        return own if self._summed is None else own | self._summed
 
     def like(self, x: Tensor) -> Tensor:
         """Signed gains in the dtype and on the device of `x`, computed once unless learned."""
@@ -137,7 +148,8 @@ class Diagonal(Operator):
 
     def inv(self) -> Diagonal:
         zero = torch.isneginf(self.log_gain)
-        return Diagonal(torch.where(zero, self.log_gain, -self.log_gain), self.sign, self.basis)
+        log_gain = torch.where(zero, self.log_gain, -self.log_gain)
+        return Diagonal(log_gain, self.sign, self.basis)._of(self)
 
     def sqrt(self) -> Diagonal:
         if self.sign is not None:
@@ -146,7 +158,7 @@ class Diagonal(Operator):
                 at = tuple(int(i) for i in bad.nonzero()[0])
                 found = f"gain: {self.coefficient(at)} is {float(self.gain[at]):.3g}"
                 raise NotPositive(found, sample=at[0] if at else 0)
-        return Diagonal(self.log_gain / 2, None, self.basis)
+        return Diagonal(self.log_gain / 2, None, self.basis)._of(self)
 
     def logdet(self, shape: Sequence[int]) -> Tensor:
         full = torch.broadcast_shapes(tuple(shape), self.log_gain.shape)
@@ -154,12 +166,13 @@ class Diagonal(Operator):
 
     def __neg__(self) -> Diagonal:
         sign = torch.ones_like(self.log_gain) if self.sign is None else self.sign
-        return Diagonal(self.log_gain, -sign, self.basis)
+        return Diagonal(self.log_gain, -sign, self.basis)._of(self)
 
     def _times(self, other: Operator) -> Operator | None:
         if isinstance(other, Diagonal) and self._shares_basis(other):
             sign = product_sign(self.sign, other.sign)
-            return Diagonal(self.log_gain + other.log_gain, sign, self.basis or other.basis)
+            log_gain, basis = self.log_gain + other.log_gain, self.basis or other.basis
+            return Diagonal(log_gain, sign, basis)._of(self, other)
         if self._is(0.0):
             return self
         return other if self._is(1.0) else None
@@ -172,8 +185,16 @@ class Diagonal(Operator):
     def _plus(self, other: Operator) -> Operator | None:
         if isinstance(other, Diagonal) and self._shares_basis(other):
             total = signed_sum(self.log_gain, self.sign, other.log_gain, other.sign)
-            return Diagonal(*total, self.basis or other.basis)
+            made = Diagonal(*total, self.basis or other.basis)
+            made._summed = self.zeros | other.zeros
+            return made
         return other if self._is(0.0) else None
+
+    def _of(self, *factors: Diagonal) -> Diagonal:
+        """This operator, with what its factors know of zeros that were summed into them."""
+        for summed in (factor._summed for factor in factors if factor._summed is not None):
+            self._summed = summed if self._summed is None else self._summed | summed
+        return self
 
     def _is(self, value: float) -> bool:
         """Whether this is plainly `value` times the identity, without waiting for a device."""
@@ -191,100 +212,6 @@ class Diagonal(Operator):
     def __repr__(self) -> str:
         basis = "multiple of I" if self.basis is None else f"{self.basis}"
         return f"Diagonal({basis}, log_gain {tuple(self.log_gain.shape)})"
-
-
-class Dense(Operator):
-    """An explicit matrix on signals flattened over trailing axes `shape` (final): for small n.
-
-    Args:
-        matrix: (*batch, n, n), kept in float64.
-        shape: the trailing axes it acts on, n their product.
-    """
-
-    def __init__(self, matrix: Tensor, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        n = math.prod(self.shape)
-        if matrix.shape[-2:] != (n, n):
-            raise ValueError(
-                f"Dense on signals of shape {self.shape} needs {n} x {n} matrices; "
-                f"got {tuple(matrix.shape)}."
-            )
-        self._matrix = matrix.to(torch.float64)
-        # A difference is as uncertain as what it is taken of, however small it comes out.
-        self._scale = self._matrix.abs().amax(dim=(-2, -1))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self._check(x.shape)
-        batch = x.shape[: x.ndim - len(self.shape)]
-        matrix = self._matrix.to(x.dtype).to(x.device)
-        lead = matrix.shape[:-2]
-        # One matrix for each sample, whatever axes (channels) stand between it and the signal.
-        matrix = matrix.reshape(*lead, *(1,) * (len(batch) - len(lead)), *matrix.shape[-2:])
-        out = (matrix @ x.reshape(*batch, -1, 1)).squeeze(-1)
-        return out.reshape(*out.shape[:-1], *self.shape)
-
-    @property
-    def T(self) -> Dense:
-        return Dense(self._matrix.mT, self.shape)
-
-    def inv(self) -> Dense:
-        """The inverse, refused where it would be rounding: a matrix has no log-gains to keep."""
-        condition = float(torch.linalg.cond(self._matrix.detach()).max())
-        if not condition < 0.1 / torch.finfo(torch.float64).eps:
-            raise ValueError(
-                f"Dense{self.shape} is singular to rounding (condition {condition:.2g}) and has no "
-                "inverse. Give it a floor, or use Diagonal, whose inverse is the pseudo-inverse."
-            )
-        return Dense(torch.linalg.inv(self._matrix), self.shape)
-
-    def sqrt(self) -> Dense:
-        symmetric = (self._matrix + self._matrix.mT) / 2
-        rounding = self._matrix.shape[-1] * 2**10 * torch.finfo(torch.float64).eps * self._scale
-        skew = (self._matrix - self._matrix.mT).abs().amax(dim=(-2, -1))
-        if bool((skew > rounding).any()):
-            raise ValueError(
-                f"Dense{self.shape} is not symmetric (off by {float(skew.max()):.3g}) and has no "
-                "symmetric root."
-            )
-        values, vectors = torch.linalg.eigh(symmetric)
-        bad = values.amin(-1) < -rounding
-        if bool(bad.any()):
-            sample = int(bad.flatten().nonzero()[0])
-            raise NotPositive(f"eigenvalue: one is {float(values.min()):.3g}", sample)
-        roots = values.clamp(min=0).sqrt()
-        return Dense((vectors * roots.unsqueeze(-2)) @ vectors.mT, self.shape)
-
-    def logdet(self, shape: Sequence[int]) -> Tensor:
-        return torch.linalg.slogdet(self.matrix(shape)).logabsdet
-
-    def matrix(self, shape: Sequence[int]) -> Tensor:
-        self._check(shape)
-        copies = math.prod(shape) // math.prod(self.shape)
-        return torch.kron(torch.eye(copies, dtype=torch.float64), self._matrix)
-
-    def __neg__(self) -> Dense:
-        return Dense(-self._matrix, self.shape)
-
-    def _times(self, other: Operator) -> Dense:
-        return Dense(self._matrix @ other.matrix(self.shape), self.shape)
-
-    def _after(self, other: Operator) -> Dense:
-        return Dense(other.matrix(self.shape) @ self._matrix, self.shape)
-
-    def _plus(self, other: Operator) -> Dense:
-        added = other.matrix(self.shape)
-        total = Dense(self._matrix + added, self.shape)
-        total._scale = torch.maximum(self._scale, added.abs().amax(dim=(-2, -1)))
-        return total
-
-    def _check(self, shape: Sequence[int]) -> None:
-        if tuple(shape[max(0, len(shape) - len(self.shape)) :]) != self.shape:
-            raise ValueError(
-                f"Dense on {self.shape} cannot act on a signal of shape {tuple(shape)}."
-            )
-
-    def __repr__(self) -> str:
-        return f"Dense{self.shape}"
 
 
 def scaled(value: float | Tensor) -> Diagonal:

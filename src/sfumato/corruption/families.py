@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,8 @@ from sfumato.algebra.operators import Diagonal, Operator, scaled
 from sfumato.corruption.boundary import time
 from sfumato.corruption.schedules import Schedule
 
-# Step of the differences taken where forward AD cannot go: at a hard zero of a gain, whose
-# logarithm has no derivative, and through operators that are not diagonal. Errors are about 1e-9 in
-# float64.
+# Step beside times where forward AD cannot go: a hard zero of a gain, whose logarithm has no
+# derivative, and operators that are not diagonal. Errors are about 1e-9 in float64.
 _STEP = 1e-5
 
 
@@ -36,14 +36,21 @@ class Family(nn.Module, ABC):
     def rate(self, t: Tensor) -> Operator:
         r"""d/dt of `at`, finite at a hard zero of the gain.
 
-        Exact by one `jvp` for diagonal families; at a zero the one-sided derivative from the
-        cleaner side is taken (from the other at t = 0). Other families get a central difference of
+        Exact by one `jvp` for diagonal families. Where the gain, or a term summed into it, is a
+        hard zero, and at a kink, such as a table has at its times, it is the one-sided derivative
+        from the cleaner side (from the other at t = 0). Other families get a central difference of
         two operators, one-sided at the ends of time.
         """
         t = time(t, last=self.last)
         here = self.at(t)
         if isinstance(here, Diagonal):
-            return _diagonal_rate(self, t, here)
+            log_gain, sign = _diagonal_rate(self, t)
+            zeros = here.zeros
+            if bool(zeros.any()):
+                limit = _limit(self, t)
+                log_gain = torch.where(zeros, log_of(limit.abs()), log_gain)
+                sign = torch.where(zeros, torch.where(limit < 0, -1.0, 1.0).to(sign), sign)
+            return Diagonal(log_gain, sign, here.basis)
         early, late = (t - _STEP).clamp(min=0.0), (t + _STEP).clamp(max=1.0)
         span = scaled(1.0 / (late - early))
         return span @ self.at(late) - span @ self.at(early)
@@ -266,21 +273,25 @@ class Paced(Family):
         return self.of.factors
 
 
-def _diagonal_rate(family: Family, t: Tensor, here: Diagonal) -> Diagonal:
-    def at(time: Tensor) -> Diagonal:
+def _limit(family: Family, t: Tensor) -> Tensor:
+    """The rate of each gain as the limit of those on the cleaner side of t, of two of them."""
+    step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
+    beside = (_diagonal_rate(family, t - many * step) for many in (1, 2))
+    near, far = (sign * log_gain.exp() for log_gain, sign in beside)
+    return 2 * near - far
+
+
+def _diagonal_rate(family: Family, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm and sign of the rate of each gain, where its logarithm has a derivative."""
+
+    def logs(time: Tensor) -> tuple[Tensor, Tensor]:
         operator = family.at(time)
         if not isinstance(operator, Diagonal):
             raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
-        return operator
+        sign = torch.ones_like(operator.log_gain) if operator.sign is None else operator.sign
+        return operator.log_gain, sign
 
     # d gain = gain d log|gain|, which is exact where the gain itself underflows.
-    slope = torch.func.jvp(lambda time: at(time).log_gain, (t,), (torch.ones_like(t),))[1]
-    log_gain, sign = here.log_gain + log_of(slope.abs()), torch.where(slope < 0, -1.0, 1.0)
-    sign = sign.to(slope) if here.sign is None else sign.to(slope) * here.sign
-    dead = torch.isneginf(here.log_gain)
-    if bool(dead.any()):
-        step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
-        side = (3 * here.gain - 4 * at(t - step).gain + at(t - 2 * step).gain) / (2 * step)
-        log_gain = torch.where(dead, log_of(side.abs()), log_gain)
-        sign = torch.where(dead, torch.where(side < 0, -1.0, 1.0).to(sign), sign)
-    return Diagonal(log_gain, sign, here.basis)
+    found = torch.func.jvp(logs, (t,), (torch.ones_like(t),), has_aux=True)
+    log_gain, slope, sign = cast(tuple[Tensor, Tensor, Tensor], found)
+    return log_gain + log_of(slope.abs()), torch.where(slope < 0, -sign, sign)

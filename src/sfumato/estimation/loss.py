@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
 from sfumato.corruption.boundary import Time, alike, expect, near, time
 from sfumato.corruption.coupling import Coupling
+from sfumato.corruption.families import Mapping
 from sfumato.corruption.process import Process
 from sfumato.estimation.denoise import Denoiser, Parametrization
 from sfumato.names import called
@@ -113,20 +113,20 @@ def rate(process: Process, t: Tensor, s: Tensor) -> Operator:
         https://arxiv.org/abs/2107.00630
     """
     _check_supported(process, t, "rate")
-    here = process.log_snr(t)
-    basis = process.signal.at(t) @ process.noise.at(t)
-    if here is None or not isinstance(basis, Diagonal):
+
+    def ratio(t: Tensor) -> Operator:
+        signal = process.signal.at(t)
+        return signal @ signal @ process.cov(t).inv()
+
+    snr = ratio(t)
+    slope = Mapping(ratio).rate(t) if isinstance(snr, Diagonal) else None
+    if not (isinstance(snr, Diagonal) and isinstance(slope, Diagonal)):
         raise ValueError("rate needs a process that is diagonal in one basis. Use simple.")
-
-    def log_snr(time: Tensor) -> Tensor:
-        found = process.log_snr(time)
-        return here if found is None else found
-
-    t = time(t)
-    slope = torch.func.jvp(log_snr, (t,), (torch.ones_like(t),))[1]
-    if bool((slope > 1e-9 * (1 + here.abs())).any()):
+    rises = slope.gain > 0
+    steep = slope.log_gain - snr.log_gain > (1e-9 * (1 + snr.log_gain.abs())).log()
+    if bool((rises & steep).any()):
         raise ValueError("rate needs signal-to-noise ratios that fall with time. Use simple.")
-    return Diagonal((here + log_of((-slope).clamp(min=0.0))) / 2, None, basis.basis)
+    return Diagonal(torch.where(rises, -math.inf, slope.log_gain) / 2, None, slope.basis)
 
 
 def unit(parametrization: Parametrization) -> Weighting:
