@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+from safetensors.torch import load_file
 from scipy.stats import multivariate_normal
 
 from cases import GENERAL, close, columns, normal, rotation, spd, time, transform
+from sfumato import files
 from sfumato.algebra import Dense, Diagonal, dct, hartley, pixel
 from sfumato.corruption import facts as facts_module
 from sfumato.corruption.facts import CORNER, Facts, corner, measure, space, typical
@@ -16,6 +18,7 @@ from sfumato.corruption.families import Fixed, Heat, Scale
 from sfumato.corruption.prior import CorruptedData, GaussianPrior, Prior, fitted, standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Linear
+from sfumato.store import read_facts
 
 SHAPE = (2, 9, 11)
 SHAPES = [(7,), (12,), (1, 12), (1, 4, 5), SHAPE, (1, 3, 9, 2)]
@@ -245,6 +248,59 @@ def test_corrupted_data_chooses_every_image_alike():
     assert (distance.min(1) < 1e-4).all()
     counts = np.bincount(distance.argmin(1), minlength=12)
     assert abs(counts - 250).max() < 5 * math.sqrt(250)
+
+
+def test_a_class_starts_from_its_own_images():
+    """Each of its images alike; of a class without one, from none of them."""
+    shape, n = (1, 4, 5), 3000
+    labels = torch.arange(12) % 3
+    data = measure([images(shape, 12)], shape, labels)
+    assert torch.equal(data.labels, labels)
+    prior, plain = (
+        CorruptedData(f, blurred(shape, 1e-6)) for f in (data, data._replace(labels=None))
+    )
+    gain, centres, _ = law(shape, data)
+
+    def drawn_of(prior: Prior, classes: torch.Tensor | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        like = torch.empty(n, *shape, dtype=torch.float64)
+        return prior.sample(
+            like, lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype), classes
+        )
+
+    def nearest(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        distance = abs(coefficients(x, shape).reshape(n, 1, -1) - (gain * centres).reshape(12, -1))
+        return distance.max(-1).argmin(1), distance.max(-1).min(1)
+
+    asked = torch.arange(n) % 4
+    which, far = nearest(drawn_of(prior, asked))
+    known = asked.numpy() < 3
+    assert (which[known] % 3 == asked.numpy()[known]).all() and (far[known] < 1e-4).all()
+    assert abs(np.bincount(which[known]) - n / 16).max() < 5 * math.sqrt(n / 16)
+    assert (far[~known] > 1e-2).all()
+    # Without a class asked for, or without labels, as ever.
+    assert torch.equal(drawn_of(prior, None), drawn_of(plain, None))
+    assert torch.equal(drawn_of(plain, asked), drawn_of(plain, None))
+
+
+def test_labels_are_those_of_the_images_remembered(monkeypatch):
+    monkeypatch.setattr(facts_module, "MEMORY", 100)
+    x = torch.arange(2000.0, dtype=torch.float64).reshape(-1, 1)
+    found = measure(x.split(64), (1,), torch.arange(2000))
+    assert torch.equal(found.low.flatten().long(), found.labels)
+    fewer = found.remembering(7)
+    assert torch.equal(fewer.low.flatten().long(), fewer.labels) and len(fewer.labels) == 7
+    with pytest.raises(ValueError, match="3 labels for 2000 images"):
+        measure(x.split(64), (1,), torch.arange(3))
+
+
+def test_facts_of_before_have_neither_labels_nor_values(tmp_path):
+    """Files of facts hold what was measured, and load without what was not."""
+    old = measure([images((1, 4, 5), 12)], (1, 4, 5))._replace(values=None)
+    files.write_tensors(old.tensors(), tmp_path / "facts.safetensors")
+    assert set(load_file(tmp_path / "facts.safetensors")) == {"mean", "spectrum", "low", "count"}
+    found = read_facts(tmp_path)
+    assert found.labels is None and found.values is None and torch.equal(found.low, old.low)
 
 
 def streams(seeds: list[int]):

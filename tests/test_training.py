@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfumato import files, store
+from sfumato import files, store, trajectory
 from sfumato.cli import main
 from sfumato.config import Config
 from sfumato.corruption import coupling
@@ -513,6 +513,17 @@ def test_classes_condition_the_network(tmp_path):
     assert not torch.equal(zero, one)
     with pytest.raises(ValueError, match="0 to 9"):
         model.sample([0], steps=3, classes=[10])
+
+
+def test_a_class_starts_from_an_image_of_it():
+    """x_1 with hardly any noise is a blurred training image of the class asked for."""
+    model, data = tiny(conditional=True, parameters={"sigma": (1e-6, 1e-5)})
+    classes = [i % 10 for i in range(40)]
+    start = trajectory.reverse(model, range(40), 2, 2, classes=classes)[:, 0]
+    everything = range(len(data))
+    blurred = model.recipe.process.signal.at(torch.ones(()).double())(data.batch(everything))
+    nearest = torch.cdist(start.flatten(1), blurred.flatten(1)).argmin(1)
+    assert data.classes(nearest).tolist() == classes
 
 
 def test_another_run_s_folder_is_refused(tmp_path):

@@ -145,7 +145,7 @@ class Model:
             classes: one class for each seed, for a conditional model.
             batch: signals in memory at once.
             callback: (steps done in this batch, x) after each step.
-            start: a seed whose x_1 all signals start from; they differ in what is drawn later.
+            start: a seed whose x_1 all signals of a class start from; later draws differ.
             grid: falling times, or how to choose them: own (the method's), uniform, quadratic,
                 karras; auto: the least error predicted of Gaussian data; or on the levels of a
                 chain leading, trailing, linspace.
@@ -181,12 +181,13 @@ class Model:
         for first in range(0, len(seeds), batch):
             chosen = seeds[first : first + batch]
             randn_like = Seeds(chosen)
-            x, context = self._begin(randn_like, len(chosen))
+            some = None if labels is None else labels[first : first + batch]
+            x, context = self._begin(randn_like, some)
             if start is not None:
-                x, context = self._begin(Seeds([start] * len(chosen)), len(chosen))
+                x, context = self._begin(Seeds([start] * len(chosen)), some)
             denoiser = whole
-            if labels is not None:
-                denoiser = denoiser.given(classes=labels[first : first + batch].to(device))
+            if some is not None:
+                denoiser = denoiser.given(classes=some.to(device))
             if self.recipe.context is not None and context is not None:
                 denoiser = self.recipe.context.bind(denoiser, context)
             like = kernel, x.shape, x.dtype, x.device, tuple(times.tolist()), denoiser
@@ -223,10 +224,10 @@ class Model:
         means = recipe.parametrization
         return network_calls(kernel or self.kernel, recipe.process, means, self.shape, grid)
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def start(self, seeds: Sequence[int], classes: Sequence[int] | None = None) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
-        numbers = numbers_of(seeds)
-        return self._start(len(numbers), Seeds(numbers)).float().cpu()
+        drawn = Seeds(seeds)
+        return self._begin(drawn, self._labels(classes, len(drawn)))[0].float().cpu()
 
     @torch.no_grad()
     def denoise(
@@ -292,13 +293,10 @@ class Model:
         """A tensor with the dtype and device of the backbone."""
         return next(iter(self.denoiser.backbone.parameters()), torch.zeros(()))
 
-    def _start(self, count: int, randn_like: Seeds) -> Tensor:
-        like = self._place().new_empty(count, *self.shape)
-        return self.recipe.prior.sample(like, randn_like).detach()
-
-    def _begin(self, randn_like: Seeds, count: int) -> tuple[Tensor, Tensor | None]:
+    def _begin(self, randn_like: Seeds, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x_1, and how each signal was corrupted where the method draws that."""
-        x, drawn = self._start(count, randn_like), self.recipe.context
+        like, drawn = self._place().new_empty(len(randn_like), *self.shape), self.recipe.context
+        x = self.recipe.prior.sample(like, randn_like, labels).detach()
         return x, None if drawn is None else drawn.draw(x, randn_like)
 
     def _labels(self, classes: Sequence[int] | None, count: int) -> Tensor | None:
@@ -330,7 +328,7 @@ class Model:
     ) -> None:
         """Fill the folder `part` with this model's files."""
         (part / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
-        files.write_tensors(self.facts._asdict(), part / "facts.safetensors")
+        files.write_tensors(self.facts.tensors(), part / "facts.safetensors")
         files.write_tensors(files.plain(weights), part / "model.safetensors")
         if raw is not None:
             files.write_tensors(files.plain(raw), part / "raw.safetensors")

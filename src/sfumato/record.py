@@ -87,6 +87,11 @@ class Record:
                 "Name data of the same shape."
             )
 
+    @property
+    def values(self) -> int:
+        """How many values a whole number in the range can have."""
+        return round(self.high - self.low) + 1
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         usual = Record(self.name, self.shape)

@@ -54,7 +54,7 @@ def reverse(
     if frames < 2:
         raise ValueError(f"a strip needs two frames or more; got {frames}.")
     seen: list[Tensor] = []
-    start = model.start(seeds)
+    start = model.start(seeds, classes)
     last = model.sample(
         seeds,
         steps,

@@ -34,12 +34,32 @@ class Facts(NamedTuple):
         low: DCT coefficients of some images on the `CORNER` lowest frequencies of each axis,
             float32, (n, C, k, ..., k) with n <= MEMORY.
         count: how many images were seen, int64 scalar.
+        labels: classes of the images in `low`, int64, (n,); None where the data have none.
+        values: how many values a pixel can have, int64 scalar; 0 where that is not known, None in
+            facts from before it was counted.
     """
 
     mean: Tensor
     spectrum: Tensor
     low: Tensor
     count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: nobody counts in facts
+    labels: Tensor | None = None
+    values: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was measured, by name: what a file of facts holds."""
+        return {name: found for name, found in self._asdict().items() if found is not None}
+
+    def remembering(self, count: int) -> Facts:
+        """The same facts with the first `count` remembered images and their classes.
+
+        Raises:
+            ValueError: `count` is below 1.
+        """
+        if count < 1:
+            raise ValueError(f"memory must be 1 or more; got {count}.")
+        labels = None if self.labels is None else self.labels[:count]
+        return self._replace(low=self.low[:count], labels=labels)
 
     @property
     def basis(self) -> Basis:
@@ -183,20 +203,33 @@ class Running:
         return self._scatter / self.count
 
 
-def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
+def measure(
+    batches: Iterable[Tensor],
+    shape: tuple[int, ...],
+    labels: Tensor | None = None,
+    values: int = 0,
+) -> Facts:
     """Facts of the images in `batches`, each (B, *shape) in [-1, 1].
 
     Memory does not grow with their number. The images remembered in `low` are a uniform sample,
     drawn with a fixed seed (reservoir sampling), so the same data give the same facts.
 
+    Args:
+        batches: of the images.
+        shape: of one image.
+        labels: classes of all images in turn, int64, where they have some.
+        values: how many values a pixel can have, where the data are whole numbers.
+
     Raises:
         TypeError: images that are not of floating-point numbers.
         ValueError: images of another shape, with values that are not finite or plainly not scaled
-            to [-1, 1], or fewer than two, which have no spectrum.
+            to [-1, 1], fewer than two, which have no spectrum, or labels
+            of another number.
     """
     rank, running = len(space(shape)), Running(dct(*space(shape)), shape)
     generator = torch.Generator().manual_seed(0)
     low: list[Tensor] = []
+    kept: list[int] = []
     count = 0
     for batch in batches:
         alike(images=batch)
@@ -205,10 +238,19 @@ def measure(batches: Iterable[Tensor], shape: tuple[int, ...]) -> Facts:
             count += 1
             if len(low) < MEMORY:
                 low.append(row.clone())
+                kept.append(count - 1)
             elif (slot := int(torch.randint(count, (), generator=generator))) < MEMORY:
-                low[slot] = row.clone()
-    spectrum = running.variance
-    return Facts(running.mean, spectrum, torch.stack(low), torch.tensor(count))
+                low[slot], kept[slot] = row.clone(), count - 1
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"there are {len(labels)} labels for {count} images.")
+    return Facts(
+        running.mean,
+        running.variance,
+        torch.stack(low),
+        torch.tensor(count),
+        None if labels is None else labels[kept],
+        torch.tensor(values),
+    )
 
 
 def typical(shape: tuple[int, ...]) -> Facts:
@@ -221,4 +263,5 @@ def typical(shape: tuple[int, ...]) -> Facts:
     deviation = corner(spectrum, rank).sqrt()
     draws = torch.randn(256, *deviation.shape, generator=generator, dtype=torch.float64)
     low = (draws * deviation).float()
-    return Facts(torch.zeros(shape, dtype=torch.float64), spectrum, low, torch.tensor(0))
+    none = torch.tensor(0)
+    return Facts(torch.zeros(shape, dtype=torch.float64), spectrum, low, none, values=none)

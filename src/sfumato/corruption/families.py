@@ -284,8 +284,8 @@ def _limit(family: Family, t: Tensor) -> Tensor:
 def _diagonal_rate(family: Family, t: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithm and sign of the rate of each gain, where its logarithm has a derivative."""
 
-    def logs(time: Tensor) -> tuple[Tensor, Tensor]:
-        operator = family.at(time)
+    def logs(at: Tensor) -> tuple[Tensor, Tensor]:
+        operator = family.at(at)
         if not isinstance(operator, Diagonal):
             raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
         sign = torch.ones_like(operator.log_gain) if operator.sign is None else operator.sign

@@ -31,8 +31,11 @@ class Prior(ABC):
     shape: tuple[int, ...]
 
     @abstractmethod
-    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
-        """n draws in the place of `like`, a tensor (n, *shape) whose values are not read."""
+    def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
+        """n draws in the place of `like`, a tensor (n, *shape) whose values are not read.
+
+        `classes` (n,) are those asked for, for a law that differs from class to class.
+        """
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ class GaussianPrior(Prior):
         self.shape = tuple(mean.shape)
         self.mean, self.cov, self._root = mean.to(torch.float64), cov, cov.sqrt()
 
-    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+    def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
         return self.mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
 
@@ -74,6 +77,9 @@ class CorruptedData(Prior):
     uniformly; on the others it is Gaussian with the data's mean and spectrum. Where C_1 has removed
     what was not kept, as heat blur does, this is the law of corrupted training images.
 
+    Where a class is asked for and `facts.labels` are known, the image is one of that class; a class
+    of which none is remembered is Gaussian on all frequencies.
+
     Args:
         facts: what was measured of the data.
         process: any; for a density diagonal in `facts.basis` at t = 1, or a multiple of the
@@ -89,7 +95,7 @@ class CorruptedData(Prior):
         self._signal, self._noise = signal, noise
         self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+    def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
         eps, rest = randn_like(like), randn_like(like)
         mean, spread = self._moments(like)
@@ -97,9 +103,20 @@ class CorruptedData(Prior):
         # A normal draw read through its own distribution function is uniform: one kind of stream
         # serves for everything.
         uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).cpu().double())
-        chosen = (uniform.flatten() * len(low)).long().clamp(max=len(low) - 1)
-        corner(u, self._rank)[...] = low[chosen].to(like.dtype).to(like.device)
+        found, chosen = self._chosen(uniform.flatten(), classes)
+        corner(u, self._rank)[found] = low[chosen].to(like.dtype).to(like.device)
         return self._signal(self._basis.synthesize(u)) + self._noise(eps)
+
+    def _chosen(self, uniform: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which rows start from a remembered image, and the image of each of these."""
+        labels, count = self._facts.labels, len(self._facts.low)
+        fits = torch.ones(len(uniform), count, dtype=torch.bool)
+        if labels is not None and classes is not None:
+            fits = classes.cpu().unsqueeze(1) == labels
+        fitting = fits.sum(1)
+        place = (uniform * fitting).long().minimum(fitting - 1)
+        chosen = (fits.cumsum(1) > place.unsqueeze(1)).int().argmax(1)
+        return fitting > 0, chosen[fitting > 0]
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the coefficients in the place of `like`."""
@@ -149,7 +166,7 @@ class CorruptedGaussian(Prior):
         self._root = Diagonal(facts.spectrum.log() / 2, None, facts.basis)
         self._signal, self._noise = process.signal.at(one), process.noise.at(one)
 
-    def sample(self, like: Tensor, randn_like: RandnLike) -> Tensor:
+    def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
         eps = randn_like(like)
         x0 = self._mean.to(like.dtype).to(like.device) + self._root(randn_like(like))

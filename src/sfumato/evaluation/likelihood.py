@@ -25,11 +25,6 @@ UNIFORM, FLOW, BOUND = ALL = ("uniform", "flow", "bound")
 """The flow's density of data in uniform noise; the flow from the decoder on; the chain's bound."""
 
 
-def values_of(low: float, high: float) -> int:
-    """How many values a pixel of whole numbers from `low` to `high` can have."""
-    return round(high - low) + 1
-
-
 def measure(
     model: Model,
     data: RealImages,
@@ -73,7 +68,7 @@ def measure(
     steps = steps or model.recipe.finest
     if bins is None and not data.record.pictures:
         raise ValueError("signals have no natural cells; say by --bins how many values they have.")
-    bins = bins or values_of(data.record.low, data.record.high)
+    bins = bins or data.record.values
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
     about = {
         "n": n,

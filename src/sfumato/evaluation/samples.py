@@ -130,7 +130,7 @@ def fingerprint(model: Model) -> str:
     """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
     config = json.dumps(model.config.to_dict(), sort_keys=True).encode()
     weights = files.plain(model.learned.state_dict())
-    return files.digest({**model.facts._asdict(), **weights}, config)
+    return files.digest({**model.facts.tensors(), **weights}, config)
 
 
 def digest(pixels: Tensor) -> str:

@@ -52,12 +52,10 @@ def cold(
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(nearest("algorithm", algorithm, ALGORITHMS))
-    if memory < 1:
-        raise ValueError(f"memory must be 1 or more; got {memory}.")
     rising("blur", blur)
     facts, longest = facts or typical(shape), max(space(shape))
     width = Geometric(blur[0] * longest, blur[1] * longest, zero_at_start=True)
     process = Process(signal=Heat(width, dct(*space(shape))), noise=Scale(Constant(0.0)))
-    prior = CorruptedData(facts._replace(low=facts.low[:memory]), process)
+    prior = CorruptedData(facts.remembering(memory), process)
     kernel = reverse(ALGORITHMS[algorithm])
     return Recipe(process, clean, flat, kernel, prior, __doc__ or "", steps=steps)

@@ -59,8 +59,6 @@ def ihdm(
             f"ihdm needs two levels or more, from a small to a large blur; got {count} levels, "
             f"{first:g} to {last:g} pixels."
         )
-    if memory < 1:
-        raise ValueError(f"memory must be 1 or more; got {memory}.")
     facts = facts or typical(shape)
     widths = torch.logspace(0, 1, count, base=last / first, dtype=torch.float64) * first
     path = Table(torch.linspace(0, 1, count + 1), torch.cat([torch.zeros(1), widths]))
@@ -77,7 +75,7 @@ def ihdm(
         estimated,
         weighting,
         reverse(redrawn(fresh)),
-        CorruptedData(facts._replace(low=facts.low[:memory]), process),
+        CorruptedData(facts.remembering(memory), process),
         __doc__ or "",
         times=times(count),
         steps=count,

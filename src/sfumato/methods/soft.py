@@ -74,8 +74,8 @@ def soft(
     grow = Scale(Geometric(low, high, until=knee))
     grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))
     process = Process(signal=Heat(width, dct(*space(shape))), noise=grow)
-    remembered = facts._replace(low=facts.low[:memory])
-    prior = CorruptedData(remembered, process) if memory else fitted(facts, process)
+    remembered = facts.remembering(memory) if memory else None
+    prior = fitted(facts, process) if remembered is None else CorruptedData(remembered, process)
     output, weighting = residual, simple
     if prediction in ASSUMED:
         output = wiener(ASSUMED[prediction](facts))

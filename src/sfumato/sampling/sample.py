@@ -219,6 +219,9 @@ class Seeds:
             raise ValueError(f"seeds must be 0 or more; got {min(numbers)}.")
         self._generators = [torch.Generator().manual_seed(seed) for seed in numbers]
 
+    def __len__(self) -> int:
+        return len(self._generators)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""
         if len(x) != len(self._generators):
