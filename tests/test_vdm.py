@@ -18,7 +18,10 @@ from sfumato.estimation.ends import prior_term, reconstruction
 from sfumato.estimation.loss import loss
 from sfumato.evaluation.likelihood import flow_bound
 from sfumato.methods.vdm import vdm
+from sfumato.networks.backbones import waves
+from sfumato.training.data import Data, Record
 from sfumato.training.step import draw, gradients
+from sfumato.training.train import train
 from test_training import OPTIONS, tiny
 
 IMAGE = (1, 3, 4)
@@ -126,6 +129,59 @@ def test_the_bound_of_other_values_is_refused():
     recipe, x0 = vdm(IMAGE), normal(2, *IMAGE)
     with pytest.raises(ValueError, match=r"needs data of 17 evenly spaced values .* --bins 17"):
         reconstruction(recipe.process, x0, x0, 17)
+
+
+def ramps(count: int) -> Data:
+    """Two signals of all the values that a pixel of whole numbers 0 to count - 1 can have."""
+    images = np.stack([np.arange(count), np.arange(count)[::-1]]).astype(np.uint8)[:, None]
+    return Data(images, None, Record("ramps", (1, count), 0, count - 1, count=2))
+
+
+@pytest.mark.parametrize("count", [256, 17, 12, 2])
+def test_features_tell_the_last_bit(count):
+    """Of any number of values the parity is one of the features of n = 7."""
+    data = ramps(count)
+    found = waves(data.batch([0]).double(), vdm((1, count), data.facts(), fourier=(7,)).fourier)
+    parity = np.where(np.arange(count) % 2, -1.0, 1.0)
+    told = max(abs(float((wave.numpy() * parity).mean())) for wave in found)
+    assert told == pytest.approx(1.0, abs=1e-4)
+
+
+def test_features_are_the_published_ones():
+    """sin, cos(2^f 2 pi z), f = 6, 7, of z = 2 (v + 1/2) / 256 - 1."""
+    data = ramps(256)
+    found = waves(data.batch([0]).double(), vdm((1, 256), data.facts()).fourier)
+    z = 2 * ((np.arange(256) + 0.5) / 256) - 1
+    angles = [2**f * 2 * np.pi * z for f in (6, 7)]
+    for wave, angle in zip(found[::2], angles, strict=True):
+        np.testing.assert_allclose(wave[0, 0], np.sin(angle), atol=2e-4)
+    for wave, angle in zip(found[1::2], angles, strict=True):
+        np.testing.assert_allclose(wave[0, 0], np.cos(angle), atol=2e-4)
+
+
+def test_the_number_of_values_is_the_datas():
+    """-log p of z = x in nothing but the noise that the softmax expects, over 5 values or 17."""
+    recipe = vdm((1, 5), ramps(5).facts(), gamma=(-2.0, 3.0), fourier=())
+    x0 = ramps(5).batch([0])
+    own = recipe.ends(recipe.process, x0, torch.zeros_like(x0))
+    stated = vdm((1, 5), None, gamma=(-2.0, 3.0), fourier=(), bins=5)
+    torch.testing.assert_close(own, stated.ends(stated.process, x0, torch.zeros_like(x0)))
+    whole = vdm((1, 5), gamma=(-2.0, 3.0))
+    with pytest.raises(ValueError, match="needs data of 256 evenly spaced values"):
+        whole.ends(whole.process, x0, x0)
+
+
+def test_models_from_before_values_were_counted_keep_their_features():
+    """sin, cos(2^n pi x), whatever `bins` says."""
+    before = ramps(17).facts()._replace(values=None)
+    assert vdm((1, 17), before).fourier == vdm((1, 17), before, bins=17).fourier == (128.0, 256.0)
+
+
+def test_data_that_the_bound_does_not_fit_leave_no_run(tmp_path):
+    model, data = tiny("vdm", parameters={"bins": 256})
+    with pytest.raises(ValueError, match="needs data of 256 evenly spaced values"):
+        train(model, data, OPTIONS, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_likelihood_keeps_no_graph_of_a_learned_schedule():

@@ -61,7 +61,7 @@ class Recipe:
         grid: number of steps -> falling times.
         context: what is drawn of the corruption for each image; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
-        fourier: powers n of the features sin, cos(2^n pi x) that the network is told beside x.
+        fourier: frequencies f of the features sin, cos(f pi x) that the network is told beside x.
     """
 
     process: Process
@@ -75,7 +75,7 @@ class Recipe:
     grid: Callable[[int], Tensor] = even
     context: Context | None = None
     ends: Ends | None = None
-    fourier: tuple[int, ...] = ()
+    fourier: tuple[float, ...] = ()
     fixed: bool = False
     levels: int | None = None
     evidence: Evidence = MARKOV

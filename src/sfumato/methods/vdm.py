@@ -19,7 +19,7 @@ from torch import Tensor
 from sfumato.algebra.basis import dct
 from sfumato.algebra.operators import identity
 from sfumato.corruption.coupling import ancestral
-from sfumato.corruption.facts import Facts, space
+from sfumato.corruption.facts import Facts, space, typical
 from sfumato.corruption.families import Scale
 from sfumato.corruption.learned import Bands, FromGamma, Monotone, Span
 from sfumato.corruption.prior import GaussianPrior
@@ -41,7 +41,7 @@ def vdm(
     gamma: tuple[float, float] = (-13.3, 5.0),
     hidden: int = 64,
     bands: int = 0,
-    bins: int = 256,
+    bins: int | None = None,
     fourier: tuple[int, ...] = (7, 8),
     steps: int = 250,
 ) -> Recipe:
@@ -49,13 +49,16 @@ def vdm(
 
     Args:
         shape: of one signal, any.
-        facts: not used.
+        facts: what is known of the data, for the number of values of a pixel.
         gamma: minus the log-SNR at t = 0 and 1 before training.
         hidden: sigmoids of the monotone network.
         bands: bands of frequencies with a schedule each; 0 for one schedule of all, the number of
             coefficients for one of each.
-        bins: values that a pixel can have: 256 for images of 8 bits, 17 for the digits.
-        fourier: powers n of the features sin, cos(2^n pi x) that the network is told beside x.
+        bins: values that a pixel can have; by default those of the data, 256 where that is not
+            known.
+        fourier: powers n of the features sin, cos(2^n pi z) that the network is told beside x, on
+            the paper's grid: z = (2 v + 1) / 256 - 1 for value v of 256. Of other numbers of values
+            too, the features of n = 7 tell whether v is odd.
         steps: steps of the sampler.
     """
     low, high = gamma
@@ -77,8 +80,14 @@ def vdm(
         power = FromGamma(Bands(span, which))
     process = Process(signal=Scale(Amplitude(power), basis), noise=Scale(Complement(power), basis))
 
+    counted = (facts or typical(shape)).values
+    values = bins or (256 if counted is None else int(counted)) or 256
+    # Value v is 2 v / (values - 1) - 1 here. A model whose facts count no values is from before
+    # they were counted, and was told features of that.
+    scale = 1.0 if counted is None else (values - 1) / 256
+
     def ends(process: Process, x0: Tensor, eps: Tensor) -> Tensor:
-        nats = prior_term(process, x0) + reconstruction(process, x0, eps, bins)
+        nats = prior_term(process, x0) + reconstruction(process, x0, eps, values)
         return 2 * nats / x0[0].numel()
 
     return Recipe(
@@ -90,7 +99,7 @@ def vdm(
         __doc__ or "",
         steps=steps,
         ends=ends,
-        fourier=fourier,
+        fourier=tuple(scale * 2.0**power for power in fourier),
         evidence=Evidence(decoder=softmax, to_zero=True),
     )
 

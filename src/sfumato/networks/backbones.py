@@ -103,8 +103,8 @@ class UNet(nn.Module):
         options: its size.
         classes: the number of classes, or None for an unconditional network.
         context: channels told beside the image's own, such as a mask.
-        fourier: powers n of the features sin, cos(2^n pi x) told beside the image: what VDM needs
-            to see the last bits of a pixel.
+        fourier: frequencies f of the features sin, cos(f pi x) told beside the image: what VDM
+            needs to see the last bits of a pixel.
 
     Raises:
         ValueError: `shape` or `classes` is not made of positive whole numbers.
@@ -116,7 +116,7 @@ class UNet(nn.Module):
         options: UNetOptions = UNetOptions(),
         classes: int | None = None,
         context: int = 0,
-        fourier: Sequence[int] = (),
+        fourier: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.shape = _whole_numbers("shape", shape)
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         self.options = options
         self.classes = classes
         self.context = context
-        self.fourier = _whole_numbers("fourier", fourier)
+        self.fourier = tuple(fourier)
         told = self.shape[0] * (1 + 2 * len(self.fourier)) + context
         channels = [c * options.patch**2 for c in (told, self.shape[0])]
         self.net = _unet(channels[0], channels[1], options, classes)
@@ -229,9 +229,9 @@ def check_inputs(x: Tensor, label: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def waves(x: Tensor, powers: Sequence[int]) -> list[Tensor]:
-    """sin and cos of 2^n pi x for each power n."""
-    angles = [2**power * math.pi * x for power in powers]
+def waves(x: Tensor, frequencies: Sequence[float]) -> list[Tensor]:
+    """sin and cos of f pi x for each frequency f."""
+    angles = [frequency * math.pi * x for frequency in frequencies]
     return [wave for angle in angles for wave in (angle.sin(), angle.cos())]
 
 

@@ -41,7 +41,7 @@ def network(
     options: UNetOptions = SIZE,
     classes: int | None = None,
     context: int = 0,
-    fourier: Sequence[int] = (),
+    fourier: Sequence[float] = (),
 ) -> nn.Module:
     """The backbone for signals of `shape`; see `UNet` for the others.
 
@@ -88,7 +88,7 @@ class Told(nn.Module):
     """x with what is told beside it: features of x, classes and context, as channels (final)."""
 
     def __init__(
-        self, shape: tuple[int, ...], classes: int | None, context: int, fourier: tuple[int, ...]
+        self, shape: tuple[int, ...], classes: int | None, context: int, fourier: tuple[float, ...]
     ) -> None:
         super().__init__()
         self.shape, self.classes, self.context, self.fourier = shape, classes, context, fourier

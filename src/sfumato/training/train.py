@@ -177,6 +177,7 @@ def _check(model: Model, data: Data, options: TrainOptions, processes: int) -> N
             f"{data.record.name} as given. Build it with the record of what it is trained on."
         )
     model.network_calls(model.few(SHORT))
+    _try_ends(model, data.batch(range(min(len(data), SHORT))))
     if options.batch % (processes * options.accumulate):
         raise ValueError(
             f"batch {options.batch} does not split into {processes} processes of "
@@ -192,6 +193,13 @@ def _state(learned: nn.Module, options: TrainOptions) -> State:
         weight_decay=options.weight_decay,
     )
     return State(learned, optimizer, EMAModel(learned.parameters(), options.ema, foreach=True))
+
+
+@torch.no_grad()
+def _try_ends(model: Model, x0: Tensor) -> None:
+    """Compute the ends of a bound for some images, so that data they do not fit come first."""
+    if model.recipe.ends is not None:
+        model.recipe.ends(model.recipe.process, x0, torch.zeros_like(x0))
 
 
 def _keep(
