@@ -18,7 +18,7 @@ from sfumato.algebra import Dense
 from sfumato.corruption.colours import colour, measured, power_law
 from sfumato.corruption.facts import measure
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Precondition, noise
+from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators, noise
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
 from sfumato.methods.ncsn import ratio, step_size
@@ -291,3 +291,41 @@ def test_masks_are_drawn_for_each_image_and_told():
     assert context.shape == (3, 1, 8, 8) and not torch.equal(context[0], context[1])
     again = recipe.context.draw(torch.zeros(1, *IMAGE).double(), Seeds([2]))
     assert torch.equal(again[0], context[1])
+
+
+# Flows at the times of a table, where its slope jumps.
+
+
+def test_the_flow_of_ni_ddpm_at_a_level_is_that_of_the_step_below():
+    """G = S' / S and D = C' - G C with log abar linear between the levels, from its left side.
+
+    A central difference over the level is the mean of two slopes: off by half of their jump.
+    """
+    k, log_power = 500, np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, 1000)))
+    here, below, above = (float(log_power[k - 1 + i]) for i in (0, -1, 1))
+    slope, power = 1000 * (here - below), math.exp(here)
+    grow = -power * slope / (2 * (1 - power))
+    drift, found = flow_operators(METHODS["ni-ddpm"](IMAGE, noise="white").process, time(k / 1000))
+    close = pytest.approx(grow, rel=1e-9)
+    assert float(found.gain.mean()) == close
+    expected = math.sqrt(power) * (slope / 2 - grow)
+    assert float(drift.gain.mean()) == pytest.approx(expected, rel=1e-9)
+    assert abs((above - 2 * here + below) / (here - below)) > 1e-3  # the jump
+
+
+def test_the_flow_of_ihdm_at_a_level_is_that_of_the_step_below():
+    """C' = -Laplacian b b' C with widths linear between the levels k / K, from the left side."""
+    count, k, (first, last) = 200, 100, (0.5, 0.75 * 8)
+    widths = first * (last / first) ** (np.arange(count) / (count - 1))  # of levels 1 .. K
+    width, slope = widths[k - 1], count * (widths[k - 1] - widths[k - 2])
+    squared = np.add.outer(*[(np.pi * np.arange(8) / 8) ** 2] * 2)
+    expected = -squared * width * slope * np.exp(-squared * width**2 / 2)
+    process = METHODS["ihdm"]((1, 8, 8)).process
+    drift, grow = flow_operators(process, time(k / count))
+    np.testing.assert_allclose(drift.gain, expected, rtol=1e-9, atol=1e-15)
+    assert not grow.gain.any()
+    step = 1e-4  # within a piece a central difference is right as well
+    middle = time((k - 0.5) / count)
+    late, early = (process.signal.at(middle + h).gain for h in (step, -step))
+    rate = process.signal.rate(middle).gain
+    torch.testing.assert_close(rate, (late - early) / (2 * step), rtol=0, atol=1e-4)

@@ -30,7 +30,7 @@ from sfumato.corruption.spread import farthest
 from sfumato.corruption.tables import Cubic
 from sfumato.estimation.denoise import Denoiser, clean
 from sfumato.estimation.oracle import gaussian
-from sfumato.methods import METHODS, lookup
+from sfumato.methods import METHODS, grids, lookup
 from sfumato.sampling.predict import Predictor
 from sfumato.sampling.sample import even
 from sfumato.training.data import load
@@ -430,6 +430,15 @@ def test_bad_clocks_are_refused(clock, sentence, here, capsys):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("side", [8, 28])
+def test_nothing_is_predicted_without_noise(side):
+    """The exact estimate is x_0, divided by gains that blur has all but removed: rounding."""
+    facts = typical((1, side, side))
+    recipe = METHODS["cold"]((1, side, side), facts)
+    with pytest.raises(ValueError, match="needs noise on every coefficient at t = 1"):
+        grids.grid("auto", recipe, facts, recipe.kernel, 5)
+
+
 def test_tune_ranks_and_says_what_stands_behind_it(here, capsys):
     words = "tune --steps 4,8 --methods ddpm,soft,cold --kernels ddim,ancestral,heun --out tuned"
     assert main(words.split()) == 0
@@ -443,6 +452,8 @@ def test_tune_ranks_and_says_what_stands_behind_it(here, capsys):
     again = predictor(lookup.kernel("ddim"), recipe.grid(8)).error
     assert errors["soft", "ddim", 8] == pytest.approx(again)
     assert any(row["kernel"] == "heun" and row["steps"] == 4 for row in found["rows"])
+    assert not any(row["method"] == "cold" for row in found["rows"])
+    assert "without it the exact estimate is x_0" in found["refused"]["cold, ddim"]
     assert (here / "tuned" / "tune.png").is_file()
     assert main("tune --methods sfot".split()) == 2
     assert "did you mean 'soft'" in capsys.readouterr().err

@@ -25,7 +25,9 @@ def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) ->
     r"""Gains |k|^-exponent on the frequencies of the image, periodic, diagonal in `hartley`.
 
     exponent 1 on two axes is the Gaussian free field of non-isotropic DDPM; pixels have unit
-    variance.
+    variance. k is in cycles per pixel, so that a colour looks alike in all directions; the paper's
+    counts cycles per image, which is the same on squares and differs by the ratio of sides off
+    them.
 
     Args:
         shape: of one signal, (C, *space) or (n,).

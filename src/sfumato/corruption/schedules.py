@@ -158,7 +158,11 @@ class Sigmoid(Schedule):
 
 
 class Table(Schedule):
-    """Levels at increasing times, linear between them (final): what selection from data returns."""
+    """Levels at increasing times, linear between them (final).
+
+    Its slope jumps at each of its times, where a rate is that of the earlier, cleaner side: so do
+    the flows of methods that are a table of levels, such as ddpm, ni-ddpm and ihdm.
+    """
 
     def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
         super().__init__()

@@ -61,7 +61,8 @@ def ihdm(
         )
     facts = facts or typical(shape)
     widths = torch.logspace(0, 1, count, base=last / first, dtype=torch.float64) * first
-    path = Table(torch.linspace(0, 1, count + 1), torch.cat([torch.zeros(1), widths]))
+    nodes = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    path = Table(nodes, torch.cat([torch.zeros(1), widths]))
     noise, fresh = 2 * sigma, 2 * delta  # data span [-1, 1] here, [0, 1] in the paper
     process = Process(signal=Heat(path, dct(*space(shape))), noise=Scale(Constant(noise)))
     estimated = previous(count)

@@ -37,6 +37,10 @@ WARPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Powers of even steps that a search for a grid starts from, the best of them."""
 KNOTS = 6
 """Pieces of the cubic that a searched grid is."""
+NO_NOISE = (
+    "a prediction needs noise on every coefficient at t = 1; without it the exact estimate is x_0 "
+    "itself, whatever the kernel and the grid. Use a method with noise, such as soft."
+)
 NO_BASIS = "a prediction needs a process whose signal and noise share a basis; this one's do not."
 
 
@@ -66,7 +70,7 @@ class Predictor:
             moments in the basis.
 
     Raises:
-        ValueError: a process without such a basis.
+        ValueError: a process without such a basis, or without noise.
     """
 
     def __init__(self, process: Process, facts: Facts, prior: Prior | None = None) -> None:
@@ -74,6 +78,9 @@ class Predictor:
         joint = process.signal.at(one) @ process.noise.at(one)
         if not isinstance(joint, Diagonal):
             raise ValueError(NO_BASIS)
+        noise = process.noise.at(one)
+        if isinstance(noise, Diagonal) and bool(torch.isneginf(noise.log_gain).any()):
+            raise ValueError(NO_NOISE)
         self.process, self.facts = process, facts
         self.basis: Basis = joint.basis or facts.basis
         self.cov = facts.cov(self.basis)

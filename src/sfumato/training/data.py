@@ -107,8 +107,8 @@ class Data:
         """What a method may know of the data, measured in one pass of batches."""
         starts = range(0, len(self), batch)
         batches = (self.batch(range(i, min(i + batch, len(self)))) for i in starts)
-        whole, classes = np.issubdtype(self.images.dtype, np.integer), self.classes(range(len(self)))
-        return measure(batches, self.record.shape, classes, self.record.values if whole else 0)
+        values = self.record.values if np.issubdtype(self.images.dtype, np.integer) else 0
+        return measure(batches, self.record.shape, self.classes(range(len(self))), values)
 
 
 def load(
