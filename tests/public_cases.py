@@ -30,15 +30,17 @@ from torch import Tensor, nn
 
 import sfumato as sf
 from sfumato import from_pretrained, networks
-from sfumato.algebra import MatrixFree
+from sfumato.algebra import MatrixFree, scaled
 from sfumato.checks import check_operator
 from sfumato.cli import main
-from sfumato.corruption.families import Scale
+from sfumato.corruption.facts import typical
+from sfumato.corruption.families import Mapping, Scale
+from sfumato.corruption.learned import Monotone
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Betas, Complement
 from sfumato.estimation.denoise import Denoiser, noise
 from sfumato.estimation.limit import clip, limited
-from sfumato.methods import lookup
+from sfumato.methods import METHODS, grids, lookup
 from sfumato.sampling.sample import sample
 from sfumato.training.watch import Watch
 
@@ -545,8 +547,86 @@ def noise_after_clip(folder: Path) -> bool:
     return torch.allclose(sample(lookup.kernel("ddim"), loud, x, grid), expected)
 
 
+def started(folder: Path) -> bool:
+    """Whether x_1 of every class is a blurred training image of that class."""
+    data = sf.load("digits")
+    size = networks.UNetOptions(width=8, multipliers=(1,))
+    config = sf.Config("soft", data.record, {"sigma": (1e-6, 1e-5)}, size, conditional=True)
+    model = sf.build(config, data, sf.TrainOptions())
+    blurred = model.recipe.process.signal.at(torch.ones(()).double())(data.batch(range(1500)))
+    start = model.start(range(20), [seed % 10 for seed in range(20)])
+    nearest = torch.cdist(start.flatten(1), blurred.flatten(1)).argmin(1)
+    return torch.equal(data.classes(nearest), torch.arange(20) % 10)
+
+
+def untold(conditional: bool, **how: Any) -> Callable[[Path], Tensor]:
+    """The feed: samples of a model that was or was not trained on classes."""
+
+    def feed(folder: Path) -> Tensor:
+        data, size = sf.load("digits"), networks.UNetOptions(width=8, multipliers=(1,))
+        config = sf.Config("soft", data.record, network=size, conditional=conditional)
+        return sf.build(config, data, sf.TrainOptions()).sample([0], 2, **how)
+
+    return feed
+
+
+def neighbours(folder: Path) -> bool:
+    """Whether the features that a vdm is told differ in sign between pixels of 254 and of 255."""
+    facts = sf.load("photos").facts()
+    (frequency,) = METHODS["vdm"]((3, 32, 32), facts, fourier=(7,)).fourier
+    near, far = (torch.tensor(2 * value / 255 - 1).double() for value in (254, 255))
+    return float((frequency * torch.pi * near).sin() * (frequency * torch.pi * far).sin()) < -0.99
+
+
+def cold_grid(folder: Path) -> Tensor:
+    """The times of five steps of a process without noise, by what they would do."""
+    recipe, facts = METHODS["cold"]((1, 28, 28)), typical((1, 28, 28))
+    return grids.grid("auto", recipe, facts, recipe.kernel, 5)
+
+
+def slopes(folder: Path) -> bool:
+    """Whether |1 - t| + t, summed of operators, has the slopes 0 and 0 at t = 0 and t = 1."""
+    family = Mapping(lambda t: scaled(1 - t) + scaled(t))
+    found = [float(family.rate(torch.tensor(t)).gain) for t in (0.0, 1.0)]
+    return max(map(abs, found)) < 1e-8
+
+
+def learned_zero(folder: Path) -> bool:
+    """Whether a learned level that starts at 0 has finite gradients through sqrt and rate."""
+    family = Scale(Complement(Monotone(0.0, -3.0)))
+    family.rate(torch.zeros(()).double()).gain.sum().backward()
+    return all(bool(p.grad.isfinite().all()) for p in family.parameters())
+
+
 # Samplers, grids and levels.
 SAMPLING: list[Case] = [
+    Case(
+        "openai/improved-diffusion#137",
+        "samples are of other classes than asked for: x_1 of a blur told another",
+        started,
+        is_true,
+    ),
+    Case(
+        "openai/improved-diffusion#50",
+        "a model of classes sampled without any",
+        untold(True),
+        refuses("was trained on classes; name one for each image"),
+    ),
+    Case(
+        "JuliaWolleb/diffusion-anomaly#10",
+        "classes given to a model without",
+        untold(False, classes=[3]),
+        refuses("knows no classes; train with --conditional"),
+    ),
+    Case(
+        "arpitbansal297/Cold-Diffusion-Models#14",
+        "a perfect network without noise needs one step: a grid of five asked for",
+        cold_grid,
+        refuses("the exact estimate is x_0 itself, whatever the kernel and the grid"),
+    ),
+    Case("genmoai/mochi#67", "Fourier features of pixels of 254 and 255", neighbours, is_true),
+    Case("pytorch/pytorch#6394", "a derivative by the chain rule at a zero", slopes, is_true),
+    Case("tensorflow/tensorflow#4914", "a gradient through sqrt at 0", learned_zero, is_true),
     Case(
         "lucidrains/denoising-diffusion-pytorch#84",
         "x_0 is clipped, the predicted noise is not taken again",
@@ -575,7 +655,17 @@ def judged(*shape: int, n: int = 40) -> Callable[[Path], Ended]:
 
 
 # Scores and likelihoods.
+SEVENTEEN = (
+    "train vdm --data digits --images 32 --batch 16 --width 8 --multipliers 1 --hidden 4 --quiet "
+    "--preview-every 0 --device cpu --out run"
+).split()
 EVALUATION: list[Case] = [
+    Case(
+        "yang-song/score_sde_pytorch#51",
+        "a bound in bits of data with other values than 0 to 255",
+        lambda folder: run(*SEVENTEEN),
+        exits(0),
+    ),
     Case(
         "mseitzer/pytorch-fid#1",
         "images of another size than the real ones",
