@@ -147,6 +147,15 @@ def test_a_number_is_a_time(name):
     torch.testing.assert_close(NAMED[name](0.5), NAMED[name](torch.full((4, 1, 1, 1), 0.5)))
 
 
+def test_times_above_1_are_those_that_churn_reaches():
+    """EDM's sigma_t = 80 t goes on to sqrt(2), the most that Algorithm 2 raises a time; no more."""
+    process = sf.METHODS["edm"](SHAPE).process
+    deviation = process.cov(1.4).gain.sqrt()
+    torch.testing.assert_close(deviation, torch.full_like(deviation, 1.4 * 80.0))
+    assert "times lie in [0, 1]" in refused(lambda: process.cov(1.42))
+    assert "times lie in [0, 1]" in refused(lambda: VP.cov(1.2))
+
+
 def test_times_are_differentiated():
     """The checks read values, which forward derivatives allow: d/dt exp(-t) = -exp(-t)."""
     family = sf.Damp(LEVEL, torch.ones(8, 8), PIXEL)
