@@ -62,7 +62,7 @@ def test_weights_in_double_precision_give_the_same_images():
     model = made()
     expected = few(model)
     model.denoiser.double()
-    torch.testing.assert_close(few(model), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(few(model), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_default_of_double_precision_gives_the_same_images(doubles):
     torch.set_default_dtype(torch.float64)
     again = sf.Model(model.config, model.facts)
     again.denoiser.load_state_dict(model.denoiser.state_dict())
-    torch.testing.assert_close(few(again), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(few(again), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_default_of_double_precision_gives_the_same_noise_of_training(doubles):
