@@ -3,6 +3,7 @@
     python recipes/scores.py             # README's
     python recipes/scores.py --kernels   # docs/kernels.md's: FID by kernel and network calls
     python recipes/scores.py --grids     # docs/selection.md's: FID by grid
+    python recipes/scores.py --spacings  # docs/kernels.md's: FID and predicted W2 by spacing
     python recipes/scores.py --predicted # docs/selection.md's: what `tune` predicts, and FID
     python recipes/scores.py --bits      # docs/evaluation.md's: bits per dimension
 
@@ -23,7 +24,7 @@ RECORDS = Path(__file__).parents[1] / "docs" / "records"
 HEAD = ("| | n | steps | FID | KID | precision | recall |", "|---|---|---|---|---|---|---|")
 REAL = "real training images"
 CALLS = (5, 10, 20, 50)
-OTHERS = ("bits-", "grid-", "selection-", "zoo-")
+OTHERS = ("bits-", "grid-", "selection-", "spacing-", "zoo-")
 GRIDS = ("uniform", "quadratic", "karras", "auto")
 BITS = {
     "uniform": "flow, uniform noise",
@@ -111,6 +112,31 @@ def grids() -> list[str]:
     return lines
 
 
+def spacings() -> list[str]:
+    """FID at n = 2,000 and W2 of `ddim` by the spacing of a chain of 1,000 levels, in Markdown."""
+    import sfumato as sf
+    from sfumato.corruption.facts import typical
+    from sfumato.methods.spacing import SPACINGS, spaced
+
+    model, kernel = sf.from_pretrained("fashion-ddpm"), sf.reverse(sf.ddim(0.0))
+    linear = sf.METHODS["ddpm"](model.shape, betas="linear")
+    predictors = {
+        "W2, Fashion-MNIST": sf.Predictor(model.recipe.process, model.facts, model.recipe.prior),
+        "W2, 1/f^2, linear betas": sf.Predictor(linear.process, typical(model.shape), linear.prior),
+    }
+    lines = [f"| | spacing | {' | '.join(map(str, CALLS))} |", f"|---|---|{'---|' * len(CALLS)}"]
+    for name in SPACINGS:
+        fids: dict[int, float] = {}
+        for path in RECORDS.glob(f"spacing-fashion-ddpm-{name}*.json"):
+            fids |= {one["steps"]: one["fid"] for one in read(path)["results"]}
+        lines.append(f"| FID | {name} | {' | '.join(f'{fids[n]:.3g}' for n in CALLS)} |")
+    for what, predictor in predictors.items():
+        for name, spacing in SPACINGS.items():
+            errors = (predictor(kernel, spaced(1000, spacing)(n)).error for n in CALLS)
+            lines.append(f"| {what} | {name} | {' | '.join(f'{x:.4f}' for x in errors)} |")
+    return lines
+
+
 def bits() -> list[str]:
     """Bits per dimension of each record, with standard errors, in Markdown."""
     lines = [f"| model | n | {' | '.join(BITS.values())} |", "|---|---|" + "---|" * len(BITS)]
@@ -165,7 +191,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     which = parser.add_mutually_exclusive_group()
-    for made in (table, kernels, grids, predicted, bits):
+    for made in (table, kernels, grids, spacings, predicted, bits):
         flag, text = f"--{made.__name__}", (made.__doc__ or "").split("\n")[0]
         which.add_argument(flag, dest="made", action="store_const", const=made, help=text)
     made = parser.parse_args().made or table

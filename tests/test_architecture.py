@@ -184,7 +184,7 @@ LEAVES = {
         "demo",
     },
     "record": {"checks", "config", "model", "store", "training", "evaluation", "cli", "demo"},
-    "notes": {"training", "cli"},
+    "notes": {"sampling", "training", "cli"},
     "files": {"charts", "pictures", "model", "store", "training", "evaluation", "cli", "demo"},
     "pictures": {"model", "store", "training", "evaluation", "cli", "demo"},
     "charts": {"cli"},

@@ -99,6 +99,7 @@ def test_the_kernels_page_tells_what_the_records_and_the_registry_say():
     docs, recipes = README.parent / "docs", README.parent / "recipes"
     page = (docs / "kernels.md").read_text(encoding="utf-8")
     assert "\n".join(runpy.run_path(str(recipes / "scores.py"))["kernels"]()) in page
+    assert "\n".join(runpy.run_path(str(recipes / "scores.py"))["spacings"]()) in page
     found = json.loads((docs / "records" / "solvers.json").read_text(encoding="utf-8"))
     assert "\n".join(runpy.run_path(str(recipes / "solvers.py"))["tables"](found)) in page
     listed = {name.partition(":")[0] for name in re.findall(r"^\| `([\w:=-]+)` \|", page, re.M)}

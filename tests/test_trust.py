@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,14 @@ def test_arrays_are_not_unpickled(model, suffix):
         sf.load(path)
     with pytest.raises(ValueError):
         sf.METHODS["ni-ddpm"]((1, 8, 8), noise=str(path))
+    assert alive(model.parent)
+
+
+def test_a_zip_of_pickles_is_no_data(model):
+    with zipfile.ZipFile("data.npz", "w") as file:
+        file.writestr("images.npy", pickle.dumps(Bomb(model.parent / "canary")))
+    with pytest.raises(ValueError):
+        sf.load("data.npz")
     assert alive(model.parent)
 
 

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from sfumato.record import KINDS
 from sfumato.training.raw import Raw, Reading, classified, measured, placed
@@ -72,8 +73,8 @@ def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarr
                 names = loaded.files
                 wanted = KINDS if key is None else (key,)
                 name = next((name for name in wanted if name in names), "")
-                labels = loaded["labels"] if "labels" in names else None
-                found = (name, loaded[name], labels) if name else None
+                labels = _member(loaded, "labels") if "labels" in names else None
+                found = (name, _member(loaded, name), labels) if name else None
     except BROKEN as error:
         raise ValueError(f"{path} cannot be read as arrays: {error}.") from error
     if key is not None and not names:
@@ -83,4 +84,12 @@ def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarr
         raise ValueError(
             f"{path} has no array by the name {wanted}; it holds {held}. Name one by --key."
         )
+    return found
+
+
+def _member(archive: NpzFile, name: str) -> np.ndarray:
+    """The array `name`; numpy gives the bytes of a member that is no array as they are."""
+    found = archive[name]
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"its member {name} is no array")
     return found

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato import files, store
 from sfumato.config import Config, Origin
