@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sfumato as sf
-from sfumato import from_pretrained, networks
+from sfumato import from_pretrained, networks, pretrained
 from sfumato.algebra import MatrixFree, scaled
 from sfumato.checks import check_operator
 from sfumato.cli import main
@@ -103,13 +103,49 @@ def exits(code: int, said: str = "") -> Callable[[Any], None]:
     return outcome
 
 
+def equals(expected: object) -> Callable[[Any], None]:
+    """The outcome: this."""
+
+    def outcome(found: object) -> None:
+        assert found == expected, f"wanted {expected!r}, got {found!r}"
+
+    return outcome
+
+
 def is_true(found: object) -> None:
     """The outcome: `feed` found what it looked for."""
     assert found is True, f"got {found!r}"
 
 
 # A stranger's files.
-FILES: list[Case] = []
+def bundled(folder: Path, **config: Any) -> Path:
+    """A copy of a bundled model, with some values of its config replaced."""
+    shutil.copytree(pretrained.path("fashion-soft"), folder / "model")
+    file = folder / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder / "model"
+
+
+def pickled_weights(folder: Path) -> sf.Model:
+    """Weights that run code when they are unpickled, under the name of others."""
+    (bundled(folder) / "model.safetensors").write_bytes(pickle.dumps(breakpoint))
+    return from_pretrained(folder / "model")
+
+
+FILES: list[Case] = [
+    Case(
+        "mit-ll-responsible-ai/equine#168",
+        "a model whose weights are a pickle",
+        pickled_weights,
+        refuses("not a safetensors file"),
+    ),
+    Case(
+        "voicepaw/so-vits-svc-fork#193",
+        "a model whose config names code beside it",
+        lambda folder: from_pretrained(bundled(folder, method="model/x.py:f", sha256=None)),
+        refuses("code in a file, which no checkpoint may run by itself"),
+    ),
+]
 
 TINY = (
     *("train", "soft", "--width", 8, "--multipliers", 1, "--batch", 16, "--steps", 2),
@@ -599,7 +635,37 @@ def learned_zero(folder: Path) -> bool:
 
 
 # Samplers, grids and levels.
+def levels_of(steps: int, length: int = 1000) -> Callable[[Path], list[int]]:
+    """The feed: the levels that a chain of `length` is asked at in so many steps."""
+    recipe = sf.METHODS["ddim"]((1, 8, 8), length=length)
+    return lambda folder: (recipe.grid(steps) * length).round(decimals=6).tolist()
+
+
 SAMPLING: list[Case] = [
+    Case(
+        "huggingface/diffusers#10003",
+        "as many steps as the chain has levels",
+        levels_of(1000),
+        equals([*range(1000, -1, -1)]),
+    ),
+    Case(
+        "huggingface/diffusers#5921",
+        "five steps of a chain of 1,000, from its noisiest level",
+        levels_of(5),
+        equals([1000, 800, 600, 400, 200, 0]),
+    ),
+    Case(
+        "huggingface/diffusers#9261",
+        "a number of steps that does not divide the chain",
+        levels_of(13),
+        equals([1000, 923, 846, 769, 692, 615, 538, 462, 385, 308, 231, 154, 77, 0]),
+    ),
+    Case(
+        "huggingface/diffusers#2585",
+        "more steps than there are levels",
+        lambda folder: levels_of(22, 21)(folder),
+        refuses("a chain of 21 levels is sampled in 1 to 21 steps; got 22"),
+    ),
     Case(
         "openai/improved-diffusion#137",
         "samples are of other classes than asked for: x_1 of a blur told another",
