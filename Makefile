@@ -1,8 +1,8 @@
 # make test     everything that must pass before a change lands
 # make check    the part of it that runs no code: lint, format, types
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
-# make models   train the models and classifiers that come along again, and put them into the package
-# make pictures  draw the README's pictures again from the models that come along
+# make models   train the models and classifiers that are bundled again, and put them into the package
+# make pictures  draw the README's pictures again from the models that are bundled
 # make zoo      every method for a minute on the digits: docs/zoo.md and its pictures
 # make bench    what the library costs beside its network, and beside others
 # make venv     only the environment that the others make for themselves
@@ -71,7 +71,7 @@ demo: $(VENV)/.core
 models: $(VENV)/.core
 	$(BIN)/python recipes/classifiers.py
 	for name in soft ddpm; do $(BIN)/sfumato train --config recipes/fashion-$$name.yaml \
-		&& $(BIN)/python recipes/ship.py runs/fashion-$$name fashion-$$name --kernel ddim --steps 20 \
+		&& $(BIN)/python recipes/ship.py runs/fashion-$$name fashion-$$name --sampler ddim --steps 20 \
 		|| exit 1; done
 
 pictures: $(VENV)/.core

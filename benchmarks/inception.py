@@ -1,10 +1,10 @@
 """`--extractor inception` against torch-fidelity's own FID, on the same images and weights.
 
     bash benchmarks/inception.sh                 # makes the environment and runs this
-    SFUMATO_INCEPTION=weights.pth bash ...       # with the published weights, where they are
+    SFUMATO_INCEPTION=weights.pth bash ...       # with the published weights at this path
 
-Without the published weights random ones do: both sides see the same network, so their FID is the
-same number, though it means nothing.
+Without the published weights, random ones are used: both sides have the same network, so their FIDs
+must agree, though the value has no meaning.
 """
 
 from __future__ import annotations

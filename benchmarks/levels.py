@@ -1,8 +1,8 @@
-"""Seconds and peak memory of `sfumato select` for 10,000 and 60,000 images, its printout with it.
+"""Seconds and peak memory of `sfumato select` for 10,000 and 60,000 images, with its output.
 
     python benchmarks/levels.py [--threads 2]
 
-Each in a process of its own, from the start of the interpreter to the picture.
+Each runs in its own process, measured from the start of the interpreter to the picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 
 
 def one(count: int, threads: int) -> None:
-    """Select for so many images, and print what it cost."""
+    """Select for `count` images, and print time and memory."""
     with tempfile.TemporaryDirectory() as out:
         words = f"select soft --data fashion-mnist --split train[:{count}] --threads {threads}"
         began = time.perf_counter()

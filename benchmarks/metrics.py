@@ -1,9 +1,9 @@
-"""Scores of 10,000 against 10,000 images: seconds and peak memory, ours against others'.
+"""Scores of 10,000 against 10,000 images: seconds and peak memory of ours and of other libraries.
 
-    pip install prdc             # the peer of precision, recall, density and coverage
+    pip install prdc             # for precision, recall, density and coverage
     python benchmarks/metrics.py [--threads 2] [--n 10000]
 
-Each contestant runs in a process of its own, so that its peak memory is its own.
+Each implementation runs in its own process, so that its peak memory is measured alone.
 """
 
 from __future__ import annotations

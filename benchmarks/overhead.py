@@ -1,8 +1,12 @@
-"""What Sfumato costs beside the network: its training and sampling loops over bare ones.
+"""Cost of Sfumato beside the network: its training and sampling loops relative to bare loops.
 
     python benchmarks/overhead.py [--model fashion-soft] [--threads 2] [--rounds 9]
+    python benchmarks/overhead.py --parts algebra --threads 1 --rounds 5
 
-Both sides have the same network, optimizer, noise and number of threads, in turns of one run.
+Both sides have the same network, optimizer, noise and number of threads, and alternate within one
+run. The algebra is the loss of one training step and its gradient with a network of no cost,
+relative to one element-wise pass over the batch; vdm's decoder, a softmax over all values, is left
+out.
 """
 
 from __future__ import annotations
@@ -10,39 +14,49 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
+from PIL.Image import Image
 from timing import table, turns
 
-from sfumato import TrainOptions, build, from_pretrained, load, train
+from sfumato import Sampler, TrainOptions, build, from_pretrained, load, train
+from sfumato.config import Config
+from sfumato.estimation.loss import loss, stratified
+from sfumato.methods import METHODS
 from sfumato.model import Model
+from sfumato.record import Record
 from sfumato.training.data import Data
-from sfumato.training.watch import Watch
+from sfumato.training.trackers import Figures
 
 BATCH = 64
 
 
-class Clock(Watch):
-    """A silent watch that notes when each step was done."""
+class Clock:
+    """A tracker that records the time after each step."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.times: list[float] = []
 
-    def step(self, step: int, value: torch.Tensor) -> None:
-        super().step(step, value)
+    def start(self, model: Model, options: TrainOptions, step: int) -> None: ...
+
+    def log(self, step: int, figures: Figures) -> None:
         self.times.append(time.perf_counter())
+
+    def image(self, name: str, step: int, x: Image) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 def ours(model: Model, data: Data, steps: int) -> float:
-    """Seconds of a step of `train`, the first left out."""
+    """Seconds of a step of `train`, without the first."""
     options = TrainOptions(images=steps * BATCH, batch=BATCH, preview_every=0)
     clock = Clock()
     with tempfile.TemporaryDirectory() as out:
-        train(model, data, options, Path(out) / "run", clock, "cpu")
+        train(model, data, options, Path(out) / "run", (clock,), "cpu")
     return (clock.times[-1] - clock.times[0]) / (steps - 1)
 
 
@@ -69,7 +83,7 @@ def bare(network: torch.nn.Module, data: Data, steps: int) -> float:
 def training(model: Model, data: Data, rounds: int, steps: int = 8) -> None:
     """Print the ratio of a step of `train` to one of the bare loop."""
     network, spent = model.denoiser.backbone, {"train": [], "bare loop": []}
-    config = replace(model.config, record=data.record, kernel=None, steps=None)
+    config = replace(model.config, record=data.record, sampler=Sampler())
     for _ in range(rounds):
         mine = build(config, data, TrainOptions())
         spent["train"].append(ours(mine, data, steps))
@@ -88,10 +102,49 @@ def sampling(model: Model, batch: int, rounds: int, steps: int = 20) -> None:
             network(x, label)
 
     def drawn() -> torch.Tensor:
-        return model.sample(range(batch), steps, batch=batch)
+        return model.sample(range(batch), Sampler(steps=steps), batch=batch)
 
     spent = turns({"sample": drawn, "calls": calls}, rounds)
     table(f"sampling a batch of {batch}, {steps} steps", spent, "calls")
+
+
+class Nothing(torch.nn.Module):
+    """A network of one parameter, so that only the algebra costs time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor, label: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        return self.weight * x
+
+
+def objective(method: str, parameters: dict[str, object], x0: torch.Tensor) -> Callable[[], None]:
+    """The loss of one training step on `x0`, and its gradient."""
+    record = Record("random", tuple(x0.shape[1:]))
+    model = Model(Config(method, record, parameters=parameters), backbone=Nothing())
+    recipe, denoiser, eps = model.recipe, model.denoiser, torch.randn(x0.shape)
+    u = stratified(torch.rand(len(x0), dtype=torch.float64))
+    t = recipe.times(u).reshape(-1, *(1,) * (x0.ndim - 1))
+    context = None if recipe.context is None else recipe.context.draw(eps, torch.randn_like)
+
+    def step() -> None:
+        bound = denoiser
+        if recipe.context is not None and context is not None:
+            bound = denoiser.with_process(recipe.context.process(context))
+        loss(bound, recipe.weighting, x0, t, eps).mean().backward()
+
+    return step
+
+
+def algebra(shape: tuple[int, ...], rounds: int) -> None:
+    """Print the cost of the algebra of a step relative to one pass over a batch of `shape`."""
+    x0 = torch.rand(shape) * 2 - 1
+    steps = {"one pass": lambda: x0 * 1.5}
+    for method in METHODS:
+        steps[method] = objective(method, {}, x0)
+    steps["soft-mask --wander"] = objective("soft-mask", {"wander": True}, x0)
+    table(f"algebra of one training step, {shape}", turns(steps, rounds), "one pass")
 
 
 if __name__ == "__main__":
@@ -99,10 +152,17 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="fashion-soft")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parts = ("sampling", "training", "algebra")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     loaded = from_pretrained(asked.model)
     print(f"{asked.model}, {asked.threads} threads, torch {torch.__version__}")
-    for size, times in ((1, 12), (64, 1)):
-        sampling(loaded, size, times * asked.rounds)
-    training(loaded, load("fashion-mnist", "train[:2000]"), asked.rounds)
+    if "sampling" in asked.parts:
+        for size, times in ((1, 12), (64, 1)):
+            sampling(loaded, size, times * asked.rounds)
+    if "training" in asked.parts:
+        training(loaded, load("fashion-mnist", "train[:2000]"), asked.rounds)
+    if "algebra" in asked.parts:
+        for batch in ((256, 3, 64, 64), (128, 3, 32, 32)):
+            algebra(batch, asked.rounds)

@@ -1,4 +1,4 @@
-"""Peers beside ours: their recipes for as many minutes on the same machine, the same record.
+"""Other libraries: their recipes trained for as many minutes on the same machine, same record.
 
     pip install --no-deps torchvision==0.28.0 denoising-diffusion-pytorch einops ema-pytorch
     python benchmarks/peers.py diffusers --minutes 60 --out runs/peers
@@ -7,13 +7,14 @@
 `diffusers` is the plain recipe: the U-Net of its course for this data, DDPMScheduler, loss of the
 noise, averaged weights. `ddp` is denoising-diffusion-pytorch: its U-Net at half width, its defaults
 (velocity, sigmoid schedule), its average. Both have the learning rate of ours, since theirs are for
-runs of days. Minutes are of one core's work, since each of our models had one core of two. After
+runs of days. Minutes are
+CPU time of one core, since each of our models had one core of two. After
 training, each candidate sampler of a peer draws 500 images, which are compared with held-out
 training images; the best one, or the one named by `--sampler`, draws the images that are scored:
 
     sfumato evaluate runs/peers/diffusers.npz --data fashion-mnist --n 2000 --out FILE.json
 
-The averaged weights stay in `--out`; where they are already, nothing is trained.
+The averaged weights are written to `--out`; where they exist, nothing is trained.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Sampler = Callable[[int], Tensor]
 
 @dataclass
 class Peer:
-    """A recipe: what is trained, how, and what samples from the average that it leaves."""
+    """A recipe: what is trained, how, and the samplers of the averaged weights."""
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
@@ -196,8 +197,8 @@ def main() -> None:
         images = train(peer, asked.minutes)
         asked.out.mkdir(parents=True, exist_ok=True)
         files.write_tensors(peer.average().state_dict(), weights)
-        facts = {"peer": asked.peer, "minutes": asked.minutes, "images_seen": images}
-        files.write(about, json.dumps(facts, indent=2) + "\n")
+        stats = {"peer": asked.peer, "minutes": asked.minutes, "images_seen": images}
+        files.write(about, json.dumps(stats, indent=2) + "\n")
     torch.set_num_threads(asked.threads)
     peer.average().load_state_dict(load_file(weights))
     if asked.sampler is None:
@@ -209,13 +210,13 @@ def main() -> None:
         parser.error(f"--sampler of {asked.peer} is one of {', '.join(peer.samplers)}")
     made, spent = drawn(peer.samplers[best], asked.n, seed=0)
     pictures.save(made, target)
-    facts = json.loads(about.read_text()) | {
+    stats = json.loads(about.read_text()) | {
         **found,
         "sampler": best,
         "threads": asked.threads,
         "seconds_per_image": round(spent, 5),
     }
-    files.write(about, json.dumps(facts, indent=2) + "\n")
+    files.write(about, json.dumps(stats, indent=2) + "\n")
     print(f"{target}: {asked.n} images of {best}")
 
 

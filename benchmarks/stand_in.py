@@ -1,4 +1,4 @@
-"""torchvision beside a CPU build of torch: peers import it, and use none of its operators here."""
+"""torchvision beside a CPU build of torch: other libraries import it, and call no operator here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 KEPT: list[torch.library.Library] = []
-"""Declarations live as long as their library does."""
+"""Kept alive: a declaration ends with its library object."""
 
 
 def torchvision_ready() -> None:
     """Make `import torchvision` work: declare its compiled operators where they cannot be loaded.
 
-    The build of the package index is compiled against CUDA's torch. Declared, not implemented: a
+    The build on the package index is compiled against torch for CUDA. Declared, not implemented: a
     call of one would fail.
     """
     try:
@@ -23,7 +23,7 @@ def torchvision_ready() -> None:
 
         return
     except ImportError:
-        return  # who needs it will say so
+        return  # an import that needs it raises its own error
     except RuntimeError:
         spec = importlib.util.find_spec("torchvision")
         assert spec is not None

@@ -1,4 +1,4 @@
-"""Ratios from one run: the contestants take turns, so that a slow minute is slow for all."""
+"""Ratios from one run: implementations alternate, so that a slow minute affects all of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Spent = Mapping[str, Sequence[float]]
 
 
 def turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> Spent:
-    """Each has its turn in every round, in the other order every other round."""
+    """Every round calls each once; the order is reversed every other round."""
     spent: dict[str, list[float]] = {name: [] for name in contestants}
     for call in contestants.values():
-        call()  # what is made once is made here
+        call()  # what is made once and kept is made here
     for turn in range(rounds):
         for name, call in list(contestants.items())[:: 1 if turn % 2 else -1]:
             began = time.perf_counter()
@@ -26,12 +26,12 @@ def turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> Spent
 def ratio(spent: Spent, name: str, other: str) -> tuple[float, float]:
     """Median over rounds of how many times as long `name` took, and the median's deviation.
 
-    Within a round a machine is about as fast for both, from round to round it is not.
+    A machine's speed is about equal within a round, and varies between rounds.
     """
     found = [a / b for a, b in zip(spent[name], spent[other], strict=True)]
     if len(found) < 2:
         return found[0], float("nan")
-    # pi / 2 times the mean's variance, of numbers that are about normal but for a few.
+    # pi / 2 times the mean's variance, for numbers that are normal except for outliers.
     low, _, high = statistics.quantiles(found, n=4)
     return statistics.median(found), 1.2533 * (high - low) / 1.349 / len(found) ** 0.5
 

@@ -1,10 +1,10 @@
-"""Blur of 64 x 3 x 64 x 64 by sigma = 4: ours, two forms, against what else there is.
+"""Blur of 64 x 3 x 64 x 64 by sigma = 4: ours, two forms, against other implementations.
 
     pip install torch-dct        # the peer; the others come with the test extras
     python benchmarks/transforms.py [--threads 2] [--rounds 15]
 
-`fused` is heat as one matrix per axis; `general` is analyse, weigh, synthesise, which any gains
-take. Then how the general form grows from 16 x 16 to 512 x 512.
+`fused` applies heat as one matrix per axis; `general` analyses, multiplies by gains and
+synthesises, which works for any gains. Then the time of the general form from 16 x 16 to 512 x 512.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from timing import ratio, table, turns
 
-from sfumato import Constant, Heat, dct
+from sfumato.bases import dct
+from sfumato.families import Heat
+from sfumato.schedules import Constant
 
 SIGMA = 4.0
 
 
 def contestants(x: torch.Tensor, threads: int) -> dict:
-    """One callable each, all of the same reflected blur but the convolution's truncation."""
+    """One callable each, all of the same reflected blur, up to the convolution's truncation."""
     side = x.shape[-1]
     basis = dct(side, side)
     heat = Heat(Constant(SIGMA), basis).at(torch.tensor(0.5))

@@ -1,4 +1,4 @@
-r"""Rotation blur: an image smeared round its centre, with a little noise. Nobody published it.
+r"""Rotation blur: an image smeared around its centre, with a little noise; not from a paper.
 
     sfumato train examples/rotation_blur.py:rotation_blur --data digits --patch 1 --width 32
     sfumato sample runs/rotation_blur --method examples/rotation_blur.py:rotation_blur
@@ -12,9 +12,10 @@ References:
 import math
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
 
 import sfumato as sf
+from sfumato.operators import MatrixFree
 
 
 def turned(x, angle):
@@ -25,14 +26,15 @@ def turned(x, angle):
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-def rotation_blur(shape, facts=None, *, turn: float = 180.0, steps: int = 50):
+def rotation_blur(shape, stats=None, *, turn: float = 180.0, steps: int = 50):
     """Rotation blur, soft score matching, momentum sampler: the angle, and steps of the sampler."""
 
     def smear(t):
         most = t.reshape(-1) * math.radians(turn)
-        return sf.MatrixFree(lambda x: sum(turned(x, most * k / 8) for k in range(-8, 9)) / 17)
+        return MatrixFree(lambda x: sum(turned(x, most * k / 8) for k in range(-8, 9)) / 17)
 
-    process = sf.Process(sf.Mapping(smear), sf.Scale(sf.Geometric(0.02, 0.2, until=0.25)))
-    prior = sf.CorruptedData(facts or sf.typical(shape), process)
-    kernel = sf.reverse(sf.momentum)
-    return sf.Recipe(process, sf.residual, sf.simple, kernel, prior, __doc__, steps=steps)
+    noise = sf.schedules.Geometric(0.02, 0.2, until=0.25)
+    process = sf.Process(sf.families.Mapping(smear), sf.families.Scale(noise))
+    prior = sf.priors.CorruptedData(stats or sf.statistics.default_statistics(shape), process)
+    objective = sf.predictions.residual, sf.weightings.simple
+    return sf.Recipe(process, *objective, sf.Sampler("momentum", steps), prior, __doc__)

@@ -27,7 +27,7 @@ BATCH = 128
 
 
 def shifted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images moved by up to a pixel a side, each batch another way: a sample's place may vary."""
+    """Images shifted by up to a pixel, each batch differently: features should not depend on it."""
     padded = F.pad(x, (1, 1, 1, 1), value=-1.0)
     top, left = torch.randint(3, (2,), generator=generator).tolist()
     return padded[..., top : top + x.shape[2], left : left + x.shape[3]]
@@ -45,7 +45,7 @@ def accuracy(net: torch.nn.Module, data: Data) -> float:
 
 
 def train(name: str) -> None:
-    """Train on the train split; report on the test split, which nothing was chosen on."""
+    """Train on the train split; report accuracy on the test split, which chose no setting."""
     widths, epochs = PLANS[name]
     data, test = load(name), load(name, "test")
     classes = data.record.classes or ()

@@ -1,13 +1,13 @@
-"""The README's table of scores, and that of kernels, from the records in docs/records.
+"""Tables of scores in README.md and docs, printed from the records in docs/records.
 
     python recipes/scores.py             # README's
-    python recipes/scores.py --kernels   # docs/kernels.md's: FID by kernel and network calls
+    python recipes/scores.py --kernels   # docs/kernels.md's: FID by sampler and network calls
     python recipes/scores.py --grids     # docs/selection.md's: FID by grid
     python recipes/scores.py --spacings  # docs/kernels.md's: FID and predicted W2 by spacing
-    python recipes/scores.py --predicted # docs/selection.md's: what `tune` predicts, and FID
+    python recipes/scores.py --predicted # docs/selection.md's: error predicted by `tune`, and FID
     python recipes/scores.py --bits      # docs/evaluation.md's: bits per dimension
 
-One row for each result of the models that come along, of the peers (`peer-NAME-SAMPLER-STEPS.json`)
+One row for each result of the bundled models, of other libraries (`peer-NAME-SAMPLER-STEPS.json`)
 and of real images, largest n first.
 """
 
@@ -76,16 +76,16 @@ def rows(path: Path) -> list[Row]:
 
 
 def kernels() -> list[str]:
-    """FID at n = 2,000 of each kernel on the models that come along, in Markdown."""
+    """FID at n = 2,000 of each sampler on the bundled models, in Markdown."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for path in sorted(RECORDS.glob("*fashion-*.json")):
         if path.stem.startswith(OTHERS) or (record := read(path))["n"] != 2_000:
             continue
         for one in record["results"]:
-            row = found.setdefault((record["subject"]["run"], one["kernel"]), {})
+            row = found.setdefault((record["subject"]["run"], one["sampler"]), {})
             row[one["steps"]] = one["fid"]
     lines = [
-        f"| model | kernel | {' | '.join(map(str, CALLS))} |",
+        f"| model | sampler | {' | '.join(map(str, CALLS))} |",
         f"|---|---|{'---|' * len(CALLS)}",
     ]
     for (model, kernel), row in sorted(found.items()):
@@ -115,14 +115,16 @@ def grids() -> list[str]:
 def spacings() -> list[str]:
     """FID at n = 2,000 and W2 of `ddim` by the spacing of a chain of 1,000 levels, in Markdown."""
     import sfumato as sf
-    from sfumato.corruption.facts import typical
+    from sfumato.corruption.statistics import default_statistics
     from sfumato.methods.spacing import SPACINGS, spaced
 
-    model, kernel = sf.from_pretrained("fashion-ddpm"), sf.reverse(sf.ddim(0.0))
+    model, kernel = sf.from_pretrained("fashion-ddpm"), sf.kernels.reverse(sf.couplings.ddim(0.0))
     linear = sf.METHODS["ddpm"](model.shape, betas="linear")
     predictors = {
-        "W2, Fashion-MNIST": sf.Predictor(model.recipe.process, model.facts, model.recipe.prior),
-        "W2, 1/f^2, linear betas": sf.Predictor(linear.process, typical(model.shape), linear.prior),
+        "W2, Fashion-MNIST": sf.Predictor(model.recipe.process, model.stats, model.recipe.prior),
+        "W2, 1/f^2, linear betas": sf.Predictor(
+            linear.process, default_statistics(model.shape), linear.prior
+        ),
     }
     lines = [f"| | spacing | {' | '.join(map(str, CALLS))} |", f"|---|---|{'---|' * len(CALLS)}"]
     for name in SPACINGS:
@@ -153,24 +155,24 @@ def predicted() -> tuple[list[str], float, int]:
     from scipy.stats import spearmanr
 
     import sfumato as sf
-    from sfumato.methods import lookup
+    from sfumato.sampling.samplers import kernel as kernel_of
 
     found: dict[tuple[str, str, int], tuple[float, float]] = {}
     for path in sorted(RECORDS.glob("*fashion-*.json")):
         if path.stem.startswith(OTHERS) or (record := read(path))["n"] != 2_000:
             continue
         model = sf.from_pretrained(record["subject"]["run"])
-        predictor = sf.Predictor(model.recipe.process, model.facts, model.recipe.prior)
+        predictor = sf.Predictor(model.recipe.process, model.stats, model.recipe.prior)
         for one in record["results"]:
             if one["steps"] in CALLS[1:]:
-                kernel = lookup.kernel(one["kernel"])
+                kernel = kernel_of(one["sampler"])
                 error = predictor(kernel, model.recipe.grid(one["steps"])).error
-                key = record["subject"]["run"], one["kernel"], one["steps"]
+                key = record["subject"]["run"], one["sampler"], one["steps"]
                 found[key] = error, one["fid"]
     pairs = sorted({key[:2] for key in found})
     steps = CALLS[1:]
     head = " | ".join(f"{n}: W2 | FID" for n in steps)
-    lines = [f"| model | kernel | {head} |", "|---|---|" + "---|" * 2 * len(steps)]
+    lines = [f"| model | sampler | {head} |", "|---|---|" + "---|" * 2 * len(steps)]
     for model, kernel in pairs:
         row = (found.get((model, kernel, n)) for n in steps)
         cells = (f"{cell[0]:.4f} | {cell[1]:.3g}" if cell else " | " for cell in row)

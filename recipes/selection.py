@@ -1,14 +1,14 @@
-"""Does it pay to select soft diffusion's blur levels, and to assume the data's spectrum?
+"""Soft diffusion with selected blur levels and with the measured spectrum: does FID improve?
 
     python recipes/selection.py              # trains, evaluates, writes records
-    python recipes/selection.py --part 0/2   # every second run, for two processes side by side
-    python recipes/selection.py --table      # the table again, of the records
+    python recipes/selection.py --part 0/2   # every second run, for two processes in parallel
+    python recipes/selection.py --table      # only print the table of the records
     python recipes/selection.py --picture    # docs/selection.png
 
 Three blur paths (linear in t; geometric, the default; 32 levels at equal W2 of 256 candidates) and
 two predictions (the residual, as published; what a Wiener filter for the measured spectrum leaves),
 three seeds each: the same network, 60,000 images of Fashion-MNIST, FID of 2,000 images at 10 and 20
-steps of `ddim`. Runs that were cut go on.
+steps of `ddim`. Interrupted runs are resumed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import torch
 import sfumato as sf
 from sfumato import files
 from sfumato.cli import main
-from sfumato.corruption.select import clock, gaussian, still
+from sfumato.corruption.select import gaussian, still, time_warp
+from sfumato.names import reworded
 
 DOCS = Path(__file__).parents[1] / "docs"
 RECORDS = DOCS / "records"
@@ -43,17 +44,17 @@ TITLES = {
 }
 
 
-def clocks() -> dict[str, list[float]]:
+def time_warps() -> dict[str, list[float]]:
     """The blur paths as times of the default one, which is geometric."""
     data = sf.load("fashion-mnist", "train")
-    recipe = sf.METHODS["soft"](data.record.shape, data.facts())
+    recipe = sf.METHODS["soft"](data.record.shape, data.stats())
     blur = recipe.process.signal.blur
     growth = math.log(blur.end / blur.start)
     place = torch.linspace(0, 1, 257, dtype=torch.float64)
     straight = torch.log1p(place * math.expm1(growth)) / growth
     times = torch.linspace(0, 1, 256, dtype=torch.float64)
-    path = sf.select(gaussian(still(recipe.process, 0.0), data.facts(), times), 32)
-    return {"linear": [0.0, *straight[1:-1].tolist(), 1.0], "selected": clock(times, path)}
+    path = sf.levels.select(gaussian(still(recipe.process, 0.0), data.stats(), times), 32)
+    return {"linear": [0.0, *straight[1:-1].tolist(), 1.0], "selected": time_warp(times, path)}
 
 
 def run(path: str, prediction: str, seed: int) -> None:
@@ -63,15 +64,15 @@ def run(path: str, prediction: str, seed: int) -> None:
     if record.is_file():
         return
     words = f"train soft --data fashion-mnist {SIZE} --prediction {prediction} --seed {seed}"
-    given = [] if path == "geometric" else ["--clock", f"{path}.json"]
+    given = [] if path == "geometric" else ["--time-warp", f"{path}.json"]
     call([*words.split(), *given, "--out", name])
     steps = ",".join(map(str, STEPS))
-    judge = f"evaluate {name} --n {N} --steps {steps} --kernel ddim --threads 1"
+    judge = f"evaluate {name} --n {N} --steps {steps} --sampler ddim --threads 1"
     call([*judge.split(), "--out", str(record)])
 
 
 def call(words: list[str]) -> None:
-    """One command; its failure ends the recipe."""
+    """Run one command; a failure ends the recipe."""
     if main(words):
         raise SystemExit(f"sfumato {' '.join(words)} failed")
 
@@ -115,8 +116,10 @@ def picture(target: Path) -> None:
     for name in PATHS:
         u = times
         if name in made:
-            given = made[name]["clock"]
-            u = sf.Cubic(torch.linspace(0, 1, len(given), dtype=torch.float64), given)(times)
+            given = reworded("config", made[name])["time_warp"]
+            u = sf.schedules.Cubic(torch.linspace(0, 1, len(given), dtype=torch.float64), given)(
+                times
+            )
         left.plot(times, recipe.process.signal.blur(u), label=TITLES[name])
     left.set(xlabel="t", ylabel="blur, pixels", title="blur paths")
     left.legend()
@@ -142,12 +145,12 @@ if __name__ == "__main__":
     if asked.picture:
         picture(DOCS / "selection.png")
     elif not asked.table:
-        for name, times in clocks().items():
-            files.write(Path(f"{name}.json"), json.dumps({"clock": times}) + "\n")
+        for name, times in time_warps().items():
+            files.write(Path(f"{name}.json"), json.dumps({"time_warp": times}) + "\n")
         part, parts = map(int, asked.part.split("/"))
         every = [(a, b, c) for c in SEEDS for b in PREDICTIONS for a in PATHS]
         for each in every[part::parts]:
             run(*each)
     if not asked.picture:
-        with contextlib.suppress(FileNotFoundError):  # the other part has some to do
+        with contextlib.suppress(FileNotFoundError):  # the other part is not finished
             print("\n".join(table()))

@@ -1,9 +1,10 @@
 """Put a trained run into the package: averaged weights in half precision, and a card.
 
-    python recipes/ship.py runs/fashion-soft fashion-soft [RECORD.json ...] --kernel ddim --steps 20
+    python recipes/ship.py runs/fashion-soft fashion-soft [RECORD.json ...] --sampler ddim
+        --steps 20
 
-The card says what the model was trained on, for how long (from the run's log), and what the records
-of `sfumato evaluate` say of it; without records it says that there are none yet.
+The card gives the training data, the training time (from the run's log) and the scores in the
+records of `sfumato evaluate`; without records it says that the model is not evaluated yet.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from sfumato import files, pretrained
 from sfumato.evaluation.protocol import read
 from sfumato.model import Model
+from sfumato.sampling.samplers import Sampler
 from sfumato.store import from_pretrained
 
 SCORES = ("fid", "kid", "precision", "recall")
@@ -24,7 +26,7 @@ LIMIT = 8 * 2**20
 
 
 def minutes(run: Path) -> tuple[float, int]:
-    """Minutes of training that the log tells of, pictures and checkpoints aside, and images."""
+    """Minutes of training in the log, without pictures and checkpoints, and images seen."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     spent, seen = 0.0, 0
     for line in lines:
@@ -48,6 +50,10 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
         for n, row in results
     ]
     table = ["| steps | n | FID | KID | precision | recall |", "|---|---|---|---|---|---|", *rows]
+    scored = []
+    if rows:
+        features = read(records[0])["extractor"]["name"]
+        scored = [f"Against the test split; extractor: {features}."]
     settings = ", ".join(f"{key}={value}" for key, value in config.parameters.items())
     return "\n".join(
         [
@@ -58,18 +64,16 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
             "",
             f"- {parameters:,} parameters, averaged weights in half precision.",
             f"- {images:,} training images seen, batch {options['batch']}, seed {options['seed']}, "
-            f"{spent:.0f} minutes on one core of two; the other trained the other model.",
-            f"- Made by `recipes/{name}.yaml` and `recipes/ship.py`.",
-            f"- Sampled with `{config.kernel}` at {config.steps} steps unless told otherwise.",
-            f"- Images are MIT-licensed Fashion-MNIST's {config.record.shape}; it knows no other.",
+            f"{spent:.0f} minutes on one core of two; the other core trained the other bundled "
+            "model.",
+            f"- Reproduced by `recipes/{name}.yaml` and `recipes/ship.py`.",
+            f"- Default sampler: `{config.sampler.name}`, {config.sampler.steps} steps.",
+            f"- Images: Fashion-MNIST (MIT license), {config.record.shape}; the model samples no "
+            "other.",
             "",
             *(table if rows else ["Not evaluated yet."]),
             "",
-            *(
-                [f"Against the test split, by {read(records[0])['extractor']['name']}."]
-                if rows
-                else []
-            ),
+            *scored,
             "",
         ]
     )
@@ -79,12 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
-    parser.add_argument("--kernel", required=True)
+    parser.add_argument("--sampler", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("records", type=Path, nargs="*")
     asked = parser.parse_args()
     model = from_pretrained(asked.run)
-    model.config = replace(model.config, kernel=asked.kernel, steps=asked.steps)
+    model.config = replace(model.config, sampler=Sampler(asked.sampler, asked.steps))
     home = pretrained.path(asked.name)
     shutil.rmtree(home, ignore_errors=True)
     half = {name: value.half() for name, value in model.denoiser.backbone.state_dict().items()}

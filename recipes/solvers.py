@@ -1,10 +1,10 @@
-"""How near the law of samples comes to the data's, for each kernel and number of network calls.
+"""Distance of the law of samples from that of the data, by kernel and number of network calls.
 
     pip install matplotlib           # for the figure
     python recipes/solvers.py        # docs/records/solvers.json, docs/solvers.png, and the tables
-    python recipes/solvers.py --tables   # the tables again, of the record
+    python recipes/solvers.py --tables   # only print the tables of the record
 
-No network: the denoiser is exact, so that all error is the solver's. Two data sets on 16 values
+No network: the denoiser is exact, so that all error is from the solver. Two data sets on 16 values
 (images of 4 x 4):
 
 - Gaussian, of spectrum 1/f^2: W2 between the samples' law and the data's, exact for each
@@ -12,8 +12,8 @@ No network: the denoiser is exact, so that all error is the solver's. Two data s
 - A mixture of four Gaussians: sliced W2 between 2,048 samples and as many of the data, 128 fixed
   directions, seed 0; the floor is the distance of two such sets of data.
 
-On the chain of DDPM stand beside ours the schedulers of diffusers, at the same times, on the same
-denoiser; on blur, blur with noise and coloured noise there is nothing to stand beside.
+On the chain of DDPM the schedulers of diffusers are measured too, at the same times with the same
+denoiser; for blur, blur with noise and coloured noise diffusers has none.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from torch import Tensor, nn
 import sfumato as sf
 from sfumato import files
 from sfumato.algebra.operators import Diagonal
-from sfumato.corruption.facts import typical
+from sfumato.corruption.statistics import default_statistics
 from sfumato.estimation.oracle import Mixture
-from sfumato.methods import lookup
+from sfumato.names import sampler as renamed
+from sfumato.sampling import samplers
 from sfumato.sampling.sample import sample
 
 SHAPE = (1, 4, 4)
@@ -44,7 +45,7 @@ OURS = (
     "unipc:order=3",
     "heun",
     "ancestral",
-    "exact-variance",
+    "analytic-variance",
     "euler-maruyama",
     "stochastic-heun",
     "momentum",
@@ -61,7 +62,7 @@ N, DIRECTIONS = 2048, 128
 
 
 def processes() -> dict[str, sf.Process]:
-    """VP as DDPM has it, and what only this library has."""
+    """DDPM's variance-preserving process, and three that only this library has."""
     recipes = {
         "vp": sf.METHODS["ddpm"](SHAPE),
         "soft": sf.METHODS["soft"](SHAPE),
@@ -81,7 +82,7 @@ def basis_of(process: sf.Process) -> Any:  # noqa: ANN401 - a basis, or None
 
 
 class Zero(nn.Module):
-    """Under `wiener(cov)` the exact denoiser of N(0, cov)."""
+    """Output 0: under `wiener(cov)` the exact denoiser of N(0, cov)."""
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         return torch.zeros_like(x)
@@ -92,12 +93,14 @@ class Case:
 
     def __init__(self, process: sf.Process, kind: str) -> None:
         self.process, self.kind = process, kind
-        self.basis = basis_of(process) or sf.dct(*SHAPE[1:])
-        facts = typical(SHAPE)
-        cov = facts.cov(self.basis)
+        self.basis = basis_of(process) or sf.bases.dct(*SHAPE[1:])
+        stats = default_statistics(SHAPE)
+        cov = stats.cov(self.basis)
         if kind == "gaussian":
-            self.facts = facts
-            self.denoiser = sf.Denoiser(process, sf.wiener(cov), Zero(), facts=facts)
+            self.stats = stats
+            self.denoiser = sf.NetworkDenoiser(
+                process, sf.predictions.wiener(cov), Zero(), stats=stats
+            )
             self.cov = cov
             return
         generator = torch.Generator().manual_seed(1)
@@ -105,8 +108,10 @@ class Case:
         means = cov.sqrt()(means)
         self.oracle = Mixture(process, means, [Diagonal(cov.log_gain - 3, None, self.basis)] * 4)
         draws = self.draw(1 << 14, 5)
-        self.facts = sf.measure([draws], SHAPE)
-        self.denoiser = sf.Denoiser(process, sf.clean, self.oracle, facts=self.facts)
+        self.stats = sf.measure([draws], SHAPE)
+        self.denoiser = sf.NetworkDenoiser(
+            process, sf.predictions.x0, self.oracle, stats=self.stats
+        )
         self.truth, self.other = self.draw(N, 2), self.draw(N, 3)
         one, eps = time(1.0), torch.randn(N, *SHAPE, generator=generator, dtype=torch.float64)
         self.start = process.corrupt(self.draw(N, 4), one, eps)
@@ -123,7 +128,7 @@ class Case:
 
 
 def sliced(x: Tensor, y: Tensor) -> float:
-    """Sliced W2 of two sets of as many signals."""
+    """Sliced W2 of two sets of equally many signals."""
     generator = torch.Generator().manual_seed(0)
     size = x[0].numel()
     directions = torch.randn(size, DIRECTIONS, generator=generator, dtype=torch.float64)
@@ -133,22 +138,22 @@ def sliced(x: Tensor, y: Tensor) -> float:
 
 
 def ours(case: Case, kernel: str, calls: int) -> float | None:
-    """The error of one of our kernels with at most so many network calls; None where refused."""
-    made = lookup.kernel(kernel)
+    """The error of one of our kernels with at most `calls` network calls; None where refused."""
+    made = samplers.kernel(kernel)
     steps = {"heun": 2, "stochastic-heun": 2}.get(kernel, 1)
     count = (calls - 1) // steps + 1 if steps > 1 else calls
-    grid = sf.even(count)
+    grid = sf.grids.uniform_grid(count)
     try:
         if case.kind == "mixture":
             torch.manual_seed(0)
             return sliced(sample(made, case.denoiser, case.start, grid), case.truth)
-        return sf.Predictor(case.process, case.facts)(made, grid).error
+        return sf.Predictor(case.process, case.stats)(made, grid).error
     except ValueError:
         return None
 
 
 def theirs(case: Case, name: str, calls: int) -> float | None:
-    """The error of a scheduler of diffusers, at the times of ours."""
+    """The error of a scheduler of diffusers, at the same times."""
     import diffusers
 
     kind, options = PEERS[name]
@@ -210,10 +215,10 @@ def tables(found: dict[str, Any]) -> list[str]:
         best = [min(row[i] for row in rows.values() if row[i] is not None) for i in shown]
         floor = "" if entry["floor"] is None else f"; two sets of data: {entry['floor']:.4f}"
         calls = " | ".join(f"{found['calls'][i]}" for i in shown)
-        lines += [f"**{name}**{floor}", "", f"| kernel | {calls} |", f"|---|{'---|' * len(shown)}"]
+        lines += [f"**{name}**{floor}", "", f"| sampler | {calls} |", f"|---|{'---|' * len(shown)}"]
         for kernel, row in rows.items():
             cells = [cell(row[i], b) for i, b in zip(shown, best, strict=True)]
-            lines.append(f"| {kernel} | {' | '.join(cells)} |")
+            lines.append(f"| {renamed(kernel)} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 

@@ -1,13 +1,14 @@
-"""Every method for a minute on the digits: the table, the strips and the page of the zoo.
+"""Every method trained for a minute on the digits: table, strips and page of docs/zoo.md.
 
-    python recipes/zoo.py              # all of METHODS, two at a time; goes on where it was cut
-    python recipes/zoo.py ddpm soft    # these alone, one after the other
-    python recipes/zoo.py --pages      # the page again, of what there is in --out
+    python recipes/zoo.py              # all of METHODS, two at a time; resumes a run
+    python recipes/zoo.py ddpm soft    # only these, one after the other
+    python recipes/zoo.py --pages      # only write the page, from the results in --out
 
 Each method trains the same network for the same seconds and draws the images of seeds 0 to n - 1
 with its own sampler, at most 100 network calls each; `Judge` scores them in the features of the
-digits' classifier against the test split. Beside them stand as many draws of a Gaussian with the
-mean and the full covariance of the training images.
+digits' classifier against the test split. For
+comparison, as many draws of a Gaussian with the mean and the full covariance of the training images
+are scored too.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from sfumato.config import Config
 from sfumato.evaluation.extractor import choose
 from sfumato.evaluation.protocol import Judge
 from sfumato.evaluation.samples import Images
-from sfumato.methods import METHODS, lookup
+from sfumato.methods import METHODS
 from sfumato.methods.table import HEADINGS, row
 from sfumato.model import Model
+from sfumato.names import sampled
 from sfumato.networks.backbones import UNetOptions
+from sfumato.sampling.samplers import Sampler
 from sfumato.training.data import load
 from sfumato.training.train import TrainOptions, build, train
 
@@ -49,42 +52,41 @@ GAUSSIAN = "gaussian"
 
 @dataclass(frozen=True)
 class Plan:
-    """How a method is run here where its defaults need more than `CALLS` network calls."""
+    """Steps and parameters of a method whose defaults need more than `CALLS` network calls."""
 
     steps: int | None = None
-    kernel: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
 PLANS = {
     "ddpm": Plan(100),
     "ddim": Plan(50),
-    "vdm": Plan(100, None, {"bins": 17, "gamma": (-7.8, 5.0)}),
-    "ncsn": Plan(None, None, {"inner": 10}),
-    "ncsnv2": Plan(None, None, {"count": 33, "inner": 3}),
+    "vdm": Plan(100, {"bins": 17, "gamma": (-7.8, 5.0)}),
+    "ncsn": Plan(None, {"inner": 10}),
+    "ncsnv2": Plan(None, {"count": 33, "inner": 3}),
     "ve": Plan(50),
     "vp": Plan(50),
     "subvp": Plan(50),
-    "ihdm": Plan(None, None, {"count": 25}),
+    "ihdm": Plan(None, {"count": 25}),
     "blurring": Plan(50),
     "soft-mask": Plan(50),
     "soft-down": Plan(50),
     "cold": Plan(50),
     "ni-ddpm": Plan(50),
-    "ni-smld": Plan(None, None, {"inner": 10}),
+    "ni-smld": Plan(None, {"inner": 10}),
 }
 
 
 def model_of(name: str, images: int) -> tuple[Model, TrainOptions]:
-    """A method before training, and how it is trained on so many images."""
+    """An untrained model of a method, and the options to train it on `images` images."""
     data, options = load("digits"), replace(OPTIONS, images=images)
     plan = PLANS.get(name, Plan())
-    config = Config(name, data.record, plan.parameters, NETWORK, steps=plan.steps)
+    config = Config(name, data.record, plan.parameters, NETWORK, sampler=Sampler(steps=plan.steps))
     return build(config, data, options), options
 
 
 def run(name: str, out: Path, seconds: float, n: int) -> None:
-    """Train, sample and score one method into `out`/name; nothing where that is done."""
+    """Train, sample and score one method into `out`/name, unless the result exists."""
     folder = out / name
     if (folder / "result.json").is_file():
         return
@@ -98,19 +100,19 @@ def run(name: str, out: Path, seconds: float, n: int) -> None:
     began = time.perf_counter()
     train(model, data, options, folder / "run", device="cpu")
     spent = time.perf_counter() - began
-    kernel = lookup.kernel(plan.kernel) if plan.kernel else model.kernel
-    calls = model.network_calls(model.steps, kernel)
+    chosen = model.sampler
+    calls = model.network_calls(chosen)
     if calls > CALLS:
-        raise SystemExit(f"{name} asks its network {calls} times; the zoo allows {CALLS}.")
+        raise SystemExit(f"{name} needs {calls} network calls; the zoo allows {CALLS}.")
     began = time.perf_counter()
-    images = model.sample(range(n), model.steps, kernel, batch=250)
+    images = model.sample(range(n), chosen, batch=250)
     about = {
         "seconds_training": round(spent, 1),
         "images_seen": options.images,
         "threads": torch.get_num_threads(),
-        "steps": model.steps,
+        "steps": chosen.steps,
         "calls": calls,
-        "kernel": kernel.name,
+        "sampler": chosen.name,
         "parameters": plan.parameters,
         "seconds_per_image": round((time.perf_counter() - began) / n, 5),
     }
@@ -129,7 +131,7 @@ def gaussian(out: Path, n: int) -> None:
 
 
 def keep(name: str, folder: Path, images: Tensor, about: dict[str, Any], n: int) -> None:
-    """Score images and write them down with their score, whole or not at all."""
+    """Score images and write images and score, each file whole or not at all."""
     judge = Judge(load("digits", "test"), load("digits"), _auto, n)
     pixels = torch.from_numpy(pictures.to_uint8(images)).permute(0, 3, 1, 2).contiguous()
     result = judge.result(Images(pixels, about)) | {"n": n, "floor": judge.floor}
@@ -143,7 +145,7 @@ def _auto(*found: Any) -> Any:  # noqa: ANN401 - a record and images, an extract
 
 
 def page(out: Path, docs: Path) -> None:
-    """docs/zoo.md, its record and its pictures, of the results in `out`."""
+    """Write docs/zoo.md, its record and its pictures from the results in `out`."""
     names = [name for name in METHODS if (out / name / "result.json").is_file()]
     found = {
         name: json.loads((out / name / "result.json").read_text()) for name in [GAUSSIAN, *names]
@@ -163,7 +165,7 @@ def page(out: Path, docs: Path) -> None:
 
 
 def strips(name: str, out: Path, docs: Path, images: int) -> None:
-    """Three images on their way to noise, and three on their way back."""
+    """Strips of three images from image to noise, and of three samples from noise to image."""
     model, _ = model_of(name, images)
     x0 = load("digits", "test").batch([0, 1, 2])
     there = trajectory.forward(model.recipe.process, x0)
@@ -182,7 +184,7 @@ def text(names: list[str], found: dict[str, Any]) -> str:
         "",
         "<!-- Written by recipes/zoo.py. -->",
         "",
-        "Every published method that comes along, as the library itself tells it; `sfumato "
+        "Every published method of the library, described by its own recipe; `sfumato "
         "methods` prints the same table, `sfumato cite METHOD` the references. Scalars are "
         "multiples of the identity, `Lambda` the basis's squared frequencies, `b_t` a blur or a "
         "decay, `abar_t` the chain's power, `Sigma` a colour of noise.",
@@ -192,7 +194,7 @@ def text(names: list[str], found: dict[str, Any]) -> str:
     ]
     for name in names:
         cells = row(name)
-        linked = f"[{cells.reference}]({cells.url})"
+        linked = f"[{cells.reference}]({cells.source.url})"
         said.append(f"| [`{name}`](#{name}) | " + " | ".join([*cells[1:-2], linked]) + " |")
     floor = some["floor"]
     said += [
@@ -201,16 +203,15 @@ def text(names: list[str], found: dict[str, Any]) -> str:
         "",
         f"Every method trained the same network for a minute ({min(spent):.0f} to {max(spent):.0f} "
         f"s by the clock) in {some['threads']} thread, two methods at a time, on the digits' "
-        f"training split, and drew {some['n']:,} images "
-        "(seeds from 0, averaged weights) with its own sampler in at most "
-        f"{CALLS} network calls; levels and steps that differ from the defaults stand below, and "
-        "were chosen by one to three trials on this table. FID and the others are in the features "
-        "of the digits' classifier that comes along, against the images of the test split, so not "
-        "comparable with other "
-        "extractors. `gaussian` is a Gaussian with the mean and full covariance of the training "
-        "images. A minute ranks how soon a method learns, not how good it becomes. `cold` has no "
-        "noise and starts from blurred training images, of which 8 x 8 pixels keep everything: it "
-        "gives them back, hence its score.",
+        f"training split, and drew {some['n']:,} images (seeds from 0, averaged weights) with its "
+        f"own sampler in at most {CALLS} network calls; levels and steps that differ from the "
+        "defaults are listed below, and were chosen by one to three trials on this table. FID and "
+        "the others are in the features of the bundled classifier of digits, against the images of "
+        "the test split, so not comparable with other extractors. `gaussian` is a Gaussian with "
+        "the mean and full covariance of the training images. A minute ranks how fast a method "
+        "learns, not its final quality. `cold` has no noise and starts from blurred training "
+        "images; at 8 x 8 pixels the blur loses nothing, so that it returns training images, which "
+        "explains its score.",
         "",
         "| method | FID | KID | precision | recall | calls | images seen |",
         "|---|---|---|---|---|---|---|",
@@ -225,7 +226,7 @@ def text(names: list[str], found: dict[str, Any]) -> str:
     said += [
         f"| real, {floor['split']}, n = {floor['n']:,} | {' | '.join(real)} | | |",
         "",
-        "Made by `python recipes/zoo.py`; the record is "
+        "Reproduced by `python recipes/zoo.py`; the record is "
         "[zoo-digits.json](records/zoo-digits.json).",
         "",
         "![Rows of images, one for each method](zoo/all.png)",
@@ -238,7 +239,7 @@ def text(names: list[str], found: dict[str, Any]) -> str:
             f"## {name}",
             "",
             f"{first_line(name)} Here:{chosen or ' defaults'}, {one['steps']} steps of "
-            f"{one['kernel']}.",
+            f"{sampled(one)['sampler']}.",
             "",
             f"![{name}, from image to noise](zoo/{name}-forward.png)",
             "",
@@ -249,7 +250,7 @@ def text(names: list[str], found: dict[str, Any]) -> str:
 
 
 def first_line(name: str) -> str:
-    """What a method's docstring says first."""
+    """The first line of a method's docstring."""
     return (METHODS[name].__doc__ or "").partition("\n")[0]
 
 
@@ -278,7 +279,7 @@ def main() -> None:
 
 
 def together(out: Path, seconds: float, n: int, workers: int) -> None:
-    """All methods, each in one thread, `workers` at a time: each counts its own seconds."""
+    """All methods, each in its own process with one thread, `workers` at a time."""
     left = iter(METHODS)
     one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     words = [sys.executable, __file__, "--out", str(out), f"--seconds={seconds}", f"--n={n}"]

@@ -31,10 +31,12 @@ from sfumato.algebra import (
     scaled,
     zero,
 )
+from sfumato.config import Config
 from sfumato.corruption import coupling
 from sfumato.corruption.coupling import Coupling
-from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Paced, Scale
+from sfumato.corruption.families import Damp, Fade, Family, Fixed, Heat, Mapping, Scale, TimeWarped
 from sfumato.corruption.learned import Bands, FromGamma, Monotone, Span
+from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import (
     Amplitude,
@@ -52,11 +54,16 @@ from sfumato.corruption.schedules import (
     linear_betas,
 )
 from sfumato.corruption.tables import Cubic
-from sfumato.estimation import denoise, loss
-from sfumato.estimation.denoise import Denoiser, Parametrization
+from sfumato.estimation import loss, predictions
+from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.estimation.loss import Weighting
+from sfumato.estimation.oracle import Mixture, gaussian
+from sfumato.estimation.predictions import Parametrization, wiener, x0
+from sfumato.networks.backbones import UNetOptions
 from sfumato.sampling.flow import TABLEAUX as TABLEAUX
-from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.kernels import Call, Kernel
+from sfumato.training.data import load
+from sfumato.training.train import TrainOptions, build
 
 SHAPE = (1, 4, 5)
 """Shape of the signals that PROCESSES act on: one channel, two unequal axes."""
@@ -152,7 +159,7 @@ FAMILIES: dict[str, Family] = {
     "damp-haar": Damp(Linear(0.0, 2.0), torch.linspace(0.1, 1, 20).reshape(4, 5), haar(4, 5), 3.0),
     "product": Heat(_BLUR, dct(4, 5)) @ Scale(Amplitude(_COSINE)),
     "fixed": Fixed(_powered(_SPECTRUM)),
-    "paced": Paced(Heat(_BLUR, dct(4, 5)), Cubic([0.0, 0.3, 1.0], [0.0, 0.6, 1.0])),
+    "paced": TimeWarped(Heat(_BLUR, dct(4, 5)), Cubic([0.0, 0.3, 1.0], [0.0, 0.6, 1.0])),
     "bands": Scale(
         Amplitude(
             FromGamma(
@@ -210,27 +217,27 @@ COUPLINGS: dict[str, CouplingCase] = {
     "naive": CouplingCase(coupling.naive, "exact"),
     "annealed": CouplingCase(coupling.annealed(0.9), "exact"),
     "cold": CouplingCase(coupling.cold, "none"),
-    "redrawn": CouplingCase(coupling.redrawn(0.3), "none"),
+    "ihdm": CouplingCase(coupling.ihdm(0.3), "none"),
 }
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {
-    "clean": denoise.clean,
-    "residual": denoise.residual,
-    "noise": denoise.noise,
-    "gradient": denoise.gradient,
-    "coloured": denoise.coloured(Linear(0.1, 0.9)),
-    "angular": denoise.angular,
-    "wiener": denoise.wiener(scaled(0.25)),
+    "x0": predictions.x0,
+    "residual": predictions.residual,
+    "noise": predictions.noise,
+    "score": predictions.score,
+    "coloured": predictions.coloured_noise(Linear(0.1, 0.9)),
+    "velocity": predictions.velocity,
+    "wiener": predictions.wiener(scaled(0.25)),
 }
-"""`angular` is for variance-preserving processes only."""
+"""`velocity` is for variance-preserving processes only."""
 
 WEIGHTINGS: dict[str, Weighting] = {
-    "flat": loss.flat,
-    "soft": loss.soft,
+    "unweighted": loss.unweighted,
+    "soft_score_matching": loss.soft_score_matching,
     "simple": loss.simple,
     "score": loss.score,
-    "rate": loss.rate,
-    "bound": loss.bound(coupling.ancestral),
+    "likelihood": loss.likelihood,
+    "variational_bound": loss.variational_bound(coupling.ancestral),
 }
 
 RANKS: dict[str, tuple[Process, tuple[int, ...]]] = {
@@ -326,7 +333,8 @@ def affine(
         return Affine((y[:n] - y[n]).T, y[n], (y[n + 1 :] - y[n]).T)
 
     inner = grid[:-1] if grid[-1] == 0 else grid
-    state, steps = kernel.init(denoiser, probe, inner), []
+    loop, steps = kernel.prepare(denoiser, probe, inner), []
+    state = loop.state
     for i in range(len(inner) - 1):
         drawn = iter(range(draws))
 
@@ -335,11 +343,22 @@ def affine(
             eps[start : start + n] = unit
             return eps
 
-        y, state = kernel.step(state, probe, i, noise)
+        y, state = loop.step(state, probe, i, Call(noise))
         steps.append(taken(y))
     if grid[-1] == 0:
         steps.append(taken(denoiser(probe, inner[-1]).mean))
     return steps
+
+
+def driven(
+    kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor, randn_like: RandnLike
+) -> Iterator[Tensor]:
+    """What each step of a kernel along `grid` makes of the same `x`."""
+    loop = kernel.prepare(denoiser, x, grid)
+    state = loop.state
+    for i in range(len(grid) - 1):
+        y, state = loop.step(state, x, i, Call(randn_like))
+        yield y
 
 
 def push(steps: Iterable[Affine], mean: Tensor, cov: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -361,11 +380,8 @@ def modal(
     """
     ones = basis.synthesize(torch.ones(shape, dtype=torch.float64))
     probe = torch.stack([ones, torch.zeros_like(ones)])
-    state, steps = kernel.init(denoiser, probe, grid), []
-    for i in range(len(grid) - 1):
-        y, state = kernel.step(state, probe, i, lambda x: probe.flip(0))
-        steps.append(basis.analyze(y))
-    return torch.stack(steps)
+    made = driven(kernel, denoiser, probe, grid, lambda x: probe.flip(0))
+    return torch.stack([basis.analyze(y) for y in made])
 
 
 def variance(steps: Tensor, start: Tensor) -> Tensor:
@@ -543,3 +559,97 @@ def close(found: Tensor | np.ndarray, expected: np.ndarray, tolerance: float = 1
     """Equal to a fraction of the largest entry; zeros must be zeros."""
     atol = tolerance * float(np.abs(expected).max())
     np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=atol)
+
+
+# What laws of several files share.
+
+
+def impossible(name: str, process: str, t: float, s: float) -> bool:
+    """Annealed sampling with eta = .9 needs v_s >= .01 v_t; VE falls faster over long steps."""
+    v_t, v_s = (CLOSED[process].variance(x) for x in (t, s))
+    return name == "annealed" and bool((0.01 * v_t > v_s).any())
+
+
+TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
+
+
+OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
+
+
+SMALL = {
+    "ihdm": {"count": 3},
+    "vdm": {"bins": 17},
+    "ncsn": {"count": 3, "inner": 1},
+    "ncsnv2": {"count": 3, "inner": 1},
+    "ni-smld": {"count": 3, "inner": 1},
+}
+"""Parameters that make a method cheap to sample in 3 steps."""
+
+
+def tiny(method: str = "soft", options: TrainOptions = OPTIONS, **config):
+    data = load("digits")
+    config = {"parameters": SMALL.get(method, {}), **config}
+    return build(Config(method, data.record, network=TINY, **config), data, options), data
+
+
+N = math.prod(SHAPE)
+
+
+def exact(process: Process, mean: Tensor, cov: Operator) -> Denoiser:
+    """The exact denoiser of N(mean, cov)."""
+    known = densified(process) if isinstance(cov, Dense) else process
+    return NetworkDenoiser(process, x0, gaussian(known, mean, cov))
+
+
+def centred(process: Process, cov: Diagonal) -> Denoiser:
+    """The exact denoiser of N(0, cov) in a process's own basis, all of it made before the loop."""
+    return NetworkDenoiser(process, wiener(cov), Zero())
+
+
+def amount(basis_cov: Diagonal) -> Tensor:
+    """The variances of a diagonal covariance, one for each coefficient."""
+    return basis_cov.gain.expand(SHAPE)
+
+
+def marginal(process: Process, cov: Diagonal, t: float) -> Tensor:
+    """M_t = c_t^2 s + v_t for each coefficient."""
+    gain, level = process.signal.at(time(t)).gain, process.noise.at(time(t)).gain
+    return gain**2 * amount(cov) + level**2
+
+
+class Bimodal:
+    """Data with one coefficient of two modes, the others Gaussian, all independent.
+
+    The exact flow keeps the quantile of each coefficient: F_s(u_s) = F_t(u_t).
+    """
+
+    WEIGHT, INDEX, MODES = 0.3, 6, (-0.9, 0.7)
+
+    def __init__(self, process: Process) -> None:
+        self.process, self.basis = process, basis_of(process)
+        self.cov = Diagonal(diagonal_cov(self.basis).log_gain - 2, None, self.basis)
+        modes = torch.zeros(2, N, dtype=torch.float64)
+        modes[:, self.INDEX] = torch.tensor(self.MODES, dtype=torch.float64)
+        self.modes = modes.reshape(2, *SHAPE)
+
+    def oracle(self) -> Mixture:
+        weights = torch.tensor([self.WEIGHT, 1 - self.WEIGHT], dtype=torch.float64)
+        return Mixture(self.process, self.basis.synthesize(self.modes), [self.cov] * 2, weights)
+
+    def quantile(self, u: Tensor, t: float) -> Tensor:
+        gain, deviation = (
+            self.process.signal.at(time(t)).gain,
+            marginal(self.process, self.cov, t).sqrt(),
+        )
+        parts = [torch.special.ndtr((u - gain * mode) / deviation) for mode in self.modes]
+        return self.WEIGHT * parts[0] + (1 - self.WEIGHT) * parts[1]
+
+    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
+        level = self.quantile(self.basis.analyze(x), t)
+        reach = 2 + 10 * marginal(self.process, self.cov, s).sqrt()
+        low, high = (-reach).expand_as(x), reach.expand_as(x)
+        for _ in range(70):
+            middle = (low + high) / 2
+            right = self.quantile(middle, s) < level
+            low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+        return self.basis.synthesize((low + high) / 2)

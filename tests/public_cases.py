@@ -33,16 +33,18 @@ from sfumato import from_pretrained, networks, pretrained
 from sfumato.algebra import MatrixFree, scaled
 from sfumato.checks import check_operator
 from sfumato.cli import main
-from sfumato.corruption.facts import typical
 from sfumato.corruption.families import Mapping, Scale
 from sfumato.corruption.learned import Monotone
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Betas, Complement
-from sfumato.estimation.denoise import Denoiser, noise
-from sfumato.estimation.limit import clip, limited
-from sfumato.methods import METHODS, grids, lookup
+from sfumato.corruption.statistics import default_statistics
+from sfumato.estimation.denoise import NetworkDenoiser
+from sfumato.estimation.limit import Limited, clip
+from sfumato.estimation.predictions import noise
+from sfumato.methods import METHODS, grids
+from sfumato.sampling import samplers
 from sfumato.sampling.sample import sample
-from sfumato.training.watch import Watch
+from sfumato.training.trackers import Figures, JsonLines
 
 
 class Case(NamedTuple):
@@ -201,14 +203,14 @@ def signalled(*numbers: int) -> Callable[[Path], Ended]:
     """The feed: these signals, one after the other, at the second step of training."""
 
     def feed(folder: Path) -> Ended:
-        step = Watch.step
+        log = JsonLines.log
 
-        def heard(self: Watch, done: int, value: object) -> None:
-            step(self, done, value)  # pyright: ignore[reportArgumentType]
+        def heard(self: JsonLines, done: int, figures: Figures) -> None:
+            log(self, done, figures)
             for number in numbers if done == 2 else ():
                 signal.raise_signal(number)
 
-        with patch.object(Watch, "step", heard):
+        with patch.object(JsonLines, "log", heard):
             ended = run(*TINY, "--images", 64, "--checkpoint-every", 640)
         saved = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
         return ended._replace(out=f"saved {saved}")
@@ -218,14 +220,14 @@ def signalled(*numbers: int) -> Callable[[Path], Ended]:
 
 def together(folder: Path) -> Ended:
     """While a command trains in a folder, another one does."""
-    step, second = Watch.step, []
+    log, second = JsonLines.log, []
 
-    def meanwhile(self: Watch, done: int, value: object) -> None:
-        step(self, done, value)  # pyright: ignore[reportArgumentType]
+    def meanwhile(self: JsonLines, done: int, figures: Figures) -> None:
+        log(self, done, figures)
         if done == 1:
             second.append(run(*TINY, "--images", 64))
 
-    with patch.object(Watch, "step", meanwhile):
+    with patch.object(JsonLines, "log", meanwhile):
         assert run(*TINY, "--images", 64).code == 0
     return second[0]
 
@@ -322,13 +324,13 @@ TRAINING: list[Case] = [
         "martius-lab/cluster_utils#64",
         "SIGUSR1 before a time limit",
         signalled(signal.SIGUSR1),
-        exits(130, "saved .*00000002.*the same command goes on"),
+        exits(130, "saved .*00000002.*the same command resumes"),
     ),
     Case(
         "facebookincubator/submitit#1603",
         "SIGTERM and SIGUSR1 in a row",
         signalled(signal.SIGTERM, signal.SIGUSR1),
-        exits(130, "saved .*00000002.*the same command goes on"),
+        exits(130, "saved .*00000002.*the same command resumes"),
     ),
 ]
 
@@ -559,7 +561,9 @@ DATA: list[Case] = [
 def clipped_sample(folder: Path) -> bool:
     """Does a clipped sample stay in the range of the data, and without clip not?"""
     model = from_pretrained("fashion-ddpm")
-    plain, kept = (model.sample([0, 1], 2, "ancestral", clip=clip) for clip in (False, True))
+    plain, kept = (
+        model.sample([0, 1], sf.Sampler("ancestral", 2), clip=clip) for clip in (False, True)
+    )
     return float(plain.abs().max()) > 1 >= float(kept.abs().max())
 
 
@@ -575,12 +579,12 @@ def noise_after_clip(folder: Path) -> bool:
     c, v, before = 0.6, 0.64, 0.8  # x_t = c x_0 + sqrt(v) eps, and x_s with c_s = before
     chain = Betas([1 - before**2, 1 - c**2 / before**2])
     process = Process(Scale(Amplitude(chain)), Scale(Complement(chain)))
-    loud = limited(Denoiser(process, noise, Loud()), clip)
+    loud = Limited(NetworkDenoiser(process, noise, Loud()), clip)
     x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 9)
     grid = torch.tensor([1.0, 0.5], dtype=torch.float64)
     x0 = ((x - v**0.5 * 5) / c).clamp(-1, 1)
     expected = before * x0 + (1 - before**2) ** 0.5 * (x - c * x0) / v**0.5
-    return torch.allclose(sample(lookup.kernel("ddim"), loud, x, grid), expected)
+    return torch.allclose(sample(samplers.kernel("ddim"), loud, x, grid), expected)
 
 
 def started(folder: Path) -> bool:
@@ -601,23 +605,23 @@ def untold(conditional: bool, **how: Any) -> Callable[[Path], Tensor]:
     def feed(folder: Path) -> Tensor:
         data, size = sf.load("digits"), networks.UNetOptions(width=8, multipliers=(1,))
         config = sf.Config("soft", data.record, network=size, conditional=conditional)
-        return sf.build(config, data, sf.TrainOptions()).sample([0], 2, **how)
+        return sf.build(config, data, sf.TrainOptions()).sample([0], sf.Sampler(steps=2), **how)
 
     return feed
 
 
 def neighbours(folder: Path) -> bool:
     """Whether the features that a vdm is told differ in sign between pixels of 254 and of 255."""
-    facts = sf.load("photos").facts()
-    (frequency,) = METHODS["vdm"]((3, 32, 32), facts, fourier=(7,)).fourier
+    stats = sf.load("photos").stats()
+    (frequency,) = METHODS["vdm"]((3, 32, 32), stats, fourier=(7,)).fourier
     near, far = (torch.tensor(2 * value / 255 - 1).double() for value in (254, 255))
     return float((frequency * torch.pi * near).sin() * (frequency * torch.pi * far).sin()) < -0.99
 
 
 def cold_grid(folder: Path) -> Tensor:
     """The times of five steps of a process without noise, by what they would do."""
-    recipe, facts = METHODS["cold"]((1, 28, 28)), typical((1, 28, 28))
-    return grids.grid("auto", recipe, facts, recipe.kernel, 5)
+    recipe, stats = METHODS["cold"]((1, 28, 28)), default_statistics((1, 28, 28))
+    return grids.times(sf.Sampler(steps=5, grid="auto"), recipe, stats)
 
 
 def slopes(folder: Path) -> bool:
@@ -682,7 +686,7 @@ SAMPLING: list[Case] = [
         "JuliaWolleb/diffusion-anomaly#10",
         "classes given to a model without",
         untold(False, classes=[3]),
-        refuses("knows no classes; train with --conditional"),
+        refuses("has no classes; train with --conditional"),
     ),
     Case(
         "arpitbansal297/Cold-Diffusion-Models#14",
@@ -703,8 +707,8 @@ SAMPLING: list[Case] = [
     Case(
         "ermongroup/ddim#2",
         "DDIM's steps cannot be clipped",
-        command(*"sample fashion-ddpm --seeds 0 --steps 2 --kernel ddim --clip".split()),
-        exits(0, "2 steps of kernel ddim"),
+        command(*"sample fashion-ddpm --seeds 0 --steps 2 --sampler ddim --clip".split()),
+        exits(0, "2 steps of ddim"),
     ),
 ]
 
@@ -790,7 +794,7 @@ def model(**given: Any) -> sf.Model:
     network = sf.UNetOptions(width=8, multipliers=(1,), patch=1)
     torch.manual_seed(0)
     made = sf.Model(sf.Config("ddpm", record, network=network), **given)
-    for parameter in made.learned.parameters():
+    for parameter in made.trainable.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return made
 
@@ -801,7 +805,7 @@ def compiled(module: torch.nn.Module) -> torch.nn.Module:
 
 def alike(a: sf.Model, b: sf.Model, tolerance: float = 0.0) -> bool:
     """Whether two models draw the same images from the same seeds."""
-    found, expected = a.sample([1, 2], 3), b.sample([1, 2], 3)
+    found, expected = (m.sample([1, 2], sf.Sampler(steps=3)) for m in (a, b))
     return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -832,7 +836,7 @@ def each_alone(folder: Path) -> bool:
 
 def bytes_in_the_loss(folder: Path) -> torch.Tensor:
     x0, denoiser = torch.randint(0, 256, (4, 1, 8, 8)).float(), model().denoiser
-    return sf.loss(denoiser, sf.simple, x0, torch.rand(4, 1, 1, 1), torch.randn_like(x0))
+    return sf.loss(denoiser, sf.weightings.simple, x0, torch.rand(4, 1, 1, 1), torch.randn_like(x0))
 
 
 def into_older_images(folder: Path) -> Ended:

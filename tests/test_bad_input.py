@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sfumato.cli import main
+from sfumato.errors import Refused
+from sfumato.names import choose
 
 TINY = ("--width", "8", "--multipliers", "1", "--batch", "32", "--device", "cpu", "--quiet")
 
@@ -49,6 +51,18 @@ def tree(root: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 
 
+def test_choose_gives_the_entry_or_the_name_that_was_meant():
+    assert choose("size", "small", {"small": 1, "large": 2}) == 1
+    assert choose("size", "small", ("small", "large")) == "small"
+    for known in ({"small": 1, "large": 2}, ("small", "large")):
+        with pytest.raises(Refused, match=r"no size 'smal'; did you mean 'small'\?"):
+            choose("size", "smal", known)
+        with pytest.raises(ValueError, match=r"no size 'x'; choose from small, large\."):
+            choose("size", "x", known)
+        with pytest.raises(Refused, match=r"no size 'x'; see --help\."):
+            choose("size", "x", known, "see --help.")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -64,14 +78,14 @@ def tree(root: Path) -> dict[str, int]:
         ("train soft --resume", "no option '--resume'; the same command resumes a run; --from RUN"),
         ("train soft --lr 1e-4", "no option '--lr'; use --learning-rate X."),
         ("sample r --num-samples 9", "use --seeds 0-63: one image for each."),
-        ("sample r --resume", "no option '--resume'; see sfumato sample --help."),
+        ("sample r --resume", "no option '--resume'; did you mean '--sampler'?"),
         ("sample r --sed 3", "no option '--sed'; did you mean '--seeds'?"),
         ("train soft --data digit", "no data set 'digit'; did you mean 'digits'?"),
         ("show soft --data foto", "no data set 'foto'; did you mean 'photos'?"),
-        ("sample r --kernel ddmi", "no kernel 'ddmi'; did you mean 'ddim'?"),
-        ("sample r --kernel ddim:eat=1", "kernel ddim takes eta; got 'eat=1'."),
-        ("sample r --kernel ddim:eta=x", "kernel ddim needs a number for eta; got 'x'."),
-        ("sample r --kernel ddim:eta=2", "ddim needs eta in [0, 1]; got 2."),
+        ("sample r --sampler ddmi", "no sampler 'ddmi'; did you mean 'ddim'?"),
+        ("sample r --sampler ddim:eat=1", "sampler ddim takes eta; got 'eat=1'."),
+        ("sample r --sampler ddim:eta=x", "sampler ddim needs a number for eta; got 'x'."),
+        ("sample r --sampler ddim:eta=2", "ddim needs eta in [0, 1]; got 2."),
         ("train ddpm --betas cosin", "--betas takes linear, cosine; got 'cosin'."),
         ("train soft --dtype half", "--precision takes auto, float32, bfloat16; got 'half'."),
         ("train soft --device gpu", "--device takes auto, cpu, cuda, mps; got 'gpu'."),
@@ -257,7 +271,7 @@ def rename(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def facts(folder: Path) -> None:
+def stats(folder: Path) -> None:
     save_file({"mine": torch.zeros(3)}, folder / "facts.safetensors")
 
 
@@ -276,7 +290,7 @@ def facts(folder: Path) -> None:
         (lambda folder: edit(folder, record={"name": "x"}), "a data record needs the field"),
         (reshape, "does not fit the network: "),
         (rename, "does not fit the network: "),
-        (facts, "facts.safetensors"),
+        (stats, "facts.safetensors"),
     ],
 )
 def test_checkpoints(refused, tmp_path, trained, harm, sentence):
@@ -287,7 +301,7 @@ def test_checkpoints(refused, tmp_path, trained, harm, sentence):
 
 
 def test_a_model_refuses_what_it_cannot_do(refused, trained):
-    assert "knows no classes" in refused("sample", trained, "--classes", 1)
+    assert "has no classes" in refused("sample", trained, "--classes", 1)
     own = "--method", trained / "own.py:f"
     assert "no file" in refused("sample", trained, *own)
     if not torch.cuda.is_available():
@@ -296,7 +310,7 @@ def test_a_model_refuses_what_it_cannot_do(refused, trained):
 
 
 def test_a_model_that_needs_no_method_refuses_one(refused, trained, tmp_path):
-    (tmp_path / "own.py").write_text("def f(shape, facts=None): ...\n")
+    (tmp_path / "own.py").write_text("def f(shape, stats=None): ...\n")
     sentence = refused("sample", trained, "--method", "own.py:f")
     assert sentence == f"{trained} was trained by soft; leave --method out."
 
@@ -306,7 +320,7 @@ def test_files_of_methods(refused, tmp_path):
     assert "own.py is not Python" in refused("train", "own.py:f")
     (tmp_path / "own.py").write_text("x = 3\n")
     assert refused("train", "own.py:f") == "own.py defines no function 'f'."
-    (tmp_path / "own.py").write_text("def f(shape, facts=None, *, a: int): ...\n")
+    (tmp_path / "own.py").write_text("def f(shape, stats=None, *, a: int): ...\n")
     assert refused("train", "own.py:f") == "train own.py:f needs --a."
 
 

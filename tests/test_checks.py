@@ -7,18 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cases import COUPLINGS, FAMILIES, OPERATORS, PROCESSES, SHAPE, normal, time
+from cases import COUPLINGS, FAMILIES, OPERATORS, PROCESSES, SHAPE, SMALL, impossible, normal, time
 from sfumato.algebra import Dense, MatrixFree, Operator, identity, scaled
 from sfumato.checks import check_coupling, check_method, check_operator
 from sfumato.corruption.coupling import Step, ddim
 from sfumato.corruption.families import Family, Fixed, Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Linear
-from sfumato.estimation.denoise import Precondition, noise
-from sfumato.estimation.loss import flat
+from sfumato.estimation.loss import unweighted
+from sfumato.estimation.predictions import Precondition, noise
 from sfumato.methods import METHODS
-from test_coupling import impossible
-from test_training import SMALL
 
 IMAGE = (1, 8, 8)
 
@@ -137,8 +135,8 @@ def test_couplings_and_methods_in_float32_pass():
     check_coupling(ddim(), Process(Scale(Linear(1.0, 0.5)), Scale(Linear(0.1, 0.5)) @ root), IMAGE)
     residual, cold = METHODS["soft"](IMAGE), METHODS["cold"](IMAGE)
     process = Process(blur, Scale(Linear(0.1, 0.5)))
-    recipe = replace(residual, process=process, weighting=flat, kernel=cold.kernel)
-    check_method(lambda shape, facts=None: recipe, IMAGE)
+    recipe = replace(residual, process=process, weighting=unweighted, sampler=cold.sampler)
+    check_method(lambda shape, stats=None: recipe, IMAGE)
 
 
 @pytest.mark.parametrize("off", [1e-2, 1e-5])
@@ -153,7 +151,7 @@ def test_what_is_wrong_in_float64_is_no_matter_of_float32(off):
 
 LIES = {
     "keeps shape and dtype": {"call": lambda x: x[..., :3]},
-    "float64 of float32": {"call": lambda x: x * torch.ones((), dtype=torch.float64).reshape(1)},
+    "float64 for float32": {"call": lambda x: x * torch.ones((), dtype=torch.float64).reshape(1)},
     r"A \(2x - 3y\)": {"call": lambda x: 2 * x + 1},
     "each sample alone": {"call": lambda x: x - x.mean(0, keepdim=True)},
     "<A x, y>": {"T": scaled(3.0)},
@@ -188,12 +186,14 @@ def swapped(process: Process, t, s) -> Step:
 
 def test_broken_couplings_are_told():
     process = PROCESSES["vp"]
-    with pytest.raises(ValueError, match=r"V_s = K V_t K\^T \+ L L\^T fails by 0.19 .*`given`"):
+    with pytest.raises(
+        ValueError, match=r"V_s = K V_t K\^T \+ L L\^T fails by 0.19 .*`from_cross_covariance`"
+    ):
         check_coupling(drawn, process, SHAPE)
     with pytest.raises(ValueError, match="where first order leaves a quarter"):
         check_coupling(drawn, process, SHAPE, "first")
     check_coupling(drawn, process, SHAPE, "none")
-    with pytest.raises(ValueError, match="a time for each sample"):
+    with pytest.raises(ValueError, match="a batch of times equals"):
         check_coupling(swapped, process, SHAPE)
     with pytest.raises(ValueError, match="not finite"):
         check_coupling(lambda p, t, s: Step(scaled(float("nan")), identity()), process, SHAPE)
@@ -204,8 +204,8 @@ def test_broken_couplings_are_told():
 def like(**changes):
     """A method like ddim with something changed."""
 
-    def method(shape, facts=None):
-        recipe = METHODS["ddim"](shape, facts)
+    def method(shape, stats=None):
+        recipe = METHODS["ddim"](shape, stats)
         return replace(recipe, **{name: make(recipe) for name, make in changes.items()})
 
     return method
@@ -222,16 +222,20 @@ def _off(process: Process, t) -> Precondition:
 
 BROKEN = {
     "names its source": {"reference": lambda _: " "},
-    "grid must fall": {"grid": lambda _: lambda n: torch.linspace(0, 1, n + 1)},
+    "grid must fall": {
+        "sampler": lambda recipe: replace(
+            recipe.sampler, grid=lambda n: torch.linspace(0, 1, n + 1)
+        )
+    },
     "training times lie in": {"times": lambda _: lambda u: 2 * u},
-    "label must tell times apart": {
+    "label must differ between times": {
         "parametrization": lambda r: (
             lambda p, t: r.parametrization(p, t)._replace(label=torch.zeros_like(t))
         )
     },
     "S_t is symmetric": {
         "process": _noise(Fixed(Dense(normal(64, 64) + 9 * torch.eye(64).double(), IMAGE))),
-        "weighting": lambda _: flat,
+        "weighting": lambda _: unweighted,
     },
     r"A \(2x - 3y\)": {"process": _noise(Mapping(lambda t: MatrixFree(lambda x: x + 1)))},
     "does not depend on the network": {"parametrization": lambda _: _off},
@@ -251,9 +255,9 @@ def test_a_method_of_one_s_own_passes():
     process = Process(roll, Scale(Linear(0.1, 0.5)))
     residual = METHODS["soft"](IMAGE)
 
-    def method(shape, facts=None):
+    def method(shape, stats=None):
         return replace(
-            residual, process=process, weighting=flat, kernel=METHODS["cold"](shape).kernel
+            residual, process=process, weighting=unweighted, sampler=METHODS["cold"](shape).sampler
         )
 
     check_method(method, IMAGE)

@@ -21,13 +21,16 @@ from safetensors.torch import load_file
 
 from sfumato import cli, from_pretrained
 from sfumato.cli import kinds, main, signatures
-from sfumato.cli.progress import bar
 from sfumato.cli.sample import labels
-from sfumato.methods import KERNELS, METHODS
+from sfumato.errors import NotFound, Refused, RefusedType, TrainingDiverged, Unsupported
+from sfumato.methods import METHODS
+from sfumato.methods.table import rows
 from sfumato.networks import UNetOptions
+from sfumato.progress import bar
+from sfumato.sampling.samplers import KERNELS, Sampler
 from sfumato.training import stop
+from sfumato.training.trackers import JsonLines
 from sfumato.training.train import TrainOptions
-from sfumato.training.watch import Watch
 
 TINY = (
     *("--width", "8", "--multipliers", "1"),
@@ -42,14 +45,14 @@ References:
 from sfumato.methods.soft import soft
 
 
-def variant(shape, facts=None, *, blur: tuple[float, float] = (0.01, 0.2), steps: int = 4):
+def variant(shape, stats=None, *, blur: tuple[float, float] = (0.01, 0.2), steps: int = 4):
     """Less blur.
 
     Args:
         blur: smallest and largest.
         steps: of the sampler.
     """
-    return soft(shape, facts, blur=blur, steps=steps)
+    return soft(shape, stats, blur=blur, steps=steps)
 '''
 
 
@@ -142,15 +145,54 @@ def test_help_shows_a_method_s_parameters_and_defaults(capsys):
     assert "--multipliers N,..." in text and "(default: 1,2,2)" in text
 
 
-def test_methods_lists_all_methods_and_kernels(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "220")
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_methods_fits_its_terminal(columns, capsys, monkeypatch):
+    """No line is longer than the terminal is wide, and no name of a method or a kernel is cut."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     assert run("methods") == 0
-    text = capsys.readouterr().out
-    for name in [*METHODS, *KERNELS]:
-        assert name in text
-    rows = signatures.kernels()
-    assert [name for name, _, _ in rows] == list(KERNELS)
-    assert all(line for _, _, line in rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    check_names(lines)
+
+
+def test_methods_in_a_pipe_cuts_no_name():
+    words = [sys.executable, "-m", "sfumato", "methods"]
+    plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, env=plain)
+    check_names(ran.stdout.splitlines())
+
+
+def check_names(lines: list[str]) -> None:
+    """Each name of METHODS and of KERNELS starts a line, and each default kernel is whole."""
+    assert "…" not in "".join(lines)
+    first = [line.split()[0] for line in lines if line.startswith(" ") and line[1:2].strip()]
+    assert {*METHODS, *KERNELS} <= {*first}
+    text = " ".join(" ".join(lines).split())
+    for row in rows():
+        assert f"sampler {row.sampler}; " in text
+
+
+def test_methods_are_told_to_programs(capsys):
+    """Names, titles, sources, defaults and samplers, as JSON that reads back."""
+    assert run("methods", "--format", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["methods"]] == list(METHODS)
+    assert [row["name"] for row in found["samplers"]] == list(KERNELS)
+    assert all(row["title"] for row in [*found["methods"], *found["samplers"]])
+    soft = next(row for row in found["methods"] if row["name"] == "soft")
+    assert soft["source"] == {
+        "title": "Soft Diffusion: Score Matching for General Corruptions",
+        "authors": "Giannis Daras, Mauricio Delbracio, Hossein Talebi, Alexandros G. Dimakis, "
+        "Peyman Milanfar",
+        "year": 2022,
+        "url": "https://arxiv.org/abs/2209.05442",
+    }
+    assert soft["defaults"]["sigma"] == [0.01, 0.1] and soft["defaults"]["steps"] == 100
+    assert soft["sampler"] == "momentum"
+    ddim = next(row for row in found["samplers"] if row["name"] == "ddim")
+    assert ddim["defaults"] == {"eta": 0.0}
+    years = {row["name"]: row["source"]["year"] for row in found["methods"]}
+    assert all(1990 < year < 2100 for year in years.values())
 
 
 def test_cite_prints_the_references(capsys):
@@ -180,7 +222,7 @@ def test_quiet_is_quiet(trained, here, capsys):
 def test_sample_writes_a_grid_an_array_or_a_folder(trained, here, capsys):
     assert run("sample", trained, "--seeds", "0-8", "--out", "a.png") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("a.png: 9 images, 4 steps of the kernel of soft, EMA weights, ")
+    assert out.startswith("a.png: 9 images, 4 steps of momentum, EMA weights, ")
     assert not err  # no bar where there is no terminal
     assert Image.open("a.png").size == (3 * 56 + 4, 3 * 56 + 4)
     assert run("sample", trained, "--seeds", "0-8", "--out", "deep/a.npz", "--steps", 5) == 0
@@ -201,7 +243,7 @@ def test_branches_share_their_start(trained, here):
     assert not np.array_equal(own[1], fix[1]) and not np.array_equal(fix[0], fix[1])
     model = from_pretrained(trained)
     # Without fresh noise, the start decides all.
-    images = model.sample([3, 4, 5], 5, kernel="ddim", start=3)
+    images = model.sample([3, 4, 5], Sampler("ddim", 5), start=3)
     assert torch.allclose(images, images[:1].expand_as(images), atol=1e-5)
 
 
@@ -215,11 +257,13 @@ def test_a_seed_gives_its_image_in_any_batch(trained, here):
     assert (model.sample(range(8))[3] - model.sample([3])[0]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kernel", ["ddim:eta=0.5", "momentum", "heun", "pc:delta=0.05"])
+@pytest.mark.parametrize(
+    "kernel", ["ddim:eta=0.5", "momentum", "heun", "euler-langevin:delta=0.05"]
+)
 def test_sample_takes_any_kernel(trained, here, kernel, capsys):
-    words = ("--seeds", "0-1", "--steps", 3, "--kernel", kernel, "--out", "a.npz")
+    words = ("--seeds", "0-1", "--steps", 3, "--sampler", kernel, "--out", "a.npz")
     assert run("sample", trained, *words) == 0
-    assert f"3 steps of kernel {kernel}" in capsys.readouterr().out
+    assert f"3 steps of {kernel}" in capsys.readouterr().out
 
 
 def test_sample_in_half_precision_stays_close(trained, here):
@@ -266,19 +310,21 @@ def test_a_method_s_name_goes_before_a_folder(trained, here):
 
 def test_a_sampler_that_diverges_is_told_of(here, capsys):
     """Clamped to bytes its images are black and white noise; where they are NaN none is written."""
-    words = "sample fashion-soft --kernel euler-maruyama --seeds 0-1 --steps".split()
-    told = "euler-maruyama diverged in 2 of the samples at {} steps. Use another --kernel"
+    words = "sample fashion-soft --sampler euler-maruyama --seeds 0-1 --steps".split()
+    told = "euler-maruyama diverged in 2 of the samples at {} steps. Use another --sampler"
     assert main([*words, "3", "--out", "far.png"]) == 0
     assert f"note: {told.format(3)}" in capsys.readouterr().err
     assert main([*words, "50", "--out", "nan.png"]) == 2
     assert capsys.readouterr().err.startswith(f"sfumato: {told.format(50)}")
     assert not Path("nan.png").exists()
-    words = "show fashion-soft --kernel euler-maruyama --seeds 0-1 --steps 3 --out show.png".split()
+    words = (
+        "show fashion-soft --sampler euler-maruyama --seeds 0-1 --steps 3 --out show.png".split()
+    )
     assert main(words) == 0
     assert told.format(3) in capsys.readouterr().err
     assert main("sample fashion-soft --seeds 0-69 --steps 2 --out near.npz".split()) == 0
     assert not capsys.readouterr().err
-    words = "evaluate fashion-soft --kernel euler-maruyama --n 8 --steps 3 --out a.json".split()
+    words = "evaluate fashion-soft --sampler euler-maruyama --n 8 --steps 3 --out a.json".split()
     assert main([*words, "--data", "near.npz", "--extractor", "pca"]) == 0
     told = told.replace(" 2 ", " 8 ").format(3)
     assert f"note: {told}" in capsys.readouterr().err
@@ -297,7 +343,7 @@ def test_dry_run_prints_what_config_reads_and_writes_nothing(here, capsys):
     Path("again.yaml").write_text(text)
     assert run("train", "--config", "again.yaml", "--dry-run") == 0
     assert yaml.safe_load(capsys.readouterr().out) == values
-    assert run("sample", "r", "--seeds", "0-63", "--kernel", "ddim:eta=0.5", "--dry-run") == 0
+    assert run("sample", "r", "--seeds", "0-63", "--sampler", "ddim:eta=0.5", "--dry-run") == 0
     assert yaml.safe_load(capsys.readouterr().out)["seeds"] == "0-63"
     assert run("show", "soft", "no.png", "--dry-run") == 0
     assert [path.name for path in here.iterdir()] == ["again.yaml"]
@@ -403,10 +449,10 @@ def test_how_data_are_read_travels_with_a_run(here, capsys, monkeypatch):
     files = [next((here / out / "checkpoints").glob("*3")) for out in ("run", "again")]
     weights = [load_file(file / "model.safetensors") for file in files]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    facts = load_file(files[0] / "facts.safetensors")
-    assert facts["mean"][0, :, 1::2].abs().max() < 1e-6  # odd waves have no mean in mirrored data
+    stats = load_file(files[0] / "facts.safetensors")
+    assert stats["mean"][0, :, 1::2].abs().max() < 1e-6  # odd waves have no mean in mirrored data
     capsys.readouterr()
-    quick = ("--steps", 2, "--kernel", "ddim", "--extractor", "pca", "--quiet")
+    quick = ("--steps", 2, "--sampler", "ddim", "--extractor", "pca", "--quiet")
     assert run("evaluate", "run", "--n", 8, "--out", "e.json", *quick) == 0
     judged = json.loads((here / "e.json").read_text())["data"]
     assert judged == {name: value for name, value in record.items() if name != "flip"}
@@ -469,17 +515,17 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(number, here, capsys, mon
     if number == signal.SIGHUP:  # ignored where the tests run under nohup
         monkeypatch.setattr("signal.getsignal", lambda _: signal.SIG_DFL)
     words = ("train", "soft", "--steps", 2, "--images", 160, "--out", "cut", *TINY)
-    step = Watch.step
+    log = JsonLines.log
 
-    def cut(self, done, value):
-        step(self, done, value)
+    def cut(self, done, figures):
+        log(self, done, figures)
         if done == 3:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "step", cut)
+        patch.setattr(JsonLines, "log", cut)
         assert run(*words) == 130
-    assert capsys.readouterr().err == "sfumato: stopped; the same command goes on from cut.\n"
+    assert capsys.readouterr().err == "sfumato: stopped; the same command resumes cut.\n"
     assert run(*words) == 0
     assert run(*words[:-1], "--quiet", "--out", "whole", "--device", "cpu") == 0
     log = [json.loads(line) for line in Path("cut/log.jsonl").read_text().splitlines()]
@@ -520,7 +566,7 @@ def test_a_method_of_one_s_own(here, capsys):
     words = ("sample", out, "--method", "own.py:variant", "--seeds", "0-1", "--out", "a.npz")
     assert run(*words) == 0
     text, err = capsys.readouterr()
-    assert "4 steps of the kernel of own.py:variant" in text and not err
+    assert "4 steps of momentum" in text and not err
     assert run("show", out, "--method", "own.py:variant", "--seeds", 0) == 0
     Path("own.py").write_text(OWN.replace("Less blur", "Little blur"))
     capsys.readouterr()
@@ -530,7 +576,7 @@ def test_a_method_of_one_s_own(here, capsys):
 
 
 def test_a_parameter_may_not_hide_an_option(here, capsys):
-    Path("own.py").write_text("def f(shape, facts=None, *, batch: int = 3): ...\n")
+    Path("own.py").write_text("def f(shape, stats=None, *, batch: int = 3): ...\n")
     assert run("train", "own.py:f", "--dry-run") == 2
     assert "'batch' is an option of train own.py:f already" in capsys.readouterr().err
 
@@ -570,13 +616,34 @@ def stand_in(place: Path, name: str, source: str) -> None:
     (about / "RECORD").write_text(f"{name}/__init__.py,,\n")
 
 
-def test_slips_in_the_code_keep_their_traceback(here, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, TypeError, NotImplementedError, FloatingPointError])
+def test_slips_in_the_code_keep_their_traceback(error, here, monkeypatch):
+    """Whoever raised them: an error is a sentence for the user by its type."""
+
     def slip(*words, **given):
-        return int("not a number")
+        raise error("a slip")
 
     monkeypatch.setattr("sfumato.training.data.load", slip)
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(error, match="a slip"):
         run("show", "soft")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Refused, 2), (RefusedType, 2), (Unsupported, 2), (NotFound, 2), (TrainingDiverged, 1)],
+)
+def test_what_is_refused_is_one_line(error, code, here, monkeypatch, capsys):
+    """Also where code of one's own raises it; Python's own kinds catch it too."""
+
+    def refuse(*words, **given):
+        raise error("it\ncannot be.")
+
+    monkeypatch.setattr("sfumato.training.data.load", refuse)
+    assert run("show", "soft") == code
+    assert capsys.readouterr().err == "sfumato: it cannot be.\n"
+    kinds = {RefusedType: TypeError, Unsupported: NotImplementedError, NotFound: FileNotFoundError}
+    assert issubclass(error, kinds.get(error, object))
+    assert issubclass(error, FloatingPointError if code == 1 else ValueError)
 
 
 def test_interrupt_anywhere_is_one_line(here, monkeypatch, capsys):
@@ -634,7 +701,7 @@ def test_progress_shows_an_estimate_on_a_terminal(monkeypatch, capsys):
 
 
 def test_progress_is_plain_lines_elsewhere(monkeypatch, capsys):
-    monkeypatch.setattr("sfumato.training.watch.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("sfumato.progress.SECONDS_BETWEEN_LINES", 0.0)
     with bar("images", 4, quiet=False) as advance:
         advance(1)
         advance(3)

@@ -10,7 +10,20 @@ import scipy.fft
 import scipy.linalg
 import torch
 
-from cases import CLOSED, COUPLINGS, PROCESSES, RANKS, SHAPE, columns, normal, time
+from cases import (
+    CLOSED,
+    COUPLINGS,
+    GENERAL,
+    PROCESSES,
+    RANKS,
+    SHAPE,
+    close,
+    columns,
+    impossible,
+    normal,
+    time,
+    times,
+)
 from sfumato.algebra import Diagonal, dct, pixel
 from sfumato.corruption.coupling import (
     Coupling,
@@ -21,7 +34,7 @@ from sfumato.corruption.coupling import (
     bridge,
     cold,
     ddim,
-    given,
+    from_cross_covariance,
     momentum,
     naive,
     pf_momentum,
@@ -38,7 +51,6 @@ from sfumato.corruption.schedules import (
     cosine_betas,
     linear_betas,
 )
-from test_process import GENERAL, close, times
 
 PAIRS = [(0.2, 0.1), (0.5, 0.49), (0.9, 0.4), (1.0, 0.97)]
 each_process = pytest.mark.parametrize("process", PROCESSES)
@@ -67,15 +79,9 @@ EXCESS: dict[str, Callable[..., np.ndarray]] = {
     "momentum": lambda v_t, v_s, q: (v_t - v_s) @ (v_t - v_s) @ np.linalg.inv(v_t),
     "pf-momentum": lambda v_t, v_s, q: (v_t - v_s) @ (v_t - v_s) @ np.linalg.inv(v_t) / 4,
     "cold": lambda v_t, v_s, q: v_t - v_s,
-    "redrawn": lambda v_t, v_s, q: 0.09 * np.eye(len(q)) - v_s,
+    "ihdm": lambda v_t, v_s, q: 0.09 * np.eye(len(q)) - v_s,
 }
 """K V_t K' + L L' - V_s as declared; every other coupling declares none."""
-
-
-def impossible(name: str, process: str, t: float, s: float) -> bool:
-    """Annealed sampling with eta = .9 needs v_s >= .01 v_t; VE falls faster over long steps."""
-    v_t, v_s = (CLOSED[process].variance(x) for x in (t, s))
-    return name == "annealed" and bool((0.01 * v_t > v_s).any())
 
 
 @each_pair
@@ -412,7 +418,7 @@ def test_given_makes_the_coupling_of_a_cross_covariance(process):
     """Gamma = rho S_s S_t: K = rho S_s S_t^-1, L L' = (1 - rho^2) V_s."""
     model, t, s = PROCESSES[process], time(0.5), time(0.4)
     cross = Fixed(model.noise.at(s) @ model.noise.at(t)) @ Scale(Constant(0.6))
-    carry, fresh = given(model, t, s, cross.at(t))
+    carry, fresh = from_cross_covariance(model, t, s, cross.at(t))
     v_t, v_s = (CLOSED[process].matrices(x)[1] for x in (0.5, 0.4))
     left = columns(fresh)
     close(left @ left.T, 0.64 * v_s, 1e-10)
@@ -538,7 +544,7 @@ def test_noise_that_falls_is_refused(who, coupling):
         coupling(falling(), time(0.6), time(0.5))
     assert re.fullmatch(
         rf"{who} needs noise that never falls with time, V_s <= V_t; between t=0\.50 and t=0\.60 "
-        r"the variance to draw afresh has a negative gain: coefficient \(1, 2\) is -[\d.]+\. "
+        r"the variance of the fresh noise has a negative gain: coefficient \(1, 2\) is -[\d.]+\. "
         r"Use ddim or naive\.",
         str(error.value),
     )
@@ -576,17 +582,19 @@ def test_annealed_steps_that_are_too_long_are_refused():
         annealed(0.1)(PROCESSES["ve"], time(0.9), time(0.5))
     assert re.fullmatch(
         r"annealed\(eta=0\.1\) needs \(1 - eta\)\^2 V_t <= V_s, a larger eta or shorter steps; "
-        r"between t=0\.50 and t=0\.90 the variance to draw afresh has a negative gain: every "
+        r"between t=0\.50 and t=0\.90 the variance of the fresh noise has a negative gain: every "
         r"coefficient is -[\d.]+\. Use ddim or naive\.",
         str(error.value),
     )
 
 
-def test_given_refuses_what_no_joint_law_has():
+def test_from_cross_covariance_refuses_what_no_joint_law_has():
     """|Gamma| <= S_s S_t."""
     process, t, s = PROCESSES["soft"], time(0.6), time(0.5)
-    with pytest.raises(ValueError, match=r"given needs a cross-covariance that V_s and V_t allow"):
-        given(process, t, s, process.cov(t) + process.cov(t))
+    with pytest.raises(
+        ValueError, match=r"from_cross_covariance needs a cross-covariance that V_s and V_t allow"
+    ):
+        from_cross_covariance(process, t, s, process.cov(t) + process.cov(t))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from sfumato.corruption.coupling import ddim
 from sfumato.corruption.families import Fixed, Heat, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Geometric
-from sfumato.estimation.denoise import Denoiser, Estimate, angular, clean, noise, wiener
+from sfumato.estimation.denoise import Denoiser, Estimate, NetworkDenoiser
 from sfumato.estimation.oracle import gaussian
+from sfumato.estimation.predictions import noise, velocity, wiener, x0
 from sfumato.sampling.flow import EULER, flow
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.sample import sample
@@ -37,7 +38,7 @@ PAIRS = [
     (name, process)
     for name in PARAMETRIZATIONS
     for process in PROCESSES
-    if name != "angular" or process in PRESERVING
+    if name != "velocity" or process in PRESERVING
 ]
 over_pairs = pytest.mark.parametrize(("name", "process"), PAIRS)
 
@@ -71,16 +72,16 @@ class Best(nn.Module):
 def best(process: Process, name: str) -> Denoiser:
     """The exact denoiser of one data set, told through one parametrization."""
     oracle = gaussian(process, normal(*SHAPE, seed=1), diagonal_cov(basis_of(process)))
-    denoiser = Denoiser(process, PARAMETRIZATIONS[name], Zero())
-    return Denoiser(process, PARAMETRIZATIONS[name], Best(denoiser, oracle))
+    denoiser = NetworkDenoiser(process, PARAMETRIZATIONS[name], Zero())
+    return NetworkDenoiser(process, PARAMETRIZATIONS[name], Best(denoiser, oracle))
 
 
 @over_pairs
 def test_target_to_estimate_to_target(name, process):
     """F -> x_0^ = of^-1 (skip x + out F) -> F = out^-1 (of x_0^ - skip x)."""
     process, x, output = PROCESSES[process], normal(3, *SHAPE), normal(3, *SHAPE, seed=1)
-    denoiser, t = Denoiser(process, PARAMETRIZATIONS[name], Fixedly(output)), time(0.4)
-    pre = denoiser.precondition(t)
+    denoiser, t = NetworkDenoiser(process, PARAMETRIZATIONS[name], Fixedly(output)), time(0.4)
+    pre = denoiser.parametrization(process, t)
     back = pre.out.inv()(pre.of(denoiser(x, t).mean) - pre.skip(x))
     torch.testing.assert_close(back, output, rtol=1e-9, atol=1e-9)
 
@@ -98,15 +99,15 @@ def test_what_the_network_is_asked(name, process):
     white = vectors @ values.sqrt().diag() @ vectors.T
     guess = x.flatten(1) @ (0.25 * matrix(signal) @ torch.linalg.inv(total)).T
     target = {
-        "clean": x0,
+        "x0": x0,
         "residual": x0 - x,
         "noise": eps,
-        "gradient": process.score(x, x0, t),
+        "score": process.score(x, x0, t),
         "coloured": level(eps) / (0.1 + 0.4 * 0.8),
-        "angular": signal(eps) - level(x0),
+        "velocity": signal(eps) - level(x0),
         "wiener": ((x0.flatten(1) - guess) @ white.T).reshape(x.shape),
     }[name]
-    found = Denoiser(process, PARAMETRIZATIONS[name], Fixedly(target))(x, t).mean
+    found = NetworkDenoiser(process, PARAMETRIZATIONS[name], Fixedly(target))(x, t).mean
     torch.testing.assert_close(found, x0, rtol=1e-8, atol=1e-8)
 
 
@@ -115,7 +116,7 @@ def test_parametrizations_agree_at_the_optimum(name, process):
     """The exact denoiser is the same estimate, step and flow, however the network is asked."""
     kernels = [reverse(ddim(0.0)), *([flow(EULER)] if process in ("vp", "blurring") else [])]
     process, grid = PROCESSES[process], torch.tensor([0.6, 0.4, 0.0])
-    told, direct = best(process, name), best(process, "clean")
+    told, direct = best(process, name), best(process, "x0")
     x = normal(3, *SHAPE)
     for t in (time(0.05), time(0.5), torch.tensor([0.1, 0.4, 0.7]).double().reshape(3, 1, 1, 1)):
         found, expected = told(x, t).mean, direct(x, t).mean
@@ -128,7 +129,7 @@ def test_parametrizations_agree_at_the_optimum(name, process):
 @over_pairs
 def test_times_of_their_own_equal_single_times(name, process):
     """(B, 1, 1, 1) times give each sample what one time would."""
-    denoiser = Denoiser(PROCESSES[process], PARAMETRIZATIONS[name], Toy())
+    denoiser = NetworkDenoiser(PROCESSES[process], PARAMETRIZATIONS[name], Toy())
     x, times = normal(3, *SHAPE), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     together = denoiser(x, times.reshape(3, 1, 1, 1)).mean
     for row, t, found in zip(x, times, together, strict=True):
@@ -180,10 +181,10 @@ def test_wiener_asks_prior_deviations_of_what_is_gone():
 
 
 @pytest.mark.parametrize("process", [name for name in PROCESSES if name not in PRESERVING])
-def test_angular_is_refused_where_variance_is_not_preserved(process):
-    sentence = "angular parametrization needs C_t.2 . V_t = I, a variance-preserving process. Use"
+def test_velocity_is_refused_where_variance_is_not_preserved(process):
+    sentence = "velocity parametrization needs C_t.2 . V_t = I, a variance-preserving process. Use"
     with pytest.raises(ValueError, match=sentence):
-        Denoiser(PROCESSES[process], angular, Toy())(normal(2, *SHAPE), time(0.5))
+        NetworkDenoiser(PROCESSES[process], velocity, Toy())(normal(2, *SHAPE), time(0.5))
 
 
 @pytest.mark.parametrize("log_gain", [-2000.0, -700.0, -3.0])
@@ -204,7 +205,9 @@ def test_noise_prediction_survives_a_blur_that_underflows():
     x, t, s = normal(2, *SHAPE), time(0.9), time(0.899)
     assert float(process.signal.at(t).gain.min()) < 1e-200
     eps = Toy()(x, t.expand(2))
-    step = sample(reverse(ddim(0.0)), Denoiser(process, noise, Toy()), x, torch.stack([t, s]))
+    step = sample(
+        reverse(ddim(0.0)), NetworkDenoiser(process, noise, Toy()), x, torch.stack([t, s])
+    )
     ratio = Diagonal(process.signal.at(s).log_gain - process.signal.at(t).log_gain, None, dct(4, 5))
     expected = ratio(x - 0.1 * eps) + 0.1 * eps
     torch.testing.assert_close(step, expected, rtol=1e-7, atol=1e-7)
@@ -234,20 +237,19 @@ class Recorder(nn.Module):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_backbones_get_one_label_a_sample(t, dtype):
-    """label (B,) in the dtype of x; conditions as bound by `given`, which copies no weights."""
+    """label (B,) in the dtype of x; conditions as they are given in the call."""
     backbone = Recorder()
-    denoiser = Denoiser(PROCESSES["vp"], clean, backbone, {"style": 1})
-    bound = denoiser.given(kind=2)
-    out = bound(normal(3, *SHAPE).to(dtype), t).mean
+    denoiser = NetworkDenoiser(PROCESSES["vp"], x0, backbone)
+    out = denoiser(normal(3, *SHAPE).to(dtype), t, style=1, kind=2).mean
     assert out.dtype == backbone.label.dtype == dtype
     assert backbone.label.tolist() == [0.25] * 3
     assert backbone.cond == {"style": 1, "kind": 2}
     denoiser(normal(3, *SHAPE), t)
-    assert backbone.cond == {"style": 1}
+    assert backbone.cond == {}
 
 
 def test_nothing_is_estimated_of_what_is_gone():
     """Under a hard zero of C_t a noise prediction says nothing of a coefficient: x_0^ = 0."""
     process = Process(Fixed(zero()), Scale(Constant(1.0)))
-    mean = Denoiser(process, noise, Toy())(normal(2, *SHAPE), time(0.5)).mean
+    mean = NetworkDenoiser(process, noise, Toy())(normal(2, *SHAPE), time(0.5)).mean
     assert torch.equal(mean, torch.zeros(2, *SHAPE, dtype=torch.float64))

@@ -13,6 +13,7 @@ from sfumato import Model, from_pretrained, load, pretrained
 from sfumato.cli import main
 from sfumato.evaluation import extractor, protocol, samples
 from sfumato.pictures import to_uint8
+from sfumato.sampling.samplers import Sampler
 
 COUNT = 24
 QUICK = ("--n", COUNT, "--quiet", "--device", "cpu", "--threads", 1)
@@ -54,7 +55,7 @@ def test_a_record_says_all_that_decided_the_numbers(record):
     for row, steps in zip(found["results"], (2, 3), strict=True):
         assert row["steps"] == row["network_calls"] == steps and len(row["grid"]) == steps + 1
         assert row["seeds"] == "0-23" and row["seconds_per_image"] > 0
-        assert row["kernel"] == "the kernel of soft" and row["threads"] == 1
+        assert row["sampler"] == "momentum" and row["threads"] == 1
         assert sum(row["classes"].values()) == pytest.approx(1)
         assert {"fid", "kid", "precision", "recall", "density", "coverage"} <= set(row)
     assert list(record.parent.iterdir()) == [record], "blocks are gone once the record is there"
@@ -64,7 +65,9 @@ def test_its_numbers_are_those_of_the_images(record, trained):
     """The record's hash and FID, from a sample drawn and scored by hand."""
     row = protocol.read(record)["results"][0]
     torch.set_num_threads(1)
-    pixels = torch.from_numpy(to_uint8(from_pretrained(trained).sample(range(COUNT), 2)))
+    pixels = torch.from_numpy(
+        to_uint8(from_pretrained(trained).sample(range(COUNT), Sampler(steps=2)))
+    )
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
     assert samples.digest(pixels) == row["images_sha256"]
     found = extractor.shipped("digits")
@@ -79,7 +82,7 @@ def test_its_numbers_are_those_of_the_images(record, trained):
 
 def test_a_record_holds_when_made_again(record, capsys):
     assert run("evaluate", "--verify", record, "--quiet") == 0
-    assert "holds: the same bytes of images and FID within 1e-3 in 2 results" in (
+    assert "reproduced: equal bytes of images and FID within 1e-3 in 2 results" in (
         capsys.readouterr().out
     )
 
@@ -107,7 +110,7 @@ def test_another_processor_adds_its_bytes_where_fid_holds(record, here, capsys):
     words = ("evaluate", "--verify", "made.json", "--quiet")
     assert run(*words) == 1
     assert run(*words, "--attest") == 0
-    assert "made.json: holds on " in capsys.readouterr().out
+    assert "made.json: reproduced on " in capsys.readouterr().out
     assert run(*words) == 0
     added = json.loads(Path("made.json").read_text())
     assert protocol.processors(added) == ["an abacus", json.loads(record.read_text())["processor"]]
@@ -129,16 +132,16 @@ def test_a_cut_evaluation_goes_on_from_its_blocks(trained, here, monkeypatch):
     """Killed after some blocks, it draws only the others, and the record is the same."""
     monkeypatch.setattr(samples, "BLOCK", 8)
     drawn: list[int] = []
-    draw = samples.Sampler._block
+    draw = samples.Drawing._block
 
-    def counted(self, seeds, steps):
+    def counted(self, seeds):
         if len(drawn) == 2 and seeds[0] == 16 and "whole.json" not in str(self.keep):
             drawn.append(-1)
             raise KeyboardInterrupt
         drawn.append(seeds[0])
-        return draw(self, seeds, steps)
+        return draw(self, seeds)
 
-    monkeypatch.setattr(samples.Sampler, "_block", counted)
+    monkeypatch.setattr(samples.Drawing, "_block", counted)
     words = ("evaluate", trained, "--steps", 2, *QUICK, "--out")
     assert run(*words, "cut.json") == 130
     assert not Path("cut.json").exists()
@@ -172,8 +175,8 @@ def test_pca_is_labelled_and_other_data_have_no_classifier(trained, here, capsys
     words = ("evaluate", trained, "--data", "own.npz", *QUICK, "--out", "own.json")
     assert run(*words) == 2
     assert capsys.readouterr().err == (
-        "sfumato: no classifier comes along for own.npz. Use --extractor FILE.py:NAME with "
-        "features of your own, inception for photographs, or pca (not comparable with others).\n"
+        "sfumato: no classifier is bundled for own.npz. Use --extractor FILE.py:NAME with your "
+        "own features, inception for photographs, or pca (not comparable with others).\n"
     )
     Path("mine.py").write_text(
         "def halves(images):\n    return images.float().flatten(1)[:, ::2]\n"

@@ -22,7 +22,7 @@ def test_an_example_trains_and_samples(path, tmp_path):
     words = ["sample", str(tmp_path / "run"), "--method", spec, "--steps", "2", "--seeds", "0-1"]
     assert main([*words, "--out", str(tmp_path / "x.png"), "--quiet"]) == 0
     assert (tmp_path / "x.png").is_file()
-    assert len(path.read_text().splitlines()) < 40
+    assert len(path.read_text().splitlines()) <= 40
 
 
 def test_rotation_blur_keeps_what_turning_keeps():

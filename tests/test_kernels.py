@@ -20,12 +20,18 @@ from cases import (
     SHAPE,
     STRUCTURES,
     TABLEAUX,
+    Bimodal,
+    N,
     Toy,
-    Zero,
     affine,
+    amount,
     basis_of,
+    centred,
     densified,
     diagonal_cov,
+    driven,
+    exact,
+    marginal,
     matrix,
     modal,
     normal,
@@ -46,6 +52,7 @@ from sfumato.algebra import (
     scaled,
     zero,
 )
+from sfumato.algebra.combine import Spectra
 from sfumato.corruption.coupling import ancestral, ancestral_large, ddim, momentum, naive
 from sfumato.corruption.families import Family, Fixed, Heat, Mapping, Scale
 from sfumato.corruption.process import Process
@@ -58,50 +65,27 @@ from sfumato.corruption.schedules import (
     linear_betas,
 )
 from sfumato.estimation.denoise import (
+    Ask,
+    Conditions,
     Denoiser,
-    Precondition,
-    clean,
+    Estimator,
+    NetworkDenoiser,
     flow_operators,
-    noise,
-    residual,
-    velocity,
-    wiener,
+    flow_velocity,
 )
-from sfumato.estimation.oracle import Mixture, gaussian
-from sfumato.sampling import kernels
+from sfumato.estimation.oracle import gaussian
+from sfumato.estimation.predictions import noise, residual, x0
+from sfumato.sampling import operator_table, samplers
 from sfumato.sampling.flow import EULER, HEUN, RK4, churn, flow
 from sfumato.sampling.kernels import Kernel, chain, corrector, langevin, reverse
-from sfumato.sampling.sample import Seeds, diverged, even, sample
+from sfumato.sampling.sample import Seeds, diverged, sample, uniform_grid
 
-N = math.prod(SHAPE)
 GRID = torch.tensor([1.0, 0.7, 0.4, 0.12, 0.0], dtype=torch.float64)
 FREE_OF_INVERSES = {"naive": naive, "ddim": ddim(0.0), "momentum": momentum}
 
 
-def exact(process: Process, mean: Tensor, cov: Operator) -> Denoiser:
-    """The exact denoiser of N(mean, cov)."""
-    known = densified(process) if isinstance(cov, Dense) else process
-    return Denoiser(process, clean, gaussian(known, mean, cov))
-
-
-def centred(process: Process, cov: Diagonal) -> Denoiser:
-    """The exact denoiser of N(0, cov) in a process's own basis, all of it made before the loop."""
-    return Denoiser(process, wiener(cov), Zero())
-
-
-def amount(basis_cov: Diagonal) -> Tensor:
-    """The variances of a diagonal covariance, one for each coefficient."""
-    return basis_cov.gain.expand(SHAPE)
-
-
 def full(value: float) -> Tensor:
     return torch.full(SHAPE, value, dtype=torch.float64)
-
-
-def marginal(process: Process, cov: Diagonal, t: float) -> Tensor:
-    """M_t = c_t^2 s + v_t for each coefficient."""
-    gain, level = process.signal.at(time(t)).gain, process.noise.at(time(t)).gain
-    return gain**2 * amount(cov) + level**2
 
 
 # References, from matrices.
@@ -125,8 +109,8 @@ def matrices(process: Process, t: Tensor, s: Tensor, shape: tuple[int, ...] = SH
     else:
         forward = torch.linalg.solve(matrix(early), matrix(late), left=False)
     cov_t, cov_s = root_t @ root_t.T, root_s @ root_s.T
-    clean = (matrix(late, shape), matrix(early, shape))
-    return Matrices(*clean, root_t, cov_t, cov_s, forward)
+    x0 = (matrix(late, shape), matrix(early, shape))
+    return Matrices(*x0, root_t, cov_t, cov_s, forward)
 
 
 def root(matrix: Tensor) -> Tensor:
@@ -194,7 +178,7 @@ DENSE = {
     "naive": dense_naive,
     "annealed": dense_annealed,
     "cold": dense_cold,
-    "redrawn": dense_redrawn,
+    "ihdm": dense_redrawn,
 }
 """(K, L L^T) of every coupling."""
 
@@ -285,7 +269,10 @@ def test_couplings_without_inverses_need_no_common_basis(process, name):
     start = normal(N, seed=2), spd(N, seed=3)
     oracle = gaussian(densified(process), mean, cov)
     steps = affine(
-        reverse(FREE_OF_INVERSES[name]), Denoiser(process, residual, wrap(oracle)), GRID, SHAPE
+        reverse(FREE_OF_INVERSES[name]),
+        NetworkDenoiser(process, residual, wrap(oracle)),
+        GRID,
+        SHAPE,
     )
     agree(push(steps, *start), recursion(process, DENSE[name], GRID, *start, mean, matrix(cov)))
 
@@ -314,24 +301,24 @@ def test_matrices_need_not_be_symmetric(name):
 def test_flow_needs_no_common_basis(process):
     """An Euler step is x + h (C' x_0^ + S' S^-1 (x - C x_0^)), C' and S' by differences."""
     mean, cov = normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
-    denoiser = Denoiser(process, clean, gaussian(densified(process), mean, cov))
+    denoiser = NetworkDenoiser(process, x0, gaussian(densified(process), mean, cov))
     t, s, x = time(0.6), time(0.5), normal(3, *SHAPE)
     clean_t, root_t = matrix(process.signal.at(t)), matrix(process.noise.at(t))
     slope = [
         (matrix(family.at(t + 1e-5)) - matrix(family.at(t - 1e-5))) / 2e-5
         for family in (process.signal, process.noise)
     ]
-    x0, flat = denoiser(x, t).mean.flatten(1), x.flatten(1)
-    eps = (flat - x0 @ clean_t.T) @ torch.linalg.inv(root_t).T
-    expected = flat + (s - t) * (x0 @ slope[0].T + eps @ slope[1].T)
+    clean, flat = denoiser(x, t).mean.flatten(1), x.flatten(1)
+    eps = (flat - clean @ clean_t.T) @ torch.linalg.inv(root_t).T
+    expected = flat + (s - t) * (clean @ slope[0].T + eps @ slope[1].T)
     found = sample(flow(EULER), denoiser, x, torch.stack([t, s]))
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-8)
 
 
 def test_couplings_with_inverses_refuse_matrix_free_signals():
-    denoiser = Denoiser(SHIFTED, residual, Toy())
+    denoiser = NetworkDenoiser(SHIFTED, residual, Toy())
     with pytest.raises(NotImplementedError, match="MatrixFree has no inverse, which ancestral"):
-        sample(reverse(ancestral), denoiser, normal(2, *SHAPE), even(5))
+        sample(reverse(ancestral), denoiser, normal(2, *SHAPE), uniform_grid(5))
 
 
 # Closed forms.
@@ -341,7 +328,7 @@ def test_couplings_with_inverses_refuse_matrix_free_signals():
 def test_ddim_leaves_cos_to_the_2n(count):
     """N equal steps of phi = atan(c sqrt(s) / sqrt(v)) leave the variance cos^2N(D phi) M."""
     process, cov = PROCESSES["vp"], Diagonal(time(0.0))
-    grid = even(count, 1.0, 0.1)  # the angle of this schedule is linear in t
+    grid = uniform_grid(count, 1.0, 0.1)  # the angle of this schedule is linear in t
     turn = [math.atan(math.exp(process.log_snr(t) / 2)) for t in grid]
     steps = modal(reverse(ddim(0.0)), centred(process, cov), grid, dct(4, 5))
     ratio = variance(steps, torch.ones(SHAPE)) / marginal(process, cov, 0.1)
@@ -373,7 +360,7 @@ def test_naive_tends_to_half_the_variance(process):
     signal = process.signal.at(time(end)).gain ** 2 * amount(cov)
     ratios = [
         variance(
-            modal(reverse(naive), centred(process, cov), even(n, 0.6, end), basis),
+            modal(reverse(naive), centred(process, cov), uniform_grid(n, 0.6, end), basis),
             marginal(process, cov, 0.6),
         )
         / total
@@ -400,7 +387,7 @@ def test_consistent_couplings_are_exact_on_a_single_image(name, process):
 
 def test_momentum_spreads_a_single_image():
     """Geometric noise, v_s = rho v_t at every step: Dirac data end with variance v / rho."""
-    process, grid = PROCESSES["ve"], even(12, 1.0, 0.1)
+    process, grid = PROCESSES["ve"], uniform_grid(12, 1.0, 0.1)
     rho = (process.cov(grid[1]).gain / process.cov(grid[0]).gain).item()
     level = process.cov(grid[-1]).gain
     steps = modal(reverse(momentum), centred(process, zero()), grid, dct(4, 5))
@@ -457,8 +444,7 @@ def test_corrector(process):
     grid = torch.tensor([0.65, at], dtype=torch.float64)
     kernel = corrector(snr)
     x = basis.synthesize(u)
-    state = kernel.init(centred(process, cov), x, grid)
-    found, _ = kernel.step(state, x, 0, lambda y: normal(*y.shape, seed=9))
+    (found,) = driven(kernel, centred(process, cov), x, grid, lambda y: normal(*y.shape, seed=9))
     delta = 2 * snr**2 * N / share.sum()
     before, after = (y.square().mean((0, 1)) for y in (u, basis.analyze(found)))
     torch.testing.assert_close((after / before)[None], 1 + (delta * share) ** 2, rtol=0, atol=0.06)
@@ -482,16 +468,16 @@ def test_langevin_with_matrices_that_are_not_symmetric():
     """B = (1 - delta) I + delta C G, P' = B P B^T + 2 delta V, C^T differing from C."""
     process, mean, cov = densified(SHIFTED), normal(*SHAPE, seed=1), Dense(spd(N), SHAPE)
     delta, grid = 0.3, torch.tensor([0.6, 0.5], dtype=torch.float64)
-    clean, noise = matrix(process.signal.at(grid[1])), matrix(process.cov(grid[1]))
+    x0, noise = matrix(process.signal.at(grid[1])), matrix(process.cov(grid[1]))
     prior, m = matrix(cov), mean.flatten()
-    gain = prior @ clean.T @ torch.linalg.inv(clean @ prior @ clean.T + noise)
+    gain = prior @ x0.T @ torch.linalg.inv(x0 @ prior @ x0.T + noise)
     ((found_mean, found_cov),) = push(
         affine(langevin(delta), exact(process, mean, cov), grid, SHAPE),
         start := normal(N, seed=2),
         spread := spd(N, seed=3),
     )
-    step = (1 - delta) * torch.eye(N).double() + delta * clean @ gain
-    shift = delta * clean @ (m - gain @ clean @ m)
+    step = (1 - delta) * torch.eye(N).double() + delta * x0 @ gain
+    shift = delta * x0 @ (m - gain @ x0 @ m)
     torch.testing.assert_close(found_mean, step @ start + shift)
     torch.testing.assert_close(found_cov, step @ spread @ step.T + 2 * delta * noise)
 
@@ -507,7 +493,7 @@ def test_gains_that_differ_from_sample_to_sample(kernel, count):
     def run(some: slice) -> Tensor:
         signal = Fixed(Diagonal(masks[some].log(), None, pixel(4, 5)))
         process = Process(signal, Scale(Linear(0.1, 0.5)))
-        still = sample(made, Denoiser(process, clean, Toy()), x[some], grid, torch.zeros_like)
+        still = sample(made, NetworkDenoiser(process, x0, Toy()), x[some], grid, torch.zeros_like)
         return still
 
     torch.testing.assert_close(run(slice(4)), torch.cat([run(slice(i, i + 1)) for i in range(4)]))
@@ -555,7 +541,7 @@ def test_terminal_variance_is_of_first_order(name, process):
     cov, kernel = diagonal_cov(basis), reverse(COUPLINGS[name].coupling)
     once, twice = (
         variance(
-            modal(kernel, centred(process, cov), even(n, start, end), basis),
+            modal(kernel, centred(process, cov), uniform_grid(n, start, end), basis),
             marginal(process, cov, start),
         )
         / marginal(process, cov, end)
@@ -566,54 +552,16 @@ def test_terminal_variance_is_of_first_order(name, process):
     assert ((once - 2 * twice).abs() < 0.07 * once.abs() + 0.02 * once.abs().max()).all()
 
 
-class Bimodal:
-    """Data with one coefficient of two modes, the others Gaussian, all independent.
-
-    The exact flow keeps the quantile of each coefficient: F_s(u_s) = F_t(u_t).
-    """
-
-    WEIGHT, INDEX, MODES = 0.3, 6, (-0.9, 0.7)
-
-    def __init__(self, process: Process) -> None:
-        self.process, self.basis = process, basis_of(process)
-        self.cov = Diagonal(diagonal_cov(self.basis).log_gain - 2, None, self.basis)
-        modes = torch.zeros(2, N, dtype=torch.float64)
-        modes[:, self.INDEX] = torch.tensor(self.MODES, dtype=torch.float64)
-        self.modes = modes.reshape(2, *SHAPE)
-
-    def oracle(self) -> Mixture:
-        weights = torch.tensor([self.WEIGHT, 1 - self.WEIGHT], dtype=torch.float64)
-        return Mixture(self.process, self.basis.synthesize(self.modes), [self.cov] * 2, weights)
-
-    def quantile(self, u: Tensor, t: float) -> Tensor:
-        gain, deviation = (
-            self.process.signal.at(time(t)).gain,
-            marginal(self.process, self.cov, t).sqrt(),
-        )
-        parts = [torch.special.ndtr((u - gain * mode) / deviation) for mode in self.modes]
-        return self.WEIGHT * parts[0] + (1 - self.WEIGHT) * parts[1]
-
-    def flow(self, x: Tensor, t: float, s: float) -> Tensor:
-        level = self.quantile(self.basis.analyze(x), t)
-        reach = 2 + 10 * marginal(self.process, self.cov, s).sqrt()
-        low, high = (-reach).expand_as(x), reach.expand_as(x)
-        for _ in range(70):
-            middle = (low + high) / 2
-            right = self.quantile(middle, s) < level
-            low, high = torch.where(right, middle, low), torch.where(right, high, middle)
-        return self.basis.synthesize((low + high) / 2)
-
-
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("name", TABLEAUX)
 def test_order_of_convergence(name, process):
     """Each tableau has its declared order, on the exact flow of a mixture (quantiles)."""
     data, tableau, (t, s) = Bimodal(PROCESSES[process]), TABLEAUX[name], (0.6, 0.45)
-    denoiser = Denoiser(data.process, clean, data.oracle())
+    denoiser = NetworkDenoiser(data.process, x0, data.oracle())
     x = data.process.corrupt(data.oracle().means, time(t), normal(2, *SHAPE, seed=5))
     truth, count = data.flow(x, t, s), {1: 8, 2: 6, 4: 4}[tableau.order]
     coarse, fine = (
-        float((sample(flow(tableau), denoiser, x, even(n, t, s)) - truth).norm())
+        float((sample(flow(tableau), denoiser, x, uniform_grid(n, t, s)) - truth).norm())
         for n in (count, 2 * count)
     )
     assert coarse < 0.05 * float((truth - x).norm())
@@ -624,11 +572,11 @@ def test_velocity_agrees_with_torchdiffeq():
     """The velocity integrated by dopri5 is the flow kernel with fine steps."""
     odeint = pytest.importorskip("torchdiffeq").odeint
     data = Bimodal(PROCESSES["haar"])
-    denoiser = Denoiser(data.process, clean, data.oracle())
+    denoiser = NetworkDenoiser(data.process, x0, data.oracle())
     grid, x = torch.tensor([0.8, 0.4], dtype=torch.float64), normal(2, *SHAPE)
     with torch.no_grad():
-        path = odeint(lambda t, y: velocity(denoiser, y, t), x, grid, rtol=1e-7, atol=1e-7)
-    fine = sample(flow(RK4), denoiser, x, even(16, 0.8, 0.4))
+        path = odeint(lambda t, y: flow_velocity(denoiser, y, t), x, grid, rtol=1e-7, atol=1e-7)
+    fine = sample(flow(RK4), denoiser, x, uniform_grid(16, 0.8, 0.4))
     torch.testing.assert_close(fine, path[-1], rtol=0, atol=1e-5)
 
 
@@ -660,7 +608,9 @@ KERNELS: dict[str, Kernel] = {
 def test_no_kernel_looks_where_there_is_no_noise(name):
     """A grid that ends at 0 ends with x_0^; no operator is asked of S_0 = 0."""
     process = Process(Scale(Amplitude(linear_betas())), Watched(Scale(Complement(linear_betas()))))
-    x = sample(KERNELS[name], Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(7))
+    x = sample(
+        KERNELS[name], NetworkDenoiser(process, noise, Toy()), normal(2, *SHAPE), uniform_grid(7)
+    )
     assert torch.isfinite(x).all()
 
 
@@ -676,10 +626,10 @@ def test_flow_is_refused_where_noise_starts(level):
 @pytest.mark.parametrize("name", KERNELS)
 def test_blocks_of_steps_do_not_show(name, monkeypatch):
     """The same samples whether operators are made 3 or 64 steps at a time."""
-    denoiser = Denoiser(PROCESSES["blurring"], residual, Toy())
-    x, grid = normal(2, *SHAPE), even(10, 1.0, 0.1)
+    denoiser = NetworkDenoiser(PROCESSES["blurring"], residual, Toy())
+    x, grid = normal(2, *SHAPE), uniform_grid(10, 1.0, 0.1)
     together = sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2]))
-    monkeypatch.setattr(kernels, "BLOCK", 3)
+    monkeypatch.setattr(operator_table, "BLOCK", 3)
     apart = sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2]))
     torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
 
@@ -687,8 +637,8 @@ def test_blocks_of_steps_do_not_show(name, monkeypatch):
 @pytest.mark.parametrize("name", KERNELS)
 def test_one_step_at_a_time_is_the_loop(name):
     """`sample` over a grid equals `sample` over each of its intervals: nothing is remembered."""
-    denoiser = Denoiser(PROCESSES["coloured"], residual, Toy())
-    x, grid = normal(2, *SHAPE), even(6, 1.0, 0.1)
+    denoiser = NetworkDenoiser(PROCESSES["coloured"], residual, Toy())
+    x, grid = normal(2, *SHAPE), uniform_grid(6, 1.0, 0.1)
     whole, stream = sample(KERNELS[name], denoiser, x, grid, Seeds([3, 4])), Seeds([3, 4])
     for pair in pairwise(grid):
         x = sample(KERNELS[name], denoiser, x, torch.stack(pair), stream)
@@ -701,42 +651,59 @@ def test_one_step_at_a_time_is_the_loop(name):
 class Guided(Denoiser):
     """The exact denoiser guided by y = H x_0 + r: shares x_0^ and C^-1 V grad log p(y | x)."""
 
-    def __init__(self, process: Process, prior: Mixture, cov: Tensor, h: Tensor, y: Tensor) -> None:
-        super().__init__(process, clean, prior)
-        self.prior_cov, self.h, self.y = cov, h, y
+    def __init__(self, base: Denoiser, cov: Tensor, h: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.base, self.process, self.stats = base, base.process, base.stats
+        self.cov, self.h, self.y = cov, h, y
 
-    def maps(self, pre: Precondition):
-        return (*super().maps(pre), self.process.signal.at(pre.label).inv())
-
-    def values(self, x: Tensor, pre: Precondition, spectra=None):
-        (clean_,) = super().values(x, pre, spectra)
-        t = pre.label.to(torch.float64).reshape(())
-        signal = matrix(self.process.signal.at(t))
-        total = signal @ self.prior_cov @ signal.T + matrix(self.process.cov(t))
-        gain = self.prior_cov @ signal.T @ torch.linalg.inv(total)
-        spread = self.h @ (self.prior_cov - gain @ signal @ self.prior_cov) @ self.h.T
-        off = self.y - clean_.flatten(1) @ self.h.T
-        white = off @ torch.linalg.inv(spread + 0.1 * torch.eye(len(self.y)))
-        grad = (white @ (self.h @ gain)).reshape(x.shape)
-        return clean_, self.process.cov(t)(grad)
+    def at(self, t: Tensor) -> Estimator:
+        base, signal, noise_cov = self.base.at(t), self.process.signal.at(t), self.process.cov(t)
+        share = base.of @ signal.inv()
+        return base._replace(
+            shares=(*base.shares, share), ask=Pulled(self, base.ask, signal, noise_cov)
+        )
 
 
-GUIDED = ["reverse-ancestral", "reverse-ddim", "flow-heun", "langevin", "predictor-corrector"]
+class Pulled(NamedTuple):
+    """The values of a guided estimate: those of its base, and V_t times the guide's gradient."""
+
+    guided: Guided
+    ask: Ask
+    signal: Operator
+    noise_cov: Operator
+
+    def __call__(self, x: Tensor, cond: Conditions, spectra: Spectra) -> tuple[Tensor, ...]:
+        (clean,) = self.ask(x, cond, spectra)
+        signal, (cov, h, y) = matrix(self.signal), (self.guided.cov, self.guided.h, self.guided.y)
+        total = signal @ cov @ signal.T + matrix(self.noise_cov)
+        gain = cov @ signal.T @ torch.linalg.inv(total)
+        spread = h @ (cov - gain @ signal @ cov) @ h.T
+        off = y - clean.flatten(1) @ h.T
+        white = off @ torch.linalg.inv(spread + 0.1 * torch.eye(len(y)))
+        return clean, self.noise_cov((white @ (h @ gain)).reshape(x.shape))
+
+
+GUIDED = [
+    *("reverse-ancestral", "reverse-ddim", "flow-heun", "langevin", "predictor-corrector"),
+    *("multistep", "multistep:order=3", "unipc", "euler-maruyama", "churn:amount=2", "dopri5"),
+]
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "coloured"])
 @pytest.mark.parametrize("name", GUIDED)
 def test_shares_of_an_estimate_add_up(name, process):
     """Exact guidance by a second share is the exact sampler of the posterior N(m', S')."""
+    kernel = KERNELS[name] if name in KERNELS else samplers.kernel(name)
     process, cov, mean = PROCESSES[process], spd(N), normal(*SHAPE, seed=1)
     h, y = normal(3, N, seed=4), normal(3, seed=5)
     posterior = torch.linalg.inv(torch.linalg.inv(cov) + h.T @ h / 0.1)
     shifted = mean.flatten() + posterior @ h.T @ (y - h @ mean.flatten()) / 0.1
-    guided = Guided(process, gaussian(process, mean, Dense(cov, SHAPE)), cov, h, y)
+    base = NetworkDenoiser(process, x0, gaussian(process, mean, Dense(cov, SHAPE)))
+    guided = Guided(base, cov, h, y)
     direct = exact(process, shifted.reshape(SHAPE), Dense(posterior, SHAPE))
     x, grid = normal(3, *SHAPE), torch.tensor([0.7, 0.5, 0.3, 0.2, 0.0])
     found, expected = (
-        sample(KERNELS[name], denoiser, x, grid, Seeds([1, 2, 3])) for denoiser in (guided, direct)
+        sample(kernel, denoiser, x, grid, Seeds([1, 2, 3])) for denoiser in (guided, direct)
     )
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
 
@@ -766,12 +733,12 @@ def conv() -> nn.Module:
 @pytest.mark.parametrize("process", ["blurring", "coloured"])
 def test_a_seed_is_an_image_at_any_batch_size(process, kernel):
     """Image i of seed i is the same in batches of 1, 7 and 64, to 1e-4 after 50 float32 steps."""
-    denoiser = Denoiser(PROCESSES[process], residual, conv())
+    denoiser = NetworkDenoiser(PROCESSES[process], residual, conv())
 
     def images(seeds: list[int]) -> Tensor:
         stream = Seeds(seeds)
         x = stream(torch.empty(len(seeds), *SHAPE))
-        return sample(KERNELS[kernel], denoiser, x, even(50), stream)
+        return sample(KERNELS[kernel], denoiser, x, uniform_grid(50), stream)
 
     many = images(list(range(64)))
     assert many.dtype == torch.float32
@@ -782,9 +749,10 @@ def test_a_seed_is_an_image_at_any_batch_size(process, kernel):
 
 def test_float32_follows_float64():
     """Operators are made in float64 and cast once: 50 steps in float32 stay within 1e-4."""
-    denoiser, x = Denoiser(PROCESSES["blurring"], residual, Toy()), normal(4, *SHAPE)
+    denoiser, x = NetworkDenoiser(PROCESSES["blurring"], residual, Toy()), normal(4, *SHAPE)
     single, double = (
-        sample(reverse(ddim()), denoiser, x.to(d), even(50)) for d in (torch.float, torch.double)
+        sample(reverse(ddim()), denoiser, x.to(d), uniform_grid(50))
+        for d in (torch.float, torch.double)
     )
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
@@ -793,12 +761,12 @@ def test_float32_follows_float64():
 @pytest.mark.parametrize("last", [0.0, 0.1])
 def test_callback_is_called_once_a_step(last):
     seen = []
-    denoiser, x = Denoiser(PROCESSES["vp"], residual, Toy()), normal(2, *SHAPE)
+    denoiser, x = NetworkDenoiser(PROCESSES["vp"], residual, Toy()), normal(2, *SHAPE)
     out = sample(
         reverse(ancestral),
         denoiser,
         x,
-        even(6, 1.0, last),
+        uniform_grid(6, 1.0, last),
         callback=lambda i, x: seen.append((i, x)),
     )
     assert [i for i, _ in seen] == [1, 2, 3, 4, 5, 6]
@@ -807,7 +775,7 @@ def test_callback_is_called_once_a_step(last):
 
 def test_a_grid_that_ends_at_0_ends_with_the_estimate():
     """[t, 0] is one call of the denoiser, whatever the kernel."""
-    denoiser, x = Denoiser(PROCESSES["soft"], residual, Toy()), normal(2, *SHAPE)
+    denoiser, x = NetworkDenoiser(PROCESSES["soft"], residual, Toy()), normal(2, *SHAPE)
     for kernel in KERNELS.values():
         out = sample(kernel, denoiser, x, torch.tensor([0.7, 0.0]))
         torch.testing.assert_close(out, denoiser(x, time(0.7)).mean)
@@ -817,9 +785,9 @@ def test_sampling_keeps_no_graph():
     backbone = conv()
     x = sample(
         flow(EULER),
-        Denoiser(PROCESSES["vp"], residual, backbone),
+        NetworkDenoiser(PROCESSES["vp"], residual, backbone),
         normal(2, *SHAPE).float(),
-        even(3),
+        uniform_grid(3),
     )
     assert not x.requires_grad
 
@@ -840,7 +808,7 @@ def test_sampling_keeps_no_graph():
     ],
 )
 def test_grids_that_do_not_fall_are_refused(grid, sentence):
-    denoiser = Denoiser(PROCESSES["vp"], residual, Toy())
+    denoiser = NetworkDenoiser(PROCESSES["vp"], residual, Toy())
     with pytest.raises(ValueError, match=sentence):
         sample(reverse(ancestral), denoiser, normal(2, *SHAPE), torch.tensor(grid))
 
@@ -848,9 +816,9 @@ def test_grids_that_do_not_fall_are_refused(grid, sentence):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: even(0), r"sampling needs one step or more; got 0\."),
+        (lambda: uniform_grid(0), r"sampling needs one step or more; got 0\."),
         (lambda: Seeds([3, -2]), r"seeds must be 0 or more; got -2\."),
-        (lambda: Seeds([1, 2])(torch.zeros(3, 4)), "2 seeds cannot serve a batch of 3"),
+        (lambda: Seeds([1, 2])(torch.zeros(3, 4)), "2 seeds do not fit a batch of 3"),
         (lambda: langevin(2.0), r"langevin needs delta in \(0, 2\), else it diverges; got 2\."),
         (lambda: langevin(0.0), r"langevin needs delta in \(0, 2\), else it diverges; got 0\."),
         (lambda: langevin(0.1, 0), r"langevin needs one step or more; got 0\."),

@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from cases import PROCESSES, SHAPE, Zero, basis_of, diagonal_cov, normal, time
+from cases import PROCESSES, SHAPE, Zero, basis_of, diagonal_cov, normal, time, tiny
 from sfumato.algebra import Diagonal, dct, identity, scaled
 from sfumato.cli import main
 from sfumato.corruption import coupling
@@ -32,10 +32,11 @@ from sfumato.corruption.schedules import (
     Geometric,
     Schedule,
 )
-from sfumato.estimation.denoise import Denoiser, clean, wiener
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.ends import discretised
-from sfumato.estimation.loss import rate
+from sfumato.estimation.loss import likelihood
 from sfumato.estimation.oracle import Mixture, gaussian
+from sfumato.estimation.predictions import wiener, x0
 from sfumato.evaluation.likelihood import bound
 from sfumato.methods import METHODS
 from sfumato.sampling.density import log_prob
@@ -46,8 +47,7 @@ from sfumato.sampling.likelihood import (
     bound_terms,
     flow_bound,
 )
-from sfumato.sampling.sample import Seeds, even
-from test_training import tiny
+from sfumato.sampling.sample import Seeds, uniform_grid
 
 N = 20
 each_process = pytest.mark.parametrize("process", PROCESSES)
@@ -70,9 +70,9 @@ def test_the_flow_s_density_is_the_gaussian(process, solver):
     """log q_t0(x) to 1e-4 relative, with the exact trace."""
     process = PROCESSES[process]
     cov = diagonal_cov(basis_of(process))
-    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    denoiser, prior = NetworkDenoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
     x = process.corrupt(cov.sqrt()(normal(2, *SHAPE)), time(0.6), normal(2, *SHAPE, seed=4))
-    grid = even(12, 1.0, 0.6)
+    grid = uniform_grid(12, 1.0, 0.6)
     found = log_prob(denoiser, prior, x, grid, solver, probes=0, tolerance=1e-5)
     torch.testing.assert_close(found, law(process, cov, 0.6).log_prob(x), rtol=1e-4, atol=0)
 
@@ -81,8 +81,8 @@ def test_probes_in_the_basis_have_no_variance():
     """Where the drift acts on each coefficient alone, one probe is the trace."""
     process = PROCESSES["blurring"]
     cov = diagonal_cov(basis_of(process))
-    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
-    x, grid = normal(2, *SHAPE), even(8, 1.0, 0.3)
+    denoiser, prior = NetworkDenoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    x, grid = normal(2, *SHAPE), uniform_grid(8, 1.0, 0.3)
     exact = log_prob(denoiser, prior, x, grid, HEUN, probes=0)
     one = log_prob(denoiser, prior, x, grid, HEUN, probes=1, randn_like=Seeds([1, 2]))
     torch.testing.assert_close(one, exact, rtol=1e-9, atol=0)
@@ -93,10 +93,10 @@ def test_probes_are_right_on_average():
     process = PROCESSES["vp"]
     cov = diagonal_cov(basis_of(process))
     denoiser, prior = (
-        Denoiser(process, clean, gaussian(process, torch.zeros(SHAPE), cov)),
+        NetworkDenoiser(process, x0, gaussian(process, torch.zeros(SHAPE), cov)),
         law(process, cov, 1.0),
     )
-    x, grid = normal(1, *SHAPE), even(4, 1.0, 0.3)
+    x, grid = normal(1, *SHAPE), uniform_grid(4, 1.0, 0.3)
     exact = float(log_prob(denoiser, prior, x, grid, HEUN, probes=0))
     seeds = Seeds(range(400))
     many = log_prob(denoiser, prior, x.expand(400, *SHAPE), grid, HEUN, 1, seeds)
@@ -111,11 +111,11 @@ def test_the_flow_s_density_of_a_mixture(shape):
     process = Process(Scale(Amplitude(power)), Scale(Complement(power)))
     means = torch.tensor([[-0.8] * shape[0], [0.5] * shape[0]], dtype=torch.float64)
     oracle = Mixture(process, means, [scaled(0.02), scaled(0.05)], torch.tensor([0.4, 0.6]))
-    denoiser, t0 = Denoiser(process, clean, oracle), 0.25
+    denoiser, t0 = NetworkDenoiser(process, x0, oracle), 0.25
     line = torch.linspace(-4, 4, 201 if shape == (1,) else 61, dtype=torch.float64)
     x = torch.cartesian_prod(*[line] * shape[0]).reshape(-1, *shape)
     prior = GaussianPrior(torch.zeros(shape).double(), identity())
-    found = log_prob(denoiser, prior, x, even(24, 1.0, t0), RK4, probes=0)
+    found = log_prob(denoiser, prior, x, uniform_grid(24, 1.0, t0), RK4, probes=0)
     gain, var = (float(op.gain) for op in (process.signal.at(time(t0)), process.cov(time(t0))))
     parts = [
         weight * scipy.stats.multivariate_normal(gain * mean, gain**2 * spread + var).pdf(x)
@@ -136,7 +136,7 @@ def test_the_flow_s_density_of_a_mixture(shape):
 def gaussian_terms(
     process: Process, cov: Diagonal, grid: Tensor, count: int, draws: int | None = None, **given
 ):
-    denoiser = Denoiser(process, wiener(cov), Zero())
+    denoiser = NetworkDenoiser(process, wiener(cov), Zero())
     x0 = cov.sqrt()(normal(count, *SHAPE, seed=7))
     prior = law(process, cov, 1.0)
 
@@ -162,7 +162,7 @@ def chain_term(process: Process, cov: Diagonal, grid: Tensor) -> float:
 def test_the_sum_of_steps_is_the_closed_form(process):
     """Its mean over 2,000 images, to five standard errors; and the prior term's likewise."""
     process = PROCESSES[process]
-    cov, grid = diagonal_cov(basis_of(process)), even(6, 1.0, 0.3)
+    cov, grid = diagonal_cov(basis_of(process)), uniform_grid(6, 1.0, 0.3)
     found = gaussian_terms(process, cov, grid, 2000)
     error = float(found.steps.std()) / 2000**0.5
     assert abs(float(found.steps.mean()) - chain_term(process, cov, grid)) < 5 * error
@@ -177,7 +177,7 @@ def test_the_sum_of_steps_is_the_closed_form(process):
 def test_a_few_steps_looked_at_are_the_sum_on_average(process):
     """Two of thirty, to five standard errors, which even draws make twice as large or more."""
     process = PROCESSES[process]
-    cov, grid = diagonal_cov(basis_of(process)), even(30, 1.0, 0.3)
+    cov, grid = diagonal_cov(basis_of(process)), uniform_grid(30, 1.0, 0.3)
     steps = gaussian_terms(process, cov, grid, 2000, draws=2).steps
     expected = chain_term(process, cov, grid)
     assert abs(float(steps.mean()) - expected) < 5 * float(steps.std()) / 2000**0.5
@@ -209,15 +209,15 @@ def test_the_continuous_bound_does_not_see_the_schedule_s_interior(assumed):
         """For each coefficient, by Gauss and Legendre's rule."""
         power = FromGamma(Warped(bends))
         process = Process(Scale(Amplitude(power), basis), Scale(Complement(power), basis))
-        denoiser = Denoiser(
+        denoiser = NetworkDenoiser(
             process, wiener(Diagonal(cov.log_gain + math.log(assumed), None, basis)), Zero()
         )
         total = torch.zeros(SHAPE, dtype=torch.float64)
         for node, share in zip(*np.polynomial.legendre.leggauss(80), strict=True):
             t = time((node + 1) / 2)
-            weight = rate(process, t, t)
-            for x0, eps in ((cov.sqrt()(ones), 0 * ones), (0 * ones, ones)):
-                error = denoiser(process.corrupt(x0, t, eps), t).through(weight) - weight(x0)
+            weight = likelihood(process, t, t)
+            for clean, eps in ((cov.sqrt()(ones), 0 * ones), (0 * ones, ones)):
+                error = denoiser(process.corrupt(clean, t, eps), t).through(weight) - weight(clean)
                 total += share / 4 * basis.analyze(error)[0].square()
         return total
 
@@ -238,7 +238,7 @@ def test_the_discrete_bound_falls_to_the_continuous_one(process):
     cov = diagonal_cov(basis_of(process))
     ends = [process.log_snr(time(t)).exp().expand(SHAPE[1:]) for t in (1.0, 0.3)]
     limit = float((torch.log1p(cov.gain * ends[1]) - torch.log1p(cov.gain * ends[0])).sum()) / 2
-    gaps = [chain_term(process, cov, even(n, 1.0, 0.3)) - limit for n in (200, 400)]
+    gaps = [chain_term(process, cov, uniform_grid(n, 1.0, 0.3)) - limit for n in (200, 400)]
     assert gaps[1] > 0
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
 
@@ -249,7 +249,7 @@ def test_no_bound_beats_the_entropy(count, process):
     """Prior, steps and the exact -log q(x_0 | x_t1): above h(x_0), whatever the number of steps."""
     process = PROCESSES[process]
     cov, t1 = diagonal_cov(basis_of(process)), 0.3
-    found = gaussian_terms(process, cov, even(count, 1.0, t1), 4000)
+    found = gaussian_terms(process, cov, uniform_grid(count, 1.0, t1), 4000)
     spread = law(process, cov, t1).cov.gain
     left = cov.gain * process.cov(time(t1)).gain / spread  # Var[x_0 | x_t1]
     h = lambda v: float((0.5 * (2 * math.pi * math.e * v).log()).expand(SHAPE).sum())  # noqa: E731
@@ -263,7 +263,7 @@ def test_couplings_that_lose_the_marginals_are_refused():
         gaussian_terms(
             PROCESSES["ve"],
             diagonal_cov(basis_of(PROCESSES["ve"])),
-            even(3, 1.0, 0.3),
+            uniform_grid(3, 1.0, 0.3),
             2,
             forward=coupling.momentum,
         )
@@ -274,9 +274,9 @@ def test_ihdm_s_divergence():
     blur = Geometric(0.3, 3.0, zero_at_start=True)
     basis = basis_of(PROCESSES["soft"])
     process, cov = Process(Heat(blur, basis), Scale(Constant(0.02))), diagonal_cov(basis)
-    denoiser, x0 = Denoiser(process, wiener(cov), Zero()), normal(3, *SHAPE)
+    denoiser, x0 = NetworkDenoiser(process, wiener(cov), Zero()), normal(3, *SHAPE)
     grid, delta = torch.tensor([1.0, 0.6], dtype=torch.float64), 0.025
-    evidence = Evidence(coupling.naive, coupling.redrawn(delta))
+    evidence = Evidence(coupling.naive, coupling.ihdm(delta))
     eps = normal(3, *SHAPE, seed=5)
     found = bound_terms(
         denoiser,
@@ -299,7 +299,7 @@ def test_the_decoder_is_a_discretised_gaussian():
     """Each cell's probability by scipy, the first and last open; they sum to 1."""
     process = PROCESSES["ve"]
     cov = diagonal_cov(basis_of(process))
-    denoiser, bins, t = Denoiser(process, wiener(cov), Zero()), 5, time(0.2)
+    denoiser, bins, t = NetworkDenoiser(process, wiener(cov), Zero()), 5, time(0.2)
     eps, scale = normal(1, *SHAPE, seed=3), 0.25
     image = torch.randint(0, 5, (1, *SHAPE), generator=torch.Generator().manual_seed(0))
     x0 = image.double() / 2 - 1
@@ -329,7 +329,7 @@ def test_the_decoder_of_ddpm_has_the_variance_of_its_recipe(variance):
         return discretised(denoiser, x0, eps, t, deviation, bins)
 
     evidence = recipe.evidence._replace(decoder=decoder)
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Zero())
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Zero())
     x0, grid = torch.zeros(1, *SHAPE), recipe.grid(1000)[[0, 500, -3, -2, -1]]
     bound_terms(denoiser, recipe.prior, x0, grid, evidence, 3, draws=1)
     flow_bound(denoiser, recipe.prior, x0, grid, evidence, 3, solver=HEUN, probes=0)
@@ -342,9 +342,9 @@ def test_the_flow_with_a_decoder_is_below_the_chain():
     """With the exact denoiser the flow's density is q_t1, the best that any chain could reach."""
     process = PROCESSES["vp"]
     cov = diagonal_cov(basis_of(process))
-    denoiser, prior = Denoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
+    denoiser, prior = NetworkDenoiser(process, wiener(cov), Zero()), law(process, cov, 1.0)
     x0 = cov.sqrt()(normal(100, *SHAPE)).clamp(-1, 1).mul(8).round() / 8
-    grid = even(8, 1.0, 0.3)
+    grid = uniform_grid(8, 1.0, 0.3)
     chain = bound_terms(denoiser, prior, x0, grid, bins=17, randn_like=Seeds(range(100)))
     flowing = flow_bound(
         denoiser, prior, x0, grid, bins=17, solver=HEUN, probes=0, randn_like=Seeds(range(100))

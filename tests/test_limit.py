@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from cases import Toy, normal
 from sfumato import from_pretrained
 from sfumato.cli import main
-from sfumato.estimation.denoise import Denoiser, clean, noise
-from sfumato.estimation.limit import clip, limited
-from sfumato.methods import METHODS, lookup
+from sfumato.estimation.denoise import NetworkDenoiser
+from sfumato.estimation.limit import Limited, clip
+from sfumato.estimation.predictions import noise, x0
+from sfumato.methods import METHODS
+from sfumato.sampling import samplers
 from sfumato.sampling.sample import Seeds, sample
+from sfumato.sampling.samplers import Sampler
 
 IMAGE = (1, 4, 4)
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -25,7 +28,7 @@ LEVELS = (1000, 999, 998, 700, 420, 419, 60, 2, 1)
 GRID = torch.tensor([*(k / 1000 for k in LEVELS), 0.0], dtype=torch.float64)
 KERNELS = (
     *("ancestral", "ddim", "ddim:eta=0.5", "momentum", "naive", "euler", "heun", "rk4"),
-    *("multistep", "unipc", "euler-maruyama", "stochastic-heun", "pc", "langevin"),
+    *("multistep", "unipc", "euler-maruyama", "stochastic-heun", "euler-langevin", "langevin"),
 )
 
 
@@ -44,8 +47,8 @@ def start_and_noise() -> tuple[Tensor, list[Tensor]]:
 def test_ddpm_s_clipped_step(kernel):
     """x_0^ clipped, then the posterior mean of q(x_s | x_t, x_0^), as `p_mean_variance` has it."""
     x, drawn = start_and_noise()
-    denoiser = Denoiser(METHODS["ddpm"](IMAGE).process, noise, Toy())
-    found = sample(lookup.kernel(kernel), limited(denoiser, clip), x, GRID, Seeds([1, 2, 3]))
+    denoiser = NetworkDenoiser(METHODS["ddpm"](IMAGE).process, noise, Toy())
+    found = sample(samplers.kernel(kernel), Limited(denoiser, clip), x, GRID, Seeds([1, 2, 3]))
     clipped = 0
     for (k, s), z in zip(pairwise((*LEVELS, 0)), drawn, strict=True):
         abar, before = ABAR[k - 1], ABAR[s - 1] if s else 1.0
@@ -65,9 +68,9 @@ def test_ddpm_s_clipped_step(kernel):
 def test_ddim_s_clipped_step(eta):
     """The noise is taken again from the clipped x_0^, as `ddim_sample` has it."""
     x, drawn = start_and_noise()
-    denoiser = Denoiser(METHODS["ddim"](IMAGE).process, noise, Toy())
-    kernel = lookup.kernel(f"ddim:eta={eta}")
-    found = sample(kernel, limited(denoiser, clip), x, GRID, Seeds([1, 2, 3]))
+    denoiser = NetworkDenoiser(METHODS["ddim"](IMAGE).process, noise, Toy())
+    kernel = samplers.kernel(f"ddim:eta={eta}")
+    found = sample(kernel, Limited(denoiser, clip), x, GRID, Seeds([1, 2, 3]))
     for (k, s), z in zip(pairwise((*LEVELS, 0)), drawn, strict=True):
         abar, before = ABAR[k - 1], ABAR[s - 1] if s else 1.0
         x0 = (x / abar**0.5 - (1 / abar - 1) ** 0.5 * asked(x, k)).clamp(-1, 1)
@@ -83,11 +86,11 @@ def test_estimates_within_the_range_stay(kernel, method):
     """Nothing changes where the limit changes nothing, whatever the network predicts."""
     recipe = METHODS[method](IMAGE)
     x, grid = normal(2, *IMAGE), torch.tensor([0.9, 0.6, 0.35, 0.2], dtype=torch.float64)
-    for means, limit in ((recipe.parametrization, lambda x0: x0), (clean, clip)):
-        denoiser = Denoiser(recipe.process, means, Toy())
+    for means, limit in ((recipe.parametrization, lambda x0: x0), (x0, clip)):
+        denoiser = NetworkDenoiser(recipe.process, means, Toy())
         found, expected = (
-            sample(lookup.kernel(kernel), one, x, grid, Seeds([1, 2]))
-            for one in (limited(denoiser, limit), denoiser)
+            sample(samplers.kernel(kernel), one, x, grid, Seeds([1, 2]))
+            for one in (Limited(denoiser, limit), denoiser)
         )
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -101,17 +104,17 @@ class Loud(nn.Module):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_clipped_sample_ends_in_the_range(kernel):
-    denoiser = limited(Denoiser(METHODS["soft"](IMAGE).process, clean, Loud()), clip)
+    denoiser = Limited(NetworkDenoiser(METHODS["soft"](IMAGE).process, x0, Loud()), clip)
     grid = torch.tensor([1.0, 0.5, 0.2, 0.0], dtype=torch.float64)
-    found = sample(lookup.kernel(kernel), denoiser, normal(2, *IMAGE), grid, Seeds([1, 2]))
+    found = sample(samplers.kernel(kernel), denoiser, normal(2, *IMAGE), grid, Seeds([1, 2]))
     assert float(found.abs().max()) == 1.0
 
 
 def test_what_estimates_a_blurred_image_has_nothing_to_clip():
     recipe = METHODS["ihdm"]((1, 8, 8), count=3)
-    denoiser = limited(Denoiser(recipe.process, recipe.parametrization, Toy()), clip)
-    with pytest.raises(ValueError, match="so blurred that no x_0 can be had"):
-        sample(recipe.kernel, denoiser, normal(1, 1, 8, 8), recipe.grid(3))
+    denoiser = Limited(NetworkDenoiser(recipe.process, recipe.parametrization, Toy()), clip)
+    with pytest.raises(ValueError, match="so blurred that x_0 cannot be recovered"):
+        sample(recipe.sampler.kernel, denoiser, normal(1, 1, 8, 8), recipe.grid(3))
 
 
 @pytest.fixture
@@ -137,5 +140,5 @@ def test_a_record_says_that_it_clipped_and_else_nothing(trained, capsys):
     assert plain["results"][0]["model"] == clipped["results"][0]["model"]
     assert Path("plain.png").read_bytes() != Path("clipped.png").read_bytes()
     assert main(["evaluate", "--verify", "clipped.json", "--quiet"]) == 0, capsys.readouterr()
-    made = from_pretrained(trained).sample(range(6), 4, clip=True)
+    made = from_pretrained(trained).sample(range(6), Sampler(steps=4), clip=True)
     assert float(made.abs().max()) <= 1.0

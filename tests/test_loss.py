@@ -40,29 +40,22 @@ from sfumato.corruption.schedules import (
     Linear,
     linear_betas,
 )
-from sfumato.estimation.denoise import (
-    Denoiser,
-    Parametrization,
-    angular,
-    clean,
-    noise,
-    residual,
-    wiener,
-)
+from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.estimation.loss import (
     Weighting,
-    bound,
-    flat,
-    levels,
+    level_times,
     loss,
     score,
     simple,
-    soft,
+    soft_score_matching,
     stratified,
-    uniform,
-    unit,
+    uniform_times,
+    unit_target,
+    unweighted,
+    variational_bound,
 )
 from sfumato.estimation.oracle import gaussian
+from sfumato.estimation.predictions import Parametrization, noise, residual, velocity, wiener, x0
 
 N = math.prod(SHAPE)
 EYE = torch.eye(N, dtype=torch.float64)
@@ -80,7 +73,7 @@ def at(s: Tensor, weighting: Weighting) -> Weighting:
 
 
 CHOSEN = {
-    name: at(S, weighting) if name == "bound" else weighting
+    name: at(S, weighting) if name == "variational_bound" else weighting
     for name, weighting in WEIGHTINGS.items()
 }
 
@@ -100,16 +93,16 @@ def average(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", ["clean", "residual", "noise", "wiener"])
+@pytest.mark.parametrize("name", ["x0", "residual", "noise", "wiener"])
 def test_losses_of_the_papers(name, process):
     """Sample by sample: eps-loss, soft, score and x_0 loss under any parametrization."""
     process, t = PROCESSES[process], each(0.2, 0.3, 0.5, 0.7)
     x0, x, eps = batch(process, t)
-    denoiser = Denoiser(process, PARAMETRIZATIONS[name], Toy())
+    denoiser = NetworkDenoiser(process, PARAMETRIZATIONS[name], Toy())
     guess, signal, root = denoiser(x, t).mean, process.signal.at(t), process.noise.at(t)
     papers = {
-        flat: guess - x0,
-        soft: signal(guess) - signal(x0),
+        unweighted: guess - x0,
+        soft_score_matching: signal(guess) - signal(x0),
         simple: root.inv()(x - signal(guess)) - eps,
         score: process.score(x, guess, t) - process.score(x, x0, t),
     }
@@ -125,11 +118,11 @@ def test_losses_of_the_networks_own_output(process):
     process, t = PROCESSES[process], each(0.2, 0.3, 0.5, 0.7)
     x0, x, eps = batch(process, t)
     output, signal = Toy()(x, t.flatten()), process.signal.at(t)
-    found = loss(Denoiser(process, noise, Toy()), simple, x0, t, eps)
+    found = loss(NetworkDenoiser(process, noise, Toy()), simple, x0, t, eps)
     torch.testing.assert_close(found, average(output - eps))
     off = signal(output - (x0 - x))
-    denoiser = Denoiser(process, residual, Toy())
-    torch.testing.assert_close(loss(denoiser, soft, x0, t, eps), average(off))
+    denoiser = NetworkDenoiser(process, residual, Toy())
+    torch.testing.assert_close(loss(denoiser, soft_score_matching, x0, t, eps), average(off))
     weighted = process.noise.at(t).inv()(off)
     torch.testing.assert_close(loss(denoiser, simple, x0, t, eps), average(weighted))
 
@@ -140,23 +133,23 @@ def test_scalar_weights_between_losses(process):
     process, t = PROCESSES[process], each(0.2, 0.3, 0.5, 0.7)
     x0, _, eps = batch(process, t)
     v = process.cov(t).gain.flatten()
-    denoiser = Denoiser(process, residual, Toy())
-    of = {w: loss(denoiser, w, x0, t, eps) for w in (soft, simple, score)}
-    torch.testing.assert_close(of[soft] / v, of[simple])
+    denoiser = NetworkDenoiser(process, residual, Toy())
+    of = {w: loss(denoiser, w, x0, t, eps) for w in (soft_score_matching, simple, score)}
+    torch.testing.assert_close(of[soft_score_matching] / v, of[simple])
     torch.testing.assert_close(of[score] * v, of[simple])
-    torch.testing.assert_close(of[score] * v**2, of[soft])
+    torch.testing.assert_close(of[score] * v**2, of[soft_score_matching])
 
 
 def test_the_v_loss():
-    """unit under `angular`: |F - (C eps - S x_0)|^2 = (1 + SNR) |x_0^ - x_0|^2."""
+    """unit_target under `velocity`: |F - (C eps - S x_0)|^2 = (1 + SNR) |x_0^ - x_0|^2."""
     process, t = PROCESSES["vp"], each(0.2, 0.3, 0.5, 0.7)
     x0, x, eps = batch(process, t)
-    denoiser = Denoiser(process, angular, Toy())
-    found = loss(denoiser, unit(denoiser.parametrization), x0, t, eps)
-    velocity = process.signal.at(t)(eps) - process.noise.at(t)(x0)
-    torch.testing.assert_close(found, average(Toy()(x, t.flatten()) - velocity))
+    denoiser = NetworkDenoiser(process, velocity, Toy())
+    found = loss(denoiser, unit_target(denoiser.parametrization), x0, t, eps)
+    true = process.signal.at(t)(eps) - process.noise.at(t)(x0)
+    torch.testing.assert_close(found, average(Toy()(x, t.flatten()) - true))
     snr = process.log_snr(t).exp().flatten()
-    torch.testing.assert_close(found, (1 + snr) * loss(denoiser, flat, x0, t, eps))
+    torch.testing.assert_close(found, (1 + snr) * loss(denoiser, unweighted, x0, t, eps))
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.5, 40.0])
@@ -164,9 +157,9 @@ def test_the_edm_loss(sigma):
     """unit under `wiener(.25)`, C = I: weight (sigma^2 + .25) / (sigma / 2)^2."""
     process, t = Process(Scale(Constant(1.0)), Scale(Constant(sigma))), time(0.5)
     x0, x, eps = batch(process, t)
-    denoiser = Denoiser(process, wiener(scaled(0.25)), Toy())
+    denoiser = NetworkDenoiser(process, wiener(scaled(0.25)), Toy())
     expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * average(denoiser(x, t).mean - x0)
-    found = loss(denoiser, unit(denoiser.parametrization), x0, t, eps)
+    found = loss(denoiser, unit_target(denoiser.parametrization), x0, t, eps)
     torch.testing.assert_close(found, expected)
 
 
@@ -176,11 +169,13 @@ def test_unit_is_the_error_of_the_output(name):
     process, t = PROCESSES["vp"], time(0.4)
     x0, x, eps = batch(process, t)
     parametrization = PARAMETRIZATIONS[name]
-    denoiser = Denoiser(process, parametrization, Toy())
-    pre = denoiser.precondition(t)
+    denoiser = NetworkDenoiser(process, parametrization, Toy())
+    pre = parametrization(process, t)
     right = pre.out.inv()(pre.of(x0) - pre.skip(x))
     error = Toy()(pre.inp(x), t.expand(4)) - right
-    torch.testing.assert_close(loss(denoiser, unit(parametrization), x0, t, eps), average(error))
+    torch.testing.assert_close(
+        loss(denoiser, unit_target(parametrization), x0, t, eps), average(error)
+    )
 
 
 # Bounds.
@@ -192,7 +187,7 @@ CONSISTENT = ["ancestral", "ddim-half", "ddim-one", "bridge", "naive", "annealed
 def test_the_ancestral_bound_is_a_difference_of_snr(process):
     """W^T W = C_s^T V_s^-1 C_s - C_t^T V_t^-1 C_t."""
     process = PROCESSES[process]
-    weight = matrix(bound(ancestral)(process, T, S))
+    weight = matrix(variational_bound(ancestral)(process, T, S))
     c_t, c_s = matrix(process.signal.at(T)), matrix(process.signal.at(S))
     v_t, v_s = matrix(process.cov(T)), matrix(process.cov(S))
     expected = c_s.T @ torch.linalg.inv(v_s) @ c_s - c_t.T @ torch.linalg.inv(v_t) @ c_t
@@ -212,7 +207,7 @@ def test_bounds_are_divergences(name, process, structure):
     steps = [
         MultivariateNormal(c_s @ y + carry @ (x - c_t @ y), fresh @ fresh.T) for y in (x0, guess)
     ]
-    off = bound(coupling)(process, t, s)((guess - x0).reshape(1, *SHAPE))
+    off = variational_bound(coupling)(process, t, s)((guess - x0).reshape(1, *SHAPE))
     torch.testing.assert_close(off.square().sum() / 2, kl_divergence(*steps), rtol=1e-6, atol=1e-6)
 
 
@@ -224,25 +219,25 @@ def test_bounds_of_inconsistent_couplings_are_refused(name, structure):
     process = PROCESSES["vp"] if structure == "basis" else densified(PROCESSES["vp"])
     sentence = f"keeps the marginals, V_s = K V_t K.T . L L.T; {name.replace('-', '_')} does not"
     with pytest.raises(ValueError, match=sentence):
-        bound(COUPLINGS[name].coupling)(process, T, S)
+        variational_bound(COUPLINGS[name].coupling)(process, T, S)
 
 
 @pytest.mark.parametrize("process", ["vp", "soft"])
 def test_bounds_of_deterministic_steps_are_refused(process):
     """ddim(0) keeps the marginals, but between two point masses the divergence is infinite."""
     with pytest.raises(ValueError, match=r"divergence is infinite; ddim draws none\. Use"):
-        bound(ddim(0.0))(PROCESSES[process], T, S)
+        variational_bound(ddim(0.0))(PROCESSES[process], T, S)
 
 
 def test_a_bound_needs_noise_at_its_earlier_time():
     process = Process(Scale(Amplitude(linear_betas())), Scale(Complement(linear_betas())))
     with pytest.raises(ValueError, match="end above a time without noise"):
-        bound(ancestral)(process, time(0.1), time(0.0))
+        variational_bound(ancestral)(process, time(0.1), time(0.0))
 
 
 def test_a_bound_is_free_where_nothing_was_lost():
     """DC under constant noise: L = 0 and C_s - K C_t = 0, a step that costs nothing."""
-    weight = bound(ancestral)(PROCESSES["soft"], T, S)
+    weight = variational_bound(ancestral)(PROCESSES["soft"], T, S)
     assert weight.gain[..., 0, 0] == 0
     assert (weight.gain.flatten()[1:] > 0).all()
 
@@ -254,19 +249,19 @@ def test_a_bound_of_no_step_is_refused(name):
     x0, _, eps = batch(process, T)
     with pytest.raises(ValueError, match=r"bound compares two times, s before t.*Wrap it: lambda"):
         if name == "loss":
-            loss(Denoiser(process, clean, Toy()), bound(ancestral), x0, T, eps)
+            loss(NetworkDenoiser(process, x0, Toy()), variational_bound(ancestral), x0, T, eps)
         else:
-            bound(ancestral)(process, times, torch.full_like(times, 0.3))
+            variational_bound(ancestral)(process, times, torch.full_like(times, 0.3))
 
 
 def test_each_sample_may_have_its_own_step():
     """(B, 1, 1, 1) times t and s give each sample the loss that one step would."""
     process, times = PROCESSES["coloured"], each(0.3, 0.7)
     x0, _, eps = batch(process, T, 2)
-    denoiser = Denoiser(process, residual, Toy())
+    denoiser = NetworkDenoiser(process, residual, Toy())
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
-        return bound(ancestral)(process, t, t - 0.05)
+        return variational_bound(ancestral)(process, t, t - 0.05)
 
     together = loss(denoiser, weighting, x0, times, eps)
     for i, t in enumerate((time(0.3), time(0.7))):
@@ -313,7 +308,9 @@ SOFTLY = Process(
 def test_no_bound_beats_the_entropy(name, process):
     """With the exact denoiser of N(0, 1) a bound is at least (log 2 pi e) / 2 = 1.419 nats."""
     process, coupling = {**PROCESSES, "softly": SOFTLY}[process], COUPLINGS[name].coupling
-    coarse, fine = (negative_log_likelihood(process, bound(coupling), n) for n in (40, 80))
+    coarse, fine = (
+        negative_log_likelihood(process, variational_bound(coupling), n) for n in (40, 80)
+    )
     assert coarse > ENTROPY
     assert fine > ENTROPY
 
@@ -329,7 +326,8 @@ def test_what_momentum_would_claim():
 def test_the_ancestral_bound_tightens():
     """Its gap to the entropy falls as 1 / T."""
     gaps = [
-        negative_log_likelihood(PROCESSES["ve"], bound(ancestral), n) - ENTROPY for n in (100, 200)
+        negative_log_likelihood(PROCESSES["ve"], variational_bound(ancestral), n) - ENTROPY
+        for n in (100, 200)
     ]
     assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.03)
 
@@ -354,14 +352,14 @@ def test_loss_floors(process):
     left = spread - spread @ signal.T @ torch.linalg.inv(total) @ signal @ spread
     inverse = torch.linalg.inv(cov)
     floors = {
-        "flat": left.trace(),
-        "soft": (signal @ left @ signal.T).trace(),
+        "unweighted": left.trace(),
+        "soft_score_matching": (signal @ left @ signal.T).trace(),
         "simple": (inverse @ signal @ left @ signal.T).trace(),
         "score": (inverse - torch.linalg.inv(total)).trace(),
     }
     oracle = gaussian(densified(process), torch.zeros(SHAPE), Dense(spread, SHAPE))
     for name, floor in floors.items():
-        found = expected_loss(Denoiser(process, clean, oracle), WEIGHTINGS[name], t, spread)
+        found = expected_loss(NetworkDenoiser(process, x0, oracle), WEIGHTINGS[name], t, spread)
         torch.testing.assert_close(found, floor / N, rtol=1e-7, atol=1e-9)
 
 
@@ -370,15 +368,15 @@ def test_loss_floors_per_coefficient(process):
     """s v / M, c^2 s v / M, c^2 s / M, 1 / v - 1 / M, each averaged over coefficients."""
     process, t = PROCESSES[process], T
     cov = diagonal_cov(basis_of(process))
-    denoiser = Denoiser(process, wiener(cov), Zero())
+    denoiser = NetworkDenoiser(process, wiener(cov), Zero())
     c, v, s = process.signal.at(t).gain, process.cov(t).gain, cov.gain
     m = c**2 * s + v
     floors = {
-        "flat": s * v / m,
-        "soft": c**2 * s * v / m,
+        "unweighted": s * v / m,
+        "soft_score_matching": c**2 * s * v / m,
         "simple": c**2 * s / m,
         "score": 1 / v - 1 / m,
-        "bound": s * v / m * (process.log_snr(S).exp() - process.log_snr(t).exp()),
+        "variational_bound": s * v / m * (process.log_snr(S).exp() - process.log_snr(t).exp()),
     }
     for name, floor in floors.items():
         found = expected_loss(denoiser, CHOSEN[name], t, matrix(cov))
@@ -404,7 +402,7 @@ def solution(process: Process, parametrization: Parametrization, cov: Tensor, t:
     return torch.linalg.inv(matrix(pre.out)) @ target @ torch.linalg.inv(matrix(pre.inp))
 
 
-@pytest.mark.parametrize("name", ["clean", "residual", "noise", "wiener"])
+@pytest.mark.parametrize("name", ["x0", "residual", "noise", "wiener"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("process", ["ve", "blurring", "coloured"])
 def test_the_minimiser_is_the_wiener_filter(process, weighting, name):
@@ -412,7 +410,7 @@ def test_the_minimiser_is_the_wiener_filter(process, weighting, name):
     process, t, cov = PROCESSES[process], T, spd(N)
     parametrization = PARAMETRIZATIONS[name]
     backbone = Matrix(solution(process, parametrization, cov, t))
-    denoiser = Denoiser(process, parametrization, backbone)
+    denoiser = NetworkDenoiser(process, parametrization, backbone)
 
     def gradient() -> Tensor:
         total = expected_loss(denoiser, CHOSEN[weighting], t, cov)
@@ -432,8 +430,8 @@ MASK = Process(
 )
 
 
-@pytest.mark.parametrize("name", ["clean", "residual", "noise", "wiener"])
-@pytest.mark.parametrize("weighting", ["soft", "simple", "score"])
+@pytest.mark.parametrize("name", ["x0", "residual", "noise", "wiener"])
+@pytest.mark.parametrize("weighting", ["soft_score_matching", "simple", "score"])
 def test_lost_coefficients_are_not_asked_for(weighting, name):
     """Hard zeros of C_t: finite, the right minimiser on the living, no gradient on the dead."""
     t = time(0.5)
@@ -455,7 +453,7 @@ def test_lost_coefficients_are_not_asked_for(weighting, name):
 
     def gradient(start: Tensor) -> Tensor:
         backbone = Gains(start)
-        denoiser = Denoiser(MASK, PARAMETRIZATIONS[name], backbone)
+        denoiser = NetworkDenoiser(MASK, PARAMETRIZATIONS[name], backbone)
         total = expected_loss(denoiser, WEIGHTINGS[weighting], t, torch.diag(s))
         assert torch.isfinite(total)
         return torch.autograd.grad(total, backbone.gains)[0]
@@ -468,19 +466,19 @@ def test_lost_coefficients_are_not_asked_for(weighting, name):
     torch.testing.assert_close(found[~dead], wanted[~dead], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["soft", "simple", "score"])
+@pytest.mark.parametrize("name", ["soft_score_matching", "simple", "score"])
 def test_a_singular_noise_is_refused(name):
     """Score matching needs every image to reach every other; a blur without noise does not."""
     process = Process(PROCESSES["soft"].signal, Scale(Linear(0.0, 1.0)))
     x0, _, eps = batch(process, T)
-    denoiser = Denoiser(process, residual, Toy())
+    denoiser = NetworkDenoiser(process, residual, Toy())
     times = each(0.5, 0.0, 0.1, 0.2)
     sentence = (
         f"{name} needs Sigma_t to reach every coefficient.*Give the noise a floor, or use the"
     )
     with pytest.raises(ValueError, match=sentence):
         loss(denoiser, WEIGHTINGS[name], x0, times, eps)
-    assert torch.isfinite(loss(denoiser, flat, x0, times, eps)).all()
+    assert torch.isfinite(loss(denoiser, unweighted, x0, times, eps)).all()
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -496,7 +494,7 @@ def test_weights_are_finite_on_their_grid(name, process):
 # Times.
 
 
-@pytest.mark.parametrize("times", [uniform, levels(1000)])
+@pytest.mark.parametrize("times", [uniform_times, level_times(1000)])
 @pytest.mark.parametrize("first", [0.0, 0.3, 1 - 2**-53])
 def test_training_never_asks_for_the_clean_end(times, first):
     """Numbers in [0, 1) become times in (0, 1]: at 0 there may be no noise to learn."""
@@ -508,8 +506,8 @@ def test_training_never_asks_for_the_clean_end(times, first):
 
 def test_uniform_and_levels():
     u = torch.linspace(0, 1, 10001, dtype=torch.float64)[:-1]
-    torch.testing.assert_close(uniform(u).sort().values, 1 - u.flip(0))
-    found = levels(4)(u).unique(return_counts=True)
+    torch.testing.assert_close(uniform_times(u).sort().values, 1 - u.flip(0))
+    found = level_times(4)(u).unique(return_counts=True)
     assert found[0].tolist() == [0.25, 0.5, 0.75, 1.0]
     assert found[1].tolist() == [2500] * 4
 
@@ -529,7 +527,7 @@ def test_bound_refuses_a_silent_step_where_nothing_commutes():
     signal = Mapping(lambda t: MatrixFree(lambda x: (1 - t / 2) * x + t / 3 * x.roll(1, -1)))
     process = Process(signal, Scale(Linear(0.1, 0.5)))
     with pytest.raises(ValueError, match="infinite; ddim draws none"):
-        bound(ddim(0.0))(process, torch.tensor(0.5), torch.tensor(0.4))
+        variational_bound(ddim(0.0))(process, torch.tensor(0.5), torch.tensor(0.4))
 
 
 @pytest.mark.parametrize("t", [0.5, 1.0])
@@ -538,6 +536,6 @@ def test_the_rate_of_a_summed_signal(t):
     gains = torch.linspace(0.1, 0.9, 20, dtype=torch.float64).reshape(4, 5)
     camera = Diagonal(gains.log(), None, pixel(4, 5))
     signal = Mapping(lambda u: scaled(1 - u) + scaled(u) @ camera)
-    weight = WEIGHTINGS["rate"](Process(signal, Scale(Constant(0.3))), time(t), time(t))
+    weight = WEIGHTINGS["likelihood"](Process(signal, Scale(Constant(0.3))), time(t), time(t))
     expected = -2 * ((1 - t) + t * gains) * (gains - 1) / 0.09
     torch.testing.assert_close(weight.gain**2, expected)

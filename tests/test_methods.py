@@ -16,15 +16,16 @@ from torch import Tensor
 from cases import PROCESSES, SHAPE, Toy, matrix, normal, time
 from sfumato.algebra import Dense
 from sfumato.corruption.colours import colour, measured, power_law
-from sfumato.corruption.facts import measure
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators, noise
+from sfumato.corruption.statistics import measure
+from sfumato.estimation.denoise import NetworkDenoiser, flow_operators
 from sfumato.estimation.loss import loss
+from sfumato.estimation.predictions import Precondition, noise
 from sfumato.methods import METHODS
 from sfumato.methods.ncsn import ratio, step_size
 from sfumato.sampling.flow import HEUN, churn, flow
 from sfumato.sampling.kernels import corrector, moves, reverse_diffusion
-from sfumato.sampling.sample import Seeds, even, sample
+from sfumato.sampling.sample import Seeds, sample, uniform_grid
 
 IMAGE = (1, 8, 8)
 
@@ -39,7 +40,7 @@ def toy(x: Tensor, t: float) -> Tensor:
     return Toy()(x, torch.full((len(x),), t, dtype=torch.float64))
 
 
-def facts():
+def stats():
     return measure([normal(40, *IMAGE, seed=2) / 2], IMAGE)
 
 
@@ -48,8 +49,8 @@ def test_reverse_diffusion_predictor(name):
     """x - f + G^2 score + G z with f = (sqrt(alpha) - 1) x, G^2 = 1 - alpha for VP."""
     recipe = METHODS[name](IMAGE)
     x, t, s = normal(3, *IMAGE), 0.6, 0.55
-    kernel = moves(reverse_diffusion, "reverse diffusion")
-    denoiser = Denoiser(recipe.process, noise, Toy())
+    kernel = moves(reverse_diffusion)
+    denoiser = NetworkDenoiser(recipe.process, noise, Toy())
     grid = torch.tensor([t, s], dtype=torch.float64)
     found = sample(kernel, denoiser, x, grid, Seeds([1, 2, 3]))
     log_power = lambda u: -0.5 * u**2 * 19.9 - 0.1 * u  # noqa: E731
@@ -70,8 +71,8 @@ def test_reverse_diffusion_of_ve():
     """x + (sigma_t^2 - sigma_s^2) score + sqrt(sigma_t^2 - sigma_s^2) z."""
     recipe = METHODS["ve"](IMAGE, sigma=(0.01, 50.0))
     x, t, s = normal(3, *IMAGE), 0.6, 0.55
-    denoiser = Denoiser(recipe.process, noise, Toy())
-    kernel = moves(reverse_diffusion, "reverse diffusion")
+    denoiser = NetworkDenoiser(recipe.process, noise, Toy())
+    kernel = moves(reverse_diffusion)
     found = sample(kernel, denoiser, x, torch.tensor([t, s], dtype=torch.float64), Seeds([1, 2, 3]))
     sigma = lambda u: 0.02 * 5000**u  # noqa: E731
     gap = sigma(t) ** 2 - sigma(s) ** 2
@@ -84,7 +85,7 @@ def test_reverse_diffusion_of_ve():
 def test_langevin_corrector(name):
     """x + e score + sqrt(2 e) z, e = 2 (r ||z|| / ||score||)^2 for each sample."""
     process, x, snr = METHODS[name](IMAGE).process, normal(3, *IMAGE), 0.16
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     grid = torch.tensor([0.6, 0.5], dtype=torch.float64)
     found = sample(corrector(snr), denoiser, x, grid, Seeds([1, 2, 3]))
     score = -toy(x, 0.5) / float(process.noise.at(time(0.5)).gain)
@@ -102,9 +103,9 @@ def test_edm_with_churn(between, s_noise):
     stirred = (s_min, 0.0 if s_max == math.inf else s_max)
     recipe = METHODS["edm"](IMAGE, stir=s_churn, stir_between=stirred, stir_noise=s_noise)
     grid = recipe.grid(8)
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Toy())
     x = 80 * normal(2, *IMAGE)
-    found = sample(recipe.kernel, denoiser, x, grid, Seeds([1, 2]))
+    found = sample(recipe.sampler.kernel, denoiser, x, grid, Seeds([1, 2]))
     sigmas = (80 * grid).tolist()
 
     def clean(y: Tensor, sigma: float) -> Tensor:
@@ -135,13 +136,18 @@ def test_churn_leaves_a_process_within_its_times():
         asked.append(float(t.max()))
         return noise(process, t)
 
-    sample(churn(HEUN, 9.0), Denoiser(process, watched, Toy()), normal(2, *SHAPE), even(4))
+    sample(
+        churn(HEUN, 9.0),
+        NetworkDenoiser(process, watched, Toy()),
+        normal(2, *SHAPE),
+        uniform_grid(4),
+    )
     assert max(asked) <= 1.0
 
 
 def test_churn_of_nothing_is_the_flow():
     process = PROCESSES["blurring"]
-    denoiser, x = Denoiser(process, noise, Toy()), normal(2, *SHAPE)
+    denoiser, x = NetworkDenoiser(process, noise, Toy()), normal(2, *SHAPE)
     grid = torch.tensor([0.8, 0.5, 0.3], dtype=torch.float64)
     found, expected = (sample(kernel, denoiser, x, grid) for kernel in (churn(HEUN, 0), flow(HEUN)))
     torch.testing.assert_close(found, expected)
@@ -159,7 +165,7 @@ def test_ihdm():
     """Loss || F_{k-1} x_0 - (x_k + f) ||^2, sampler x + f + delta z, and the last mean."""
     recipe = METHODS["ihdm"](IMAGE, count=4)
     widths = [0.0, *np.exp(np.linspace(math.log(0.5), math.log(6.0), 4))]
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Toy())
     x0, eps, k = normal(2, *IMAGE) / 2, normal(2, *IMAGE, seed=1), 3
     x = heated(x0, widths[k]) + 0.02 * eps
     target = heated(x0, widths[k - 1])
@@ -167,13 +173,13 @@ def test_ihdm():
     found = loss(denoiser, recipe.weighting, x0, t, eps)
     expected = (x + toy(x, k / 4) - target).square().flatten(1).mean(1)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    found = sample(recipe.kernel, denoiser, x, recipe.grid(4), Seeds([1, 2]))
+    found = sample(recipe.sampler.kernel, denoiser, x, recipe.grid(4), Seeds([1, 2]))
     for k, z in zip((4, 3, 2, 1), [*drawn([1, 2], 3, IMAGE), 0.0], strict=True):
         x = x + toy(x, k / 4) + 0.025 * z
     torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match=r"trained on 4 levels .* Use --steps 4"):
         recipe.grid(5)
-    with pytest.raises(ValueError, match="knows no time between"):
+    with pytest.raises(ValueError, match="is not defined between"):
         denoiser(x, time(0.6))
 
 
@@ -201,14 +207,14 @@ def test_measured_noise_has_the_spectrum_of_the_data(tmp_path):
     np.testing.assert_allclose(found, u.var(0) / u.var(0).mean(), rtol=1e-10)
     cov = np.cov(images.flatten(1).numpy().T) + 0.1 * np.eye(64)
     np.save(tmp_path / "cov.npy", cov)
-    root = colour(str(tmp_path / "cov.npy"), IMAGE, facts()).matrix(IMAGE).numpy()
+    root = colour(str(tmp_path / "cov.npy"), IMAGE, stats()).matrix(IMAGE).numpy()
     np.testing.assert_allclose(root @ root.T, cov / np.diag(cov).mean(), atol=1e-10)
     np.save(tmp_path / "odd.npy", np.eye(5))
     for name, sentence in (("odd.npy", r"must be \(64, 64\)"), ("none.npy", "holds no covariance")):
         with pytest.raises(ValueError, match=sentence):
-            colour(str(tmp_path / name), IMAGE, facts())
+            colour(str(tmp_path / name), IMAGE, stats())
     with pytest.raises(ValueError, match="no noise 'pink'"):
-        colour("pink", IMAGE, facts())
+        colour("pink", IMAGE, stats())
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
@@ -225,8 +231,8 @@ def test_non_isotropic_ddpm(variance):
     x, betas = normal(2, *IMAGE), np.linspace(1e-4, 0.02, 1000)
     power, k = np.cumprod(1 - betas), 600
     grid = torch.tensor([k / 1000, (k - 1) / 1000], dtype=torch.float64)
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
-    found = sample(recipe.kernel, denoiser, x, grid, Seeds([1, 2]))
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Toy())
+    found = sample(recipe.sampler.kernel, denoiser, x, grid, Seeds([1, 2]))
     now, before, beta = power[k - 1], power[k - 2], betas[k - 1]
     clean = (x - math.sqrt(1 - now) * coloured(toy(x, k / 1000))) / math.sqrt(now)
     mean = math.sqrt(before) * beta / (1 - now) * clean
@@ -242,14 +248,14 @@ def test_levels_of_ncsnv2():
     gamma = ratio(3072)
     shift, phi = math.sqrt(2 * 3072) * (gamma - 1), scipy.stats.norm.cdf
     assert phi(shift + 3 * gamma) - phi(shift - 3 * gamma) == pytest.approx(0.5, abs=1e-9)
-    known = facts()
+    known = stats()
     far = torch.cdist(known.low.flatten(1).double(), known.low.flatten(1).double()).max()
     recipe = METHODS["ncsnv2"](IMAGE, known)
     first = float(recipe.process.noise.at(time(1.0)).gain)
     assert first == pytest.approx(float(far), rel=1e-6)
-    last = float(recipe.process.noise.at(time(1 / recipe.steps)).gain)
+    last = float(recipe.process.noise.at(time(1 / recipe.sampler.steps)).gain)
     assert last == pytest.approx(0.02, rel=1e-9)
-    assert (first / last) ** (1 / (recipe.steps - 1)) <= ratio(64) + 1e-9
+    assert (first / last) ** (1 / (recipe.sampler.steps - 1)) <= ratio(64) + 1e-9
 
     def left(delta: float, gamma: float = 1.0376, inner: int = 5) -> float:
         variance = gamma**2

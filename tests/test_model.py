@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import sfumato as sf
 from cases import normal
+from sfumato.sampling.samplers import Sampler
 from sfumato.training.train import draw
 
 SHAPE = (1, 8, 8)
@@ -22,15 +23,16 @@ SEEDS = [3, 8]
 
 def made(method: str = "ddpm", backbone: torch.nn.Module | None = None) -> sf.Model:
     """A small model whose weights are drawn: an untrained network answers 0."""
+    torch.manual_seed(0)
     config = sf.Config(method, RECORD, PARAMETERS.get(method, {}), SMALL)
     model = sf.Model(config, backbone=backbone)
-    for i, parameter in enumerate(model.learned.parameters()):
+    for i, parameter in enumerate(model.trainable.parameters()):
         parameter.data += 0.05 * normal(*parameter.shape, seed=i).to(parameter)
     return model
 
 
 def few(model: sf.Model) -> torch.Tensor:
-    return model.sample(SEEDS, model.few(4))
+    return model.sample(SEEDS, Sampler(steps=model.preview_steps(4)))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -39,8 +41,8 @@ def test_copies_sample_alike(method, copied):
     model = made(method)
     again = copied(model)
     assert torch.equal(few(again), few(model))
-    next(again.learned.parameters()).data.add_(1.0)
-    assert not torch.equal(*(next(m.learned.parameters()) for m in (again, model)))
+    next(again.trainable.parameters()).data.add_(1.0)
+    assert not torch.equal(*(next(m.trainable.parameters()) for m in (again, model)))
 
 
 def send(model: sf.Model, queue) -> None:
@@ -77,7 +79,7 @@ def test_a_default_of_double_precision_gives_the_same_images(doubles):
     model = made()
     expected = few(model)
     torch.set_default_dtype(torch.float64)
-    again = sf.Model(model.config, model.facts)
+    again = sf.Model(model.config, model.stats)
     again.denoiser.load_state_dict(model.denoiser.state_dict())
     torch.testing.assert_close(few(again), expected, rtol=1e-5, atol=1e-5)
 
@@ -103,11 +105,11 @@ def test_seeds_draw_one_stream_in_any_precision(dtype):
 
 def test_compiled_backbones_are_saved_and_read_by_their_own_names(tmp_path):
     model = made()
-    names = set(model.learned.state_dict())
+    names = set(model.trainable.state_dict())
     compiled = sf.Model(
         model.config, backbone=torch.compile(model.denoiser.backbone, backend="eager")
     )
-    compiled.save_pretrained(tmp_path / "model", raw=compiled.learned.state_dict())
+    compiled.save_pretrained(tmp_path / "model", raw=compiled.trainable.state_dict())
     for file in ("model", "raw"):
         assert set(load_file(tmp_path / "model" / f"{file}.safetensors")) == names
     assert torch.equal(few(sf.from_pretrained(tmp_path / "model")), few(model))

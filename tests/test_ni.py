@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cases import matrix, normal, spd, time
 from sfumato.algebra import Dense
 from sfumato.corruption import coupling
-from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
 from sfumato.sampling.kernels import reverse
@@ -36,7 +36,7 @@ def through(m: Tensor, x: Tensor) -> Tensor:
     return (x.flatten(1) @ m.T).reshape(x.shape)
 
 
-class Told(nn.Module):
+class InputFeatures(nn.Module):
     """The posterior mean of N(0, DATA), put into the paper's words for one prediction."""
 
     def __init__(self, prediction: str, power: float, noise: float) -> None:
@@ -54,11 +54,11 @@ class Told(nn.Module):
             "noise": through(torch.linalg.inv(root(SIGMA)), left) / math.sqrt(self.noise),
             "coloured": left / math.sqrt(self.noise),
             "score": -through(torch.linalg.inv(SIGMA), left) / self.noise,
-            "clean": mean,
+            "x0": mean,
         }[self.prediction]
 
 
-PREDICTIONS = ("noise", "coloured", "score", "clean")
+PREDICTIONS = ("noise", "coloured", "score", "x0")
 
 
 @pytest.mark.parametrize("name", ["ni-ddpm", "ni-smld"])
@@ -73,8 +73,8 @@ def test_the_four_parametrizations_agree_at_the_optimum(name):
     estimates, losses, steps = [], [], []
     for prediction in PREDICTIONS:
         recipe = METHODS[name](SHAPE, None, Dense(SIGMA, SHAPE), prediction=prediction)
-        told = Told(prediction, power, variance)
-        denoiser = Denoiser(recipe.process, recipe.parametrization, told)
+        told = InputFeatures(prediction, power, variance)
+        denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, told)
         x = math.sqrt(power) * x0 + math.sqrt(variance) * through(root(SIGMA), eps)
         estimates.append(denoiser(x, t).mean)
         torch.testing.assert_close(estimates[-1], told.clean(x), rtol=1e-8, atol=1e-8)
@@ -91,10 +91,12 @@ def test_the_weighted_losses_of_the_paper():
     x0, eps, t = normal(3, *SHAPE), normal(3, *SHAPE, seed=1), time(0.4)
     power = float(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[399])
     x = math.sqrt(power) * x0 + math.sqrt(1 - power) * through(root(SIGMA), eps)
-    guess = Told("score", power, 1 - power)(x, torch.zeros(3))
+    guess = InputFeatures("score", power, 1 - power)(x, torch.zeros(3))
     expected = math.sqrt(1 - power) * through(root(SIGMA), guess) + eps
     recipe = METHODS["ni-ddpm"](SHAPE, None, Dense(SIGMA, SHAPE), prediction="score")
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Told("score", power, 1 - power))
+    denoiser = NetworkDenoiser(
+        recipe.process, recipe.parametrization, InputFeatures("score", power, 1 - power)
+    )
     found = loss(denoiser, recipe.weighting, x0, t.reshape(1, 1, 1, 1), eps)
     torch.testing.assert_close(found, expected.square().flatten(1).mean(1))
 
@@ -104,9 +106,9 @@ def test_ddim():
     recipe = METHODS["ni-ddpm"](SHAPE, None, Dense(SIGMA, SHAPE))
     powers, x = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), normal(3, *SHAPE)
     now, before = float(powers[599]), float(powers[499])
-    told = Told("noise", now, 1 - now)
+    told = InputFeatures("noise", now, 1 - now)
     grid = torch.tensor([0.6, 0.5], dtype=torch.float64)
-    denoiser = Denoiser(recipe.process, recipe.parametrization, told)
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, told)
     found = sample(reverse(coupling.ddim(0.0)), denoiser, x, grid)
     eps = through(root(SIGMA), told(x, torch.zeros(3)))
     clean = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
@@ -118,8 +120,8 @@ def test_expected_denoised_sample():
     """x_0* = (x + (1 - abar) Sigma s) / sqrt(abar), with the root that Eq. 9 lacks."""
     recipe = METHODS["ni-ddpm"](SHAPE, None, Dense(SIGMA, SHAPE), prediction="score")
     power = float(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[599])
-    told, x = Told("score", power, 1 - power), normal(3, *SHAPE)
-    found = Denoiser(recipe.process, recipe.parametrization, told)(x, time(0.6)).mean
+    told, x = InputFeatures("score", power, 1 - power), normal(3, *SHAPE)
+    found = NetworkDenoiser(recipe.process, recipe.parametrization, told)(x, time(0.6)).mean
     score = told(x, torch.zeros(3))
     expected = (x + (1 - power) * through(SIGMA, score)) / math.sqrt(power)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -129,9 +131,9 @@ def test_consistent_annealed_sampling():
     """x + eta sigma_i^2 Sigma s + beta sigma_{i+1} L z, beta^2 = 1 - (1 - eta)^2 / gamma^2."""
     recipe = METHODS["ni-smld"](SHAPE, None, Dense(SIGMA, SHAPE), prediction="score")
     high, low, eta = 0.02 * 100 ** (5 / 9), 0.02 * 100 ** (4 / 9), 0.7
-    told, x, z = Told("score", 1.0, high**2), normal(3, *SHAPE), normal(3, *SHAPE, seed=2)
+    told, x, z = InputFeatures("score", 1.0, high**2), normal(3, *SHAPE), normal(3, *SHAPE, seed=2)
     grid = torch.tensor([0.6, 0.5], dtype=torch.float64)
-    denoiser = Denoiser(recipe.process, recipe.parametrization, told)
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, told)
     found = sample(reverse(coupling.annealed(eta)), denoiser, x, grid, lambda _: z)
     beta = math.sqrt(1 - (1 - eta) ** 2 / (low / high) ** 2)
     expected = x + eta * high**2 * through(SIGMA, told(x, torch.zeros(3)))

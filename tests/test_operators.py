@@ -28,6 +28,7 @@ from sfumato.algebra import (
     scaled,
     zero,
 )
+from sfumato.algebra.combine import energy
 
 SIX = [name for name, (_, shape) in OPERATORS.items() if shape == (6,)]
 each = pytest.mark.parametrize("name", OPERATORS)
@@ -164,8 +165,8 @@ def test_structure_is_kept():
     for op in (free, a @ other, a + other):
         assert identity() @ op is op and op @ identity() is op
         assert zero() + op is op and op + zero() is op
-        assert (zero() @ op).vanishes and (op @ zero()).vanishes
-    assert zero().vanishes and scaled(0.0).vanishes and not identity().vanishes
+        assert (zero() @ op).is_zero and (op @ zero()).is_zero
+    assert zero().is_zero and scaled(0.0).is_zero and not identity().is_zero
 
 
 def test_apply_adds_terms():
@@ -589,3 +590,40 @@ def test_fused_heat_keeps_its_digits_where_gains_underflow():
     assert heat.fused() is not None
     torch.testing.assert_close(heat(x), basis.synthesize(heat.gain * basis.analyze(x)))
     torch.testing.assert_close(heat(x).mean(), x.mean())
+
+
+@pytest.mark.parametrize("basis", [dct(4, 5), hartley(4, 5), pixel(4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_level_of_each_sample_and_a_colour_are_their_product(basis, dtype):
+    """Parts that were not added up weigh as their sum does, with hard zeros and signs."""
+    level, colour = 40 * normal(3, 1, 1, 1), 4 * normal(4, 5, seed=1)
+    level[1], colour[2, 3] = -math.inf, -math.inf
+    x = normal(3, 2, 4, 5, seed=2).to(dtype)
+    for sign in (1.0, -1.0):
+        apart = scaled(sign) @ Diagonal(level / 20) @ Diagonal(colour, None, basis)
+        gain = sign * torch.exp(level / 20 + colour)
+        for op, gains in (
+            (apart, gain),
+            (apart.inv(), torch.where(gain == 0, 0.0, 1 / gain)),
+            (apart @ apart.inv(), (gain != 0).double()),
+            (apart @ apart.T, gain**2),
+            ((apart @ apart).sqrt(), gain.abs()),
+        ):
+            assert isinstance(op, Diagonal)
+            expected = basis.synthesize(gains * basis.analyze(x.double()))
+            room = 8 * float(expected.abs().max()) * torch.finfo(dtype).eps
+            torch.testing.assert_close(op(x).double(), expected, rtol=0, atol=room)
+            torch.testing.assert_close(
+                op.gain, gains.expand(op.gain.shape), rtol=1e-12, atol=1e-300
+            )
+
+
+@pytest.mark.parametrize("second", [dct(4, 5), hartley(4, 5), None])
+def test_the_energy_of_a_sum_is_its_norm(second):
+    """Parseval or not: || sum of A x ||^2 by signals, for one basis, two, and none."""
+    one, other = normal(3, 2, 4, 5), normal(3, 2, 4, 5, seed=1)
+    first = Diagonal(normal(3, 1, 4, 5), None, dct(4, 5))
+    level = Diagonal(normal(3, 1, 1, 1)) if second is None else Diagonal(normal(4, 5), None, second)
+    terms = [(first, one), (level, other), (first, other), (-first, one)]
+    expected = sum(op(x) for op, x in terms).square().flatten(1).sum(1)
+    torch.testing.assert_close(energy(*terms), expected)

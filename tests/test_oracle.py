@@ -26,15 +26,16 @@ from sfumato.algebra import Dense, Diagonal, dct, scaled, zero
 from sfumato.corruption.families import Fade, Fixed, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Linear
-from sfumato.estimation.denoise import Denoiser, clean
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.oracle import Mixture, dataset, gaussian
+from sfumato.estimation.predictions import x0
 
 N = 20
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 
 
 def estimate(oracle: Mixture, x: Tensor, t: Tensor) -> Tensor:
-    return Denoiser(oracle.process, clean, oracle)(x, t).mean
+    return NetworkDenoiser(oracle.process, x0, oracle)(x, t).mean
 
 
 def mixture(process: Process, covs: list) -> Mixture:

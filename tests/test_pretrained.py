@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sfumato import from_pretrained, pretrained
 from sfumato.cli import main
+from sfumato.sampling.samplers import Sampler
 
 MODELS = pretrained.models()
 
@@ -38,9 +39,9 @@ def test_they_differ_in_the_corruption_only():
 def test_seed_i_gives_image_i_at_any_batch_size(name):
     """Batch 1 and 3 agree to 1e-4, absolutely, and images lie in about [-1, 1]."""
     model = from_pretrained(name)
-    images = model.sample(range(6), steps=10, batch=3)
+    images = model.sample(range(6), Sampler(steps=10), batch=3)
     assert float(images.abs().max()) < 1.5
-    assert (model.sample([4], steps=10, batch=1) - images[4:5]).abs().max() < 1e-4
+    assert (model.sample([4], Sampler(steps=10), batch=1) - images[4:5]).abs().max() < 1e-4
 
 
 def test_no_sample_is_drawn_by_a_network_in_training():
@@ -48,7 +49,7 @@ def test_no_sample_is_drawn_by_a_network_in_training():
     model = from_pretrained(MODELS[0])
     for part in (model.denoiser, model.denoiser.backbone):
         part.train()
-        model.sample([0], steps=1)
+        model.sample([0], Sampler(steps=1))
         assert not any(module.training for module in model.denoiser.modules())
 
 

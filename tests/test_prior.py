@@ -1,4 +1,4 @@
-"""Laws of facts and priors: what is measured of the data, and the law of x_1 made from it."""
+"""Laws of statistics and priors: what is measured of the data, and the law of x_1 made from it."""
 
 import math
 
@@ -12,13 +12,20 @@ from scipy.stats import multivariate_normal
 from cases import GENERAL, close, columns, normal, rotation, spd, time, transform
 from sfumato import files
 from sfumato.algebra import Dense, Diagonal, dct, hartley, pixel
-from sfumato.corruption import facts as facts_module
-from sfumato.corruption.facts import CORNER, Facts, corner, measure, space, typical
+from sfumato.corruption import statistics as statistics_module
 from sfumato.corruption.families import Fixed, Heat, Scale
 from sfumato.corruption.prior import CorruptedData, GaussianPrior, Prior, fitted, standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Linear
-from sfumato.store import read_facts
+from sfumato.corruption.statistics import (
+    CORNER,
+    DataStatistics,
+    corner,
+    default_statistics,
+    measure,
+    space,
+)
+from sfumato.store import read_stats
 
 SHAPE = (2, 9, 11)
 SHAPES = [(7,), (12,), (1, 12), (1, 4, 5), SHAPE, (1, 3, 9, 2)]
@@ -45,7 +52,7 @@ def blurred(shape: tuple[int, ...], noise: float = 0.2) -> Process:
     return Process(Heat(Linear(0.0, 1.0), dct(*space(shape))), Scale(Linear(0.01, noise)))
 
 
-# Facts.
+# Statistics.
 
 
 @each_shape
@@ -78,7 +85,7 @@ def test_facts_of_any_dtype():
 
 def test_remembered_images_are_a_uniform_subset(monkeypatch):
     """100 of 2000 rows of the data, each at most once, late ones as likely as early ones."""
-    monkeypatch.setattr(facts_module, "MEMORY", 100)
+    monkeypatch.setattr(statistics_module, "MEMORY", 100)
     x = torch.arange(2000.0, dtype=torch.float64).reshape(-1, 1) / 2048
     kept = measure(x.split(64), (1,)).low.flatten() * 2048
     assert torch.equal(kept, measure(x.split(7), (1,)).low.flatten() * 2048)
@@ -92,7 +99,7 @@ def test_remembered_images_are_a_uniform_subset(monkeypatch):
 @each_shape
 def test_typical_facts_are_those_of_natural_images(shape):
     """Mean 0, a spectrum 1 / (f^2 + f_min^2) whose mean is 1/4, and draws from it."""
-    found = typical(shape)
+    found = default_statistics(shape)
     squared = dct(*space(shape)).laplacian.numpy() + np.zeros(shape)
     assert not found.mean.any() and found.spectrum.shape == found.mean.shape == shape
     ratio = found.spectrum.numpy() * (squared + squared[squared > 0].min())
@@ -105,7 +112,7 @@ def test_typical_facts_are_those_of_natural_images(shape):
 
 
 def test_typical_facts_of_a_single_pixel():
-    assert float(typical((3, 1, 1)).spectrum.mean()) == pytest.approx(0.25)
+    assert float(default_statistics((3, 1, 1)).spectrum.mean()) == pytest.approx(0.25)
 
 
 @each_shape
@@ -120,7 +127,7 @@ def test_facts_need_two_images_of_the_promised_shape():
     for batches in ([], [torch.zeros(1, 4)]):
         with pytest.raises(ValueError, match=r"a spectrum needs two images or more; got [01]\."):
             measure(batches, (4,))
-    with pytest.raises(ValueError, match=r"shape \(1, 4, 5\) were promised; got \(3, 4, 5\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(1, 4, 5\); got \(3, 4, 5\)"):
         measure([torch.zeros(2, 3, 4, 5)], (1, 4, 5))
 
 
@@ -184,7 +191,9 @@ def test_gaussian_priors_have_scipys_density(name):
 # Corrupted data.
 
 
-def corrupted(shape: tuple[int, ...], count: int = 12) -> tuple[CorruptedData, Facts, Process]:
+def corrupted(
+    shape: tuple[int, ...], count: int = 12
+) -> tuple[CorruptedData, DataStatistics, Process]:
     process = blurred(shape)
     data = measure([images(shape, count)], shape)
     return CorruptedData(data, process), data, process
@@ -196,7 +205,7 @@ def drawn(prior: Prior, n: int) -> torch.Tensor:
     return prior.sample(like, lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype))
 
 
-def law(shape: tuple[int, ...], data: Facts) -> tuple[np.ndarray, ...]:
+def law(shape: tuple[int, ...], data: DataStatistics) -> tuple[np.ndarray, ...]:
     """Gains, centres (n, *shape) and spread around them of x_0: images if kept, Gaussian else."""
     squared = dct(*space(shape)).laplacian.numpy() + np.zeros(shape)
     kept = np.zeros(shape, dtype=bool)
@@ -284,7 +293,7 @@ def test_a_class_starts_from_its_own_images():
 
 
 def test_labels_are_those_of_the_images_remembered(monkeypatch):
-    monkeypatch.setattr(facts_module, "MEMORY", 100)
+    monkeypatch.setattr(statistics_module, "MEMORY", 100)
     x = torch.arange(2000.0, dtype=torch.float64).reshape(-1, 1) / 2048
     found = measure(x.split(64), (1,), torch.arange(2000))
     assert torch.equal(found.low.flatten() * 2048, found.labels.float())
@@ -295,11 +304,11 @@ def test_labels_are_those_of_the_images_remembered(monkeypatch):
 
 
 def test_facts_of_before_have_neither_labels_nor_values(tmp_path):
-    """Files of facts hold what was measured, and load without what was not."""
+    """Files of statistics hold what was measured, and load without what was not."""
     old = measure([images((1, 4, 5), 12)], (1, 4, 5))._replace(values=None)
     files.write_tensors(old.tensors(), tmp_path / "facts.safetensors")
     assert set(load_file(tmp_path / "facts.safetensors")) == {"mean", "spectrum", "low", "count"}
-    found = read_facts(tmp_path)
+    found = read_stats(tmp_path)
     assert found.labels is None and found.values is None and torch.equal(found.low, old.low)
 
 

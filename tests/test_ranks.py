@@ -11,7 +11,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from cases import Zero, diagonal_cov, matrix, normal, time
+from cases import SMALL, Zero, diagonal_cov, driven, matrix, normal, time, variance
 from sfumato.algebra import Dense, dct, dense
 from sfumato.checks import check_method
 from sfumato.cli import main
@@ -20,18 +20,18 @@ from sfumato.corruption.coupling import ancestral, ddim
 from sfumato.corruption.families import Fixed, Heat, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, CosineSNR, Linear
-from sfumato.estimation.denoise import Denoiser, wiener
+from sfumato.estimation.denoise import NetworkDenoiser
+from sfumato.estimation.predictions import wiener
 from sfumato.methods import METHODS
 from sfumato.networks.backbones import UNetOptions
 from sfumato.networks.ranks import network
 from sfumato.record import Record
 from sfumato.sampling.kernels import reverse
-from sfumato.sampling.sample import even
+from sfumato.sampling.sample import uniform_grid
+from sfumato.sampling.samplers import Sampler
 from sfumato.store import from_pretrained
 from sfumato.training.data import Data, load
 from sfumato.training.train import TrainOptions, build, train
-from test_kernels import variance
-from test_training import SMALL
 
 TINY = UNetOptions(width=16, multipliers=(1, 2), patch=2)
 SHAPES = {"vector": (12,), "wave": (2, 20), "volume": (1, 3, 6, 5), "colour": (3, 6, 5)}
@@ -49,7 +49,7 @@ def test_methods_keep_their_laws_at_any_rank(method, rank):
     """What `check_method` asks, with what was measured of data of this shape."""
     shape = SHAPES[rank]
     given = {**SMALL.get(method, {}), **({"bins": 256} if method == "vdm" else {})}
-    check_method(METHODS[method], shape, data(shape).facts(), **given)
+    check_method(METHODS[method], shape, data(shape).stats(), **given)
 
 
 @each_shape
@@ -99,7 +99,7 @@ def test_training_comes_back_at_any_rank(method, rank, tmp_path):
     if method == "vdm":
         grid = np.round((whole.images + 1) * 127.5) / 127.5 - 1
         whole = replace(whole, images=grid.astype(np.float32))
-    config = Config(method, whole.record, {}, TINY, steps=4)
+    config = Config(method, whole.record, {}, TINY, sampler=Sampler(steps=4))
     model = build(config, whole, options)
     train(model, whole, options, tmp_path / "run", device="cpu")
     found = model.sample([0, 1, 2], batch=3)
@@ -132,14 +132,11 @@ def test_moments_at_any_rank(coupling, shape):
     blur = Heat(Linear(0.0, 0.6), basis, floor=0.01)
     process = Process(blur @ Scale(Amplitude(power)), Scale(Complement(power)))
     cov = diagonal_cov(basis)
-    denoiser, grid = Denoiser(process, wiener(cov), Zero()), even(400, 1.0, 1e-3)
+    denoiser, grid = NetworkDenoiser(process, wiener(cov), Zero()), uniform_grid(400, 1.0, 1e-3)
     ones = basis.synthesize(torch.ones(shape, dtype=torch.float64))
     probe = torch.stack([ones, torch.zeros_like(ones)])
-    kernel, steps = reverse(coupling), []
-    state = kernel.init(denoiser, probe, grid)
-    for i in range(len(grid) - 1):
-        y, state = kernel.step(state, probe, i, lambda x: probe.flip(0))
-        steps.append(basis.analyze(y))
+    made = driven(reverse(coupling), denoiser, probe, grid, lambda x: probe.flip(0))
+    steps = [basis.analyze(y) for y in made]
     amount = cov.gain.expand(shape)
     at = [process.signal.at(t).gain ** 2 * amount + process.cov(t).gain for t in grid[[0, -1]]]
     end = variance(torch.stack(steps), at[0])
@@ -206,18 +203,18 @@ def test_latents_are_no_pictures(tmp_path, monkeypatch, capsys):
     assert not Path("run/previews").exists()
     assert main("sample run --seeds 0-3 --steps 3 --out a.png".split()) == 2
     assert "no pictures; write them to --out NAME.npz" in capsys.readouterr().err
-    assert main("sample run --seeds 0-3 --steps 3 --kernel ddim --out a.npz".split()) == 0
+    assert main("sample run --seeds 0-3 --steps 3 --sampler ddim --out a.npz".split()) == 0
     assert "4 signals" in capsys.readouterr().out
     model, scale = from_pretrained("run"), np.abs(values).max()
     with np.load("a.npz") as file:
         assert file.files == ["signals"] and file["signals"].dtype == np.float32
-        drawn = model.sample(range(4), 3, "ddim").numpy()
+        drawn = model.sample(range(4), Sampler("ddim", 3)).numpy()
         np.testing.assert_allclose(file["signals"], drawn * scale, rtol=1e-5, atol=1e-4)
     for verb, rest in (("show", "--seeds 0 --out b.png"), ("evaluate", "--n 4 --out e.json")):
         assert main([verb, "run", *rest.split()]) == 2
         assert f"{verb} is for images; latents.npz holds signals" in capsys.readouterr().err
     assert main("likelihood run --n 2 --by bound --out l.json".split()) == 2
-    assert "say by --bins how many values they have" in capsys.readouterr().err
+    assert "give the number of their values by --bins" in capsys.readouterr().err
     np.savez("more.npz", signals=values[:5] / 2)
     few = "--n 5 --by uniform --bins 100 --tolerance 0.1 --out l.json"
     assert main(f"likelihood run --data more.npz {few}".split()) == 0
@@ -228,4 +225,4 @@ def test_dense_covariances_serve_vectors():
     """A user's Sigma on vectors, in every law of a method."""
     cov = normal(12, 12)
     cov = Dense(cov @ cov.T / 12 + 0.1 * torch.eye(12).double(), (12,))
-    check_method(lambda shape, facts=None: METHODS["ni-ddpm"](shape, facts, cov), (12,))
+    check_method(lambda shape, stats=None: METHODS["ni-ddpm"](shape, stats, cov), (12,))

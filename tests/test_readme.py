@@ -1,4 +1,4 @@
-"""README's code runs: its Python in one namespace, its commands in one directory, in their order.
+"""The code of README and of a page runs: Python in one namespace, commands in one folder, in order.
 
 A block after the comment `<!-- slow -->` is only read: its Python is compiled, its commands run
 with `--dry-run`.
@@ -16,7 +16,8 @@ import pytest
 
 from sfumato.cli import main
 from sfumato.cli.tune import MODEL
-from sfumato.methods import KERNELS, METHODS
+from sfumato.methods import METHODS
+from sfumato.sampling.samplers import KERNELS
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^ *```(\w+) *\n(.*?)^ *``` *$", re.DOTALL | re.MULTILINE)
@@ -60,7 +61,9 @@ def test_blocks_are_found_with_their_lines_and_marks():
     assert commands(quick) == [["list"]]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/evaluation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/design.md", "docs/evaluation.md", "docs/tracking.md"]
+)
 def test_links_lead_somewhere(page):
     text = (README.parent / page).read_text(encoding="utf-8")
     local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
@@ -120,17 +123,21 @@ def test_the_other_pages_tell_what_the_records_say():
     assert f"was {correlation:.2f} (n = {count}), under 0.6" in MODEL
 
 
-def test_readme_runs(tmp_path, monkeypatch, capsys):
-    found = blocks(README.read_text(encoding="utf-8"))
-    assert {"python", "bash"} <= {block.language for block in found}
+@pytest.mark.parametrize(
+    ("page", "languages"), [("README.md", {"python", "bash"}), ("docs/tracking.md", {"python"})]
+)
+def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):
+    path = README.parent / page
+    found = blocks(path.read_text(encoding="utf-8"))
+    assert languages == {block.language for block in found}
     shutil.copytree(README.parent / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "readme"}
     for block in found:
-        where = f"README.md, line {block.line}"
+        where = f"{page}, line {block.line}"
         if block.language == "python":
-            padding = "\n" * (block.line - 1)  # a traceback then shows README's own line numbers
-            code = compile(padding + block.code, str(README), "exec")
+            padding = "\n" * (block.line - 1)  # a traceback then shows the page's own line numbers
+            code = compile(padding + block.code, str(path), "exec")
             if not block.slow:
                 exec(code, namespace)
         elif block.language == "bash":

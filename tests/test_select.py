@@ -22,24 +22,27 @@ from sfumato.algebra import dct, haar
 from sfumato.cli import main
 from sfumato.corruption import select
 from sfumato.corruption.colours import power_law
-from sfumato.corruption.facts import Facts, Running, shrunk, typical
 from sfumato.corruption.families import Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Linear
 from sfumato.corruption.spread import farthest
+from sfumato.corruption.statistics import DataStatistics, RunningMoments, default_statistics, shrunk
 from sfumato.corruption.tables import Cubic
-from sfumato.estimation.denoise import Denoiser, clean
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.oracle import gaussian
-from sfumato.methods import METHODS, grids, lookup
+from sfumato.estimation.predictions import x0
+from sfumato.methods import METHODS, grids
+from sfumato.sampling import samplers
 from sfumato.sampling.predict import Predictor
-from sfumato.sampling.sample import even
+from sfumato.sampling.sample import uniform_grid
+from sfumato.sampling.samplers import Sampler
 from sfumato.training.data import load
 
-BLUR = METHODS["soft"]((1, 16, 16), typical((1, 16, 16)))
+BLUR = METHODS["soft"]((1, 16, 16), default_statistics((1, 16, 16)))
 
 
-def facts_of(spectrum: torch.Tensor, mean: torch.Tensor) -> Facts:
-    return Facts(mean, spectrum, torch.zeros(2, *spectrum.shape), torch.tensor(0))
+def facts_of(spectrum: torch.Tensor, mean: torch.Tensor) -> DataStatistics:
+    return DataStatistics(mean, spectrum, torch.zeros(2, *spectrum.shape), torch.tensor(0))
 
 
 # Distances.
@@ -48,11 +51,11 @@ def facts_of(spectrum: torch.Tensor, mean: torch.Tensor) -> Facts:
 def test_gaussian_distances_are_frechet_s():
     """Against the closed form for covariance matrices, scipy's square roots."""
     process, times = PROCESSES["blurring"], torch.tensor([0.2, 0.5, 0.9]).double()
-    facts = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
-    found = select.gaussian(process, facts, times)
+    stats = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
+    found = select.gaussian(process, stats, times)
     units = torch.eye(20).double().reshape(20, *SHAPE)
-    cov = facts.cov()(units).reshape(20, 20)
-    mean = facts.basis.synthesize(facts.mean).flatten()
+    cov = stats.cov()(units).reshape(20, 20)
+    mean = stats.basis.synthesize(stats.mean).flatten()
     laws = []
     for t in times:
         c = process.signal.at(t)(units).reshape(20, 20).T
@@ -70,9 +73,9 @@ def test_gaussian_distances_are_frechet_s():
 
 def test_the_same_image_bounds_the_distance():
     times = torch.linspace(0, 1, 12).double()
-    facts = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
+    stats = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
     for process in PROCESSES.values():
-        below, above = (f(process, facts, times) for f in (select.gaussian, select.coupled))
+        below, above = (f(process, stats, times) for f in (select.gaussian, select.coupled))
         assert bool((below <= above + 1e-9).all())
 
 
@@ -139,14 +142,14 @@ def test_selection_has_the_least_largest_step(seed):
 
 def test_selected_blur_is_the_geodesic_of_equal_distance():
     """On 1/f^2 data, within a candidate: against arc length integrated by numpy."""
-    facts, count = typical((1, 16, 16)), 256
+    stats, count = default_statistics((1, 16, 16)), 256
     process, times = select.still(BLUR.process, 0.0), torch.linspace(0, 1, count).double()
-    distances = select.gaussian(process, facts, times)
+    distances = select.gaussian(process, stats, times)
     path = torch.tensor(select.select(distances, 17)).double()
     fine = np.linspace(0, 1, 20001)
     width = BLUR.process.signal.blur(torch.from_numpy(fine)).numpy()
     gain = np.exp(-dct(16, 16).laplacian.numpy().ravel() * width[:, None] ** 2 / 2)
-    spread = np.sqrt(gain**2 * facts.spectrum.numpy().ravel() + 0.02**2)
+    spread = np.sqrt(gain**2 * stats.spectrum.numpy().ravel() + 0.02**2)
     way = np.concatenate([[0], np.sqrt((np.diff(spread, axis=0) ** 2).sum(1)).cumsum()])
     place = np.interp(np.linspace(0, 1, 17) * way[-1], way, fine) * (count - 1)
     steady = select.steady(distances, 17)
@@ -158,7 +161,7 @@ def test_selected_blur_is_the_geodesic_of_equal_distance():
 def test_a_family_of_constant_speed_has_uniform_levels():
     process = Process(Scale(Constant(1.0)), Scale(Linear(0.0, 2.0)))
     times = torch.linspace(0, 1, 17).double()
-    distances = select.coupled(process, typical(SHAPE), times)
+    distances = select.coupled(process, default_statistics(SHAPE), times)
     assert select.select(distances, 5) == [0, 4, 8, 12, 16]
     torch.testing.assert_close(select.steady(distances, 5), torch.arange(0, 17, 4).double())
 
@@ -197,7 +200,7 @@ def test_the_cubic_is_scipy_s():
 def test_a_clock_moves_the_signal_and_where_meant_the_noise():
     times = [0.0, 0.5, 0.7, 1.0]
     for alone in (True, False):
-        process = select.paced(BLUR.process, times, alone)
+        process = select.time_warped(BLUR.process, times, alone)
         for k, t in enumerate(times):
             at, own = time(k / 3), time(t)
             same = process.signal.at(at).log_gain
@@ -207,16 +210,16 @@ def test_a_clock_moves_the_signal_and_where_meant_the_noise():
 
 
 def test_clocks_that_do_not_rise_are_refused():
-    from sfumato.methods.recipe import reclocked
+    from sfumato.methods.recipe import with_time_warp
 
     for bad in ((0.0, 0.7, 0.5, 1.0), (0.1, 1.0), (0.0,)):
         with pytest.raises(ValueError, match="rise from 0 to 1"):
-            reclocked(BLUR, bad)
+            with_time_warp(BLUR, bad)
     with pytest.raises(ValueError, match="learns its own levels"):
-        reclocked(METHODS["vdm"]((1, 8, 8)), (0.0, 1.0))
+        with_time_warp(METHODS["vdm"]((1, 8, 8)), (0.0, 1.0))
 
 
-# Facts.
+# Statistics.
 
 
 @pytest.mark.parametrize("basis", [dct(8, 8), haar(8, 8)], ids=repr)
@@ -224,7 +227,7 @@ def test_streamed_moments_are_those_of_the_whole(basis):
     """In any basis, in batches of any size, to 1e-6; the DCT by scipy."""
     data = load("digits")
     x = data.batch(range(len(data)))
-    running = Running(basis, (1, 8, 8))
+    running = RunningMoments(basis, (1, 8, 8))
     for part in x.split([1, 500, 7, len(x) - 508]):
         running.update(part)
     whole = basis.analyze(x.double()).numpy()
@@ -236,7 +239,7 @@ def test_streamed_moments_are_those_of_the_whole(basis):
 
 def test_few_images_are_shrunk_and_many_are_not():
     """Nearer the truth with 20 images of a smooth spectrum; with 60,000 a thousandth at most."""
-    truth = typical((1, 16, 16)).spectrum
+    truth = default_statistics((1, 16, 16)).spectrum
     squared = dct(16, 16).laplacian
     draws = truth.sqrt() * normal(20, 1, 16, 16, seed=4)
     seen = draws.var(0, correction=0)
@@ -250,11 +253,11 @@ def test_few_images_are_shrunk_and_many_are_not():
 
 def test_under_the_measured_spectrum_the_best_network_says_nothing():
     """Gaussian data about 0: the Wiener filter alone is E[x_0 | x_t], at every time."""
-    facts = facts_of(normal(*SHAPE).exp(), torch.zeros(SHAPE).double())
-    recipe = METHODS["soft"](SHAPE, facts, prediction="spectrum")
-    silent = Denoiser(recipe.process, recipe.parametrization, Zero())
-    exact = Denoiser(
-        recipe.process, clean, gaussian(recipe.process, torch.zeros(SHAPE).double(), facts.cov())
+    stats = facts_of(normal(*SHAPE).exp(), torch.zeros(SHAPE).double())
+    recipe = METHODS["soft"](SHAPE, stats, prediction="spectrum")
+    silent = NetworkDenoiser(recipe.process, recipe.parametrization, Zero())
+    exact = NetworkDenoiser(
+        recipe.process, x0, gaussian(recipe.process, torch.zeros(SHAPE).double(), stats.cov())
     )
     x = normal(3, *SHAPE, seed=6)
     for t in (0.05, 0.4, 1.0):
@@ -295,13 +298,13 @@ PREDICTED = ("ancestral", "ddim", "ddim:eta=0.5", "momentum", "euler", "heun", "
 @pytest.mark.parametrize("name", PREDICTED)
 def test_predicted_moments_are_the_dense_recursion_s(name, process):
     """With a mean: each step as matrices, by the exact denoiser of N(m, S)."""
-    process, kernel = PROCESSES[process], lookup.kernel(name)
-    basis, grid = basis_of(process), even(4)
-    facts = facts_of(0.3 * normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
-    predictor = Predictor(process, facts)
+    process, kernel = PROCESSES[process], samplers.kernel(name)
+    basis, grid = basis_of(process), uniform_grid(4)
+    stats = facts_of(0.3 * normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
+    predictor = Predictor(process, stats)
     cov = predictor.cov
-    mean = facts.basis.synthesize(facts.mean)
-    denoiser = Denoiser(process, clean, gaussian(process, mean, cov))
+    mean = stats.basis.synthesize(stats.mean)
+    denoiser = NetworkDenoiser(process, x0, gaussian(process, mean, cov))
     signal, noise = process.signal.at(time(1.0)), process.cov(time(1.0))
     units = torch.eye(20).double().reshape(20, *SHAPE)
     start = (signal @ cov @ signal.T + noise)(units).reshape(20, 20)
@@ -318,36 +321,42 @@ def test_predicted_moments_are_the_dense_recursion_s(name, process):
 
 
 def test_exact_variance_is_predicted_to_be_exact():
-    facts = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
-    predictor = Predictor(PROCESSES["soft"], facts)
-    found = predictor(lookup.kernel("exact-variance"), even(3, 1.0, 0.01))
+    stats = facts_of(normal(*SHAPE).exp(), normal(*SHAPE, seed=1))
+    predictor = Predictor(PROCESSES["soft"], stats)
+    found = predictor(samplers.kernel("analytic-variance"), uniform_grid(3, 1.0, 0.01))
     signal = PROCESSES["soft"].signal.at(time(0.01)).gain
-    total = signal**2 * facts.spectrum + PROCESSES["soft"].cov(time(0.01)).gain
+    total = signal**2 * stats.spectrum + PROCESSES["soft"].cov(time(0.01)).gain
     torch.testing.assert_close(found.variance, total)
 
 
 def test_kernels_that_size_their_steps_by_x_are_not_predicted():
-    predictor = Predictor(PROCESSES["vp"], typical(SHAPE))
+    predictor = Predictor(PROCESSES["vp"], default_statistics(SHAPE))
     with pytest.raises(ValueError, match="sizes its steps by x"):
-        predictor(lookup.kernel("sde"), even(3))
+        predictor(samplers.kernel("reverse-diffusion-pc"), uniform_grid(3))
 
 
 @pytest.mark.parametrize("kernel", ["ddim", "multistep", "ancestral"])
 @pytest.mark.parametrize("process", ["vp", "blurring"])
 def test_the_best_grid_of_two_steps_is_brute_force_s(process, kernel):
     """The error at its one free time, against that at 40 of them."""
-    predictor, chosen = Predictor(PROCESSES[process], typical(SHAPE)), lookup.kernel(kernel)
-    grid = predictor.best_grid(chosen, even(2))
+    predictor, chosen = (
+        Predictor(PROCESSES[process], default_statistics(SHAPE)),
+        samplers.kernel(kernel),
+    )
+    grid = predictor.best_grid(chosen, uniform_grid(2))
     tries = [torch.tensor([1.0, t, 0.0]).double() for t in np.linspace(0.02, 0.98, 40)]
     least = min(predictor(chosen, each).error for each in tries)
     assert predictor(chosen, grid).error <= least * (1 + 2e-3)
 
 
 def test_the_best_grid_is_no_worse_than_those_it_starts_from():
-    predictor, kernel = Predictor(PROCESSES["blurring"], typical(SHAPE)), lookup.kernel("ddim")
-    grid = predictor.best_grid(kernel, even(5))
+    predictor, kernel = (
+        Predictor(PROCESSES["blurring"], default_statistics(SHAPE)),
+        samplers.kernel("ddim"),
+    )
+    grid = predictor.best_grid(kernel, uniform_grid(5))
     assert len(grid) == 6 and bool((grid.diff() < 0).all())
-    starts = [even(5), even(5) ** 2, even(5) ** 0.5]
+    starts = [uniform_grid(5), uniform_grid(5) ** 2, uniform_grid(5) ** 0.5]
     assert predictor(kernel, grid).error < 0.98 * min(predictor(kernel, g).error for g in starts)
 
 
@@ -367,17 +376,17 @@ def test_select_train_and_sample(here, capsys):
     shown = capsys.readouterr().out
     assert "8 levels of 40" in shown and "Noise for data in [-1, 1]: largest" in shown
     found = json.loads((here / "chosen" / "select.json").read_text())
-    assert len(found["clock"]) == 8 and found["epsilon"] == max(found["steps"])
+    assert len(found["time_warp"]) == 8 and found["epsilon"] == max(found["steps"])
     assert (here / "chosen" / "select.png").stat().st_size > 5000
     assert main(words.split()) == 2
     assert "exists. Choose another --out" in capsys.readouterr().err
     size = "--images 64 --batch 32 --width 8 --multipliers 1 --patch 1 --preview-every 0 --quiet"
-    train = f"train soft --clock chosen/select.json --out run {size}".split()
+    train = f"train soft --time-warp chosen/select.json --out run {size}".split()
     assert main(train) == 0 and main(train) == 0
     config = json.loads((here / "run" / "run.json").read_text())["model"]
-    assert config["clock"] == found["clock"]
+    assert config["time_warp"] == found["time_warp"]
     assert main(["train", "--config", "run/run.json", "--dry-run"]) == 0
-    assert "clock: 0.0," in capsys.readouterr().out
+    assert "time_warp: 0.0," in capsys.readouterr().out
     for grid in ("auto", "uniform", "quadratic", "karras"):
         sample = f"sample run --seeds 0,1 --steps 3 --grid {grid} --out {grid}.png --quiet"
         assert main(sample.split()) == 0
@@ -393,7 +402,7 @@ def test_select_train_and_sample(here, capsys):
 def test_every_distance_selects(distance, here):
     words = f"select soft --levels 4 --candidates 9 --distance {distance} --out {distance} --quiet"
     assert main(words.split()) == 0
-    clock = json.loads((here / distance / "select.json").read_text())["clock"]
+    clock = json.loads((here / distance / "select.json").read_text())["time_warp"]
     assert clock[0] == 0 and clock[-1] == 1 and len(clock) == 4
 
 
@@ -403,7 +412,7 @@ def test_every_distance_selects(distance, here):
         ("--levels 300", "--levels 300 cannot be chosen among --candidates 256"),
         ("--epsilon 1e-9", "no path of levels has all its steps within epsilon = 1e-09"),
         ("--data one.npy", "a spectrum needs two images or more; got 1"),
-        ("--data same.npy", "are all alike"),
+        ("--data same.npy", "are all equal"),
         ("--data nan.npy", "nan.npy"),
     ],
 )
@@ -420,38 +429,38 @@ def test_select_says_what_is_wrong(words, sentence, here, capsys):
 @pytest.mark.parametrize(
     ("clock", "sentence"),
     [
-        ("0,0.5,0.4,1", "a clock is two times or more that rise from 0 to 1"),
-        ("0,x", "--clock needs FILE.json or numbers"),
-        ("none.json", "--clock none.json holds no clock"),
+        ("0,0.5,0.4,1", "a time warp is two times or more that rise from 0 to 1"),
+        ("0,x", "--time-warp needs FILE.json or numbers"),
+        ("none.json", "--time-warp none.json holds no time warp"),
     ],
 )
 def test_bad_clocks_are_refused(clock, sentence, here, capsys):
-    assert main(["train", "soft", "--clock", clock, "--quiet"]) == 2
+    assert main(["train", "soft", "--time-warp", clock, "--quiet"]) == 2
     assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("side", [8, 28])
 def test_nothing_is_predicted_without_noise(side):
     """The exact estimate is x_0, divided by gains that blur has all but removed: rounding."""
-    facts = typical((1, side, side))
-    recipe = METHODS["cold"]((1, side, side), facts)
+    stats = default_statistics((1, side, side))
+    recipe = METHODS["cold"]((1, side, side), stats)
     with pytest.raises(ValueError, match="needs noise on every coefficient at t = 1"):
-        grids.grid("auto", recipe, facts, recipe.kernel, 5)
+        grids.times(Sampler(steps=5, grid="auto"), recipe, stats)
 
 
 def test_tune_ranks_and_says_what_stands_behind_it(here, capsys):
-    words = "tune --steps 4,8 --methods ddpm,soft,cold --kernels ddim,ancestral,heun --out tuned"
+    words = "tune --steps 4,8 --methods ddpm,soft,cold --samplers ddim,ancestral,heun --out tuned"
     assert main(words.split()) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Gaussian data, and a network without error" in shown
     found = json.loads((here / "tuned" / "tune.json").read_text())
-    errors = {(row["method"], row["kernel"], row["calls"]): row["error"] for row in found["rows"]}
+    errors = {(row["method"], row["sampler"], row["calls"]): row["error"] for row in found["rows"]}
     assert errors["ddpm", "ddim", 8] < errors["ddpm", "ddim", 4]
-    recipe = METHODS["soft"]((1, 8, 8), load("digits").facts())
-    predictor = Predictor(recipe.process, load("digits").facts(), recipe.prior)
-    again = predictor(lookup.kernel("ddim"), recipe.grid(8)).error
+    recipe = METHODS["soft"]((1, 8, 8), load("digits").stats())
+    predictor = Predictor(recipe.process, load("digits").stats(), recipe.prior)
+    again = predictor(samplers.kernel("ddim"), recipe.grid(8)).error
     assert errors["soft", "ddim", 8] == pytest.approx(again)
-    assert any(row["kernel"] == "heun" and row["steps"] == 4 for row in found["rows"])
+    assert any(row["sampler"] == "heun" and row["steps"] == 4 for row in found["rows"])
     assert not any(row["method"] == "cold" for row in found["rows"])
     assert "without it the exact estimate is x_0" in found["refused"]["cold, ddim"]
     assert (here / "tuned" / "tune.png").is_file()

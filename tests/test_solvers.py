@@ -21,10 +21,15 @@ from cases import (
     PROCESSES,
     SHAPE,
     Affine,
+    Bimodal,
+    N,
     Toy,
     affine,
     basis_of,
+    centred,
     diagonal_cov,
+    exact,
+    marginal,
     matrix,
     modal,
     normal,
@@ -34,24 +39,26 @@ from cases import (
 )
 from sfumato.algebra import Diagonal, dct, identity, zero
 from sfumato.corruption import coupling
-from sfumato.corruption.facts import measure
 from sfumato.corruption.families import Mapping, Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, Linear, linear_betas
-from sfumato.estimation.denoise import Denoiser, clean, noise
-from sfumato.methods import KERNELS, lookup
-from sfumato.sampling.flow import EULER, HEUN, RK4, adaptive, churn, flow, solved
+from sfumato.corruption.statistics import measure
+from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
+from sfumato.estimation.predictions import noise, x0
+from sfumato.sampling import samplers
+from sfumato.sampling.flow import EULER, HEUN, RK4, churn, dopri5, flow, solved
 from sfumato.sampling.kernels import (
+    Call,
     Kernel,
-    exact_variance,
+    analytic_variance,
     moves,
     reverse,
     reverse_diffusion,
 )
 from sfumato.sampling.multistep import _moments, multistep
-from sfumato.sampling.sample import even, sample
+from sfumato.sampling.sample import sample, uniform_grid
+from sfumato.sampling.samplers import KERNELS
 from sfumato.sampling.sde import growth, markov, sde
-from test_kernels import Bimodal, N, centred, exact, marginal
 
 each_process = pytest.mark.parametrize("process", PROCESSES)
 
@@ -62,7 +69,7 @@ each_process = pytest.mark.parametrize("process", PROCESSES)
 def chained() -> tuple[Process, Denoiser]:
     power = linear_betas()
     process = Process(Scale(Amplitude(power)), Scale(Complement(power)))
-    return process, Denoiser(process, noise, Toy())
+    return process, NetworkDenoiser(process, noise, Toy())
 
 
 class Scheduled(NamedTuple):
@@ -121,7 +128,11 @@ def test_schedulers_of_diffusers_step_by_step(name):
 @each_process
 def test_the_first_order_is_ddim(process):
     process = PROCESSES[process]
-    denoiser, x, grid = Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(5, 0.8, 0.2)
+    denoiser, x, grid = (
+        NetworkDenoiser(process, noise, Toy()),
+        normal(2, *SHAPE),
+        uniform_grid(5, 0.8, 0.2),
+    )
     found, expected = (
         sample(kernel, denoiser, x, grid) for kernel in (multistep(1), reverse(coupling.ddim(0.0)))
     )
@@ -133,7 +144,7 @@ def test_the_second_order_is_the_published_one(process):
     """ddim's step with x_0^ + (x_0^ - x_0^prev) / 2r for each coefficient."""
     process = PROCESSES[process]
     basis, grid = basis_of(process), torch.tensor([0.8, 0.6, 0.45, 0.35], dtype=torch.float64)
-    denoiser, x = Denoiser(process, clean, Toy()), normal(2, *SHAPE)
+    denoiser, x = NetworkDenoiser(process, x0, Toy()), normal(2, *SHAPE)
     found = sample(multistep(2), denoiser, x, grid)
     half = [process.log_snr(t) / 2 for t in grid]
     before = None
@@ -184,11 +195,11 @@ DETERMINISTIC = {
 def test_order_on_the_exact_flow(name, process):
     """The error of x against the quantiles of a mixture falls as h^order."""
     data, (order, kernel), (t, s) = Bimodal(PROCESSES[process]), DETERMINISTIC[name], (0.6, 0.45)
-    denoiser = Denoiser(data.process, clean, data.oracle())
+    denoiser = NetworkDenoiser(data.process, x0, data.oracle())
     x = data.process.corrupt(data.oracle().means, time(t), normal(2, *SHAPE, seed=5))
     truth, count = data.flow(x, t, s), {1: 16, 2: 12, 3: 10, 4: 4}[order]
     coarse, fine = (
-        float((sample(kernel, denoiser, x, even(n, t, s)) - truth).norm())
+        float((sample(kernel, denoiser, x, uniform_grid(n, t, s)) - truth).norm())
         for n in (count, 2 * count)
     )
     assert abs(math.log2(coarse / fine) - order) < 0.3
@@ -200,7 +211,7 @@ STOCHASTIC = {
     "ddim-half": (1, reverse(coupling.ddim(0.5)), 6),
     "bridge": (1, reverse(coupling.bridge), 6),
     "momentum": (1, reverse(coupling.momentum), 6),
-    "reverse diffusion": (1, moves(reverse_diffusion, "reverse diffusion"), 6),
+    "reverse diffusion": (1, moves(reverse_diffusion), 6),
     "euler-maruyama": (1, sde(markov), 6),
     "soft-sde": (1, sde(growth), 6),
     "stochastic-heun": (2, sde(markov, HEUN), 8),
@@ -225,7 +236,7 @@ def weak_error(kernel: Kernel, data: Bimodal, t: float, s: float, count: int) ->
     from f, each expectation is a spline through its values on a grid of each coefficient.
     """
     process, basis, places = data.process, data.basis, [0, data.INDEX, 13]
-    grid = even(count, t, s)
+    grid = uniform_grid(count, t, s)
     gains = [process.signal.at(time(float(a))).gain.expand(SHAPE[1:]).numpy() for a in grid]
     spread = [marginal(process, data.cov, float(a)).sqrt()[0].numpy() for a in grid]
     modes = data.modes[:, 0].numpy()
@@ -235,13 +246,13 @@ def weak_error(kernel: Kernel, data: Bimodal, t: float, s: float, count: int) ->
     eps = basis.synthesize(
         torch.from_numpy(np.tile(NODES, len(Z)))[:, None, None, None].expand(-1, *SHAPE).clone()
     )
-    denoiser = Denoiser(process, clean, data.oracle())
+    denoiser = NetworkDenoiser(process, x0, data.oracle())
     start = basis.synthesize(torch.from_numpy(x)[:, None].clone())
-    state = kernel.init(denoiser, start, grid)
+    loop = kernel.prepare(denoiser, start, grid)
     values = [looked_at(Z) for _ in places]
     for i in reversed(range(count)):
         begin = basis.synthesize(torch.from_numpy(x * scale[i])[:, None])
-        after, _ = kernel.step(state, begin, i, lambda _: eps)
+        after, _ = loop.step(loop.state, begin, i, Call(lambda _: eps))
         reached = basis.analyze(after)[:, 0].numpy() / scale[i + 1]
         new = []
         for value, (row, column) in zip(values, (divmod(p, 5) for p in places), strict=True):
@@ -281,13 +292,13 @@ CONSISTENCY = {
         "ancestral ddim ddim:eta=0.5 bridge annealed naive multistep multistep:order=3 unipc"
     ).split(),
     "order 1": (
-        "ancestral-large momentum pf-momentum reverse euler euler-maruyama soft-sde"
+        "ancestral-large momentum pf-momentum reverse-diffusion euler euler-maruyama soft-sde"
     ).split(),
     "order 2": "heun stochastic-heun churn:amount=0.3".split(),
     "order 4": ["rk4"],
-    "none": "cold redrawn langevin:delta=0.5 pc".split(),
+    "none": "cold ihdm langevin:delta=0.5 euler-langevin".split(),
 }
-"""What the kernels page says of kernels whose steps are affine: all but `sde` and `dopri5`."""
+"""What the page says of kernels with affine steps: all but `reverse-diffusion-pc`, `dopri5`."""
 
 
 def departure(kernel: Kernel, process: Process, count: int) -> float:
@@ -295,7 +306,7 @@ def departure(kernel: Kernel, process: Process, count: int) -> float:
 
     The largest over means and covariances, in units of the deviations and variances at s.
     """
-    mean, grid = normal(*SHAPE, seed=1), even(count, 0.6, 0.45)
+    mean, grid = normal(*SHAPE, seed=1), uniform_grid(count, 0.6, 0.45)
     denoiser = exact(process, mean, zero())
     (c, v), (d, w) = (
         (matrix(process.signal.at(t)) @ mean.flatten(), matrix(process.cov(t)))
@@ -317,7 +328,7 @@ def departure(kernel: Kernel, process: Process, count: int) -> float:
 )
 def test_consistency(name, declared):
     """With the true x_0 the marginals are kept: at once, as h^order, or however small h not."""
-    kernel, seen = lookup.kernel(name), []
+    kernel, seen = samplers.kernel(name), []
     for process in (PROCESSES[name] for name in ("vp", "ve", "soft", "coloured")):
         try:
             once = departure(kernel, process, 1)
@@ -350,7 +361,7 @@ def test_the_kernels_page_says_so():
         if name in told:
             assert told[name][0] == str(order), name
     assert {name for name, row in told.items() if row[0] == "none"} == {
-        *"annealed naive cold redrawn langevin pc sde".split()
+        *"annealed naive cold ihdm langevin euler-langevin reverse-diffusion-pc".split()
     }
 
 
@@ -360,7 +371,11 @@ def test_the_kernels_page_says_so():
 @each_process
 def test_without_noise_the_sde_is_the_flow(process):
     process = PROCESSES[process]
-    denoiser, x, grid = Denoiser(process, noise, Toy()), normal(2, *SHAPE), even(3, 0.8, 0.4)
+    denoiser, x, grid = (
+        NetworkDenoiser(process, noise, Toy()),
+        normal(2, *SHAPE),
+        uniform_grid(3, 0.8, 0.4),
+    )
     for tableau in (EULER, HEUN):
         found = sample(sde(markov, tableau, 0.0), denoiser, x, grid)
         torch.testing.assert_close(found, sample(flow(tableau), denoiser, x, grid))
@@ -376,7 +391,7 @@ def test_the_markov_diffusion_of_vp_is_beta():
         found = float(markov(process, time(t)).gain)
         assert found == pytest.approx(0.1 + 19.9 * t, rel=1e-9)
     x, t, s = normal(2, *SHAPE), 0.5, 0.49
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     found = sample(
         sde(markov), denoiser, x, torch.tensor([t, s], dtype=torch.float64), lambda y: y * 0 + 1
     )
@@ -388,9 +403,9 @@ def test_the_markov_diffusion_of_vp_is_beta():
 
 def test_a_negative_diffusion_is_refused():
     falling = Process(Mapping(lambda t: identity()), Scale(Linear(1.0, 0.5)))
-    denoiser = Denoiser(falling, clean, Toy())
+    denoiser = NetworkDenoiser(falling, x0, Toy())
     with pytest.raises(ValueError, match=r"nu\^2 >= 0; growth has a negative .* Use the flow"):
-        sample(sde(growth), denoiser, normal(2, *SHAPE), even(2, 0.8, 0.4))
+        sample(sde(growth), denoiser, normal(2, *SHAPE), uniform_grid(2, 0.8, 0.4))
 
 
 # Exact variance.
@@ -405,38 +420,38 @@ def test_matched_noise_keeps_the_variance_of_gaussian_data(name, count, process)
     basis = basis_of(process)
     cov = diagonal_cov(basis)
     which = coupling.ddim(0.0) if name == "ddim" else getattr(coupling, name)
-    kernel = reverse(coupling.matched(which, cov))
-    steps = modal(kernel, centred(process, cov), even(count, 0.8, 0.3), basis)
+    kernel = reverse(coupling.analytic_variance(which, cov))
+    steps = modal(kernel, centred(process, cov), uniform_grid(count, 0.8, 0.3), basis)
     found = variance(steps, marginal(process, cov, 0.8))
     torch.testing.assert_close(found, marginal(process, cov, 0.3), rtol=1e-9, atol=1e-12)
 
 
-def test_exact_variance_reads_the_facts():
-    """By its name, the spectrum measured of the data decides: here that of the facts, exactly."""
+def test_analytic_variance_reads_the_statistics():
+    """By its name, the spectrum measured of the data decides, exactly."""
     process = PROCESSES["blurring"]
-    facts = measure([normal(50, *SHAPE, seed=3)], SHAPE)
-    cov = Diagonal(facts.spectrum.log(), None, dct(*SHAPE[1:]))
+    stats = measure([normal(50, *SHAPE, seed=3)], SHAPE)
+    cov = Diagonal(stats.spectrum.log(), None, dct(*SHAPE[1:]))
     denoiser = centred(process, cov)
-    known = Denoiser(process, denoiser.parametrization, denoiser.backbone, facts=facts)
+    known = NetworkDenoiser(process, denoiser.parametrization, denoiser.backbone, stats=stats)
     found = variance(
-        modal(KERNELS["exact-variance"](), known, even(2, 0.8, 0.3), basis_of(process)),
+        modal(KERNELS["analytic-variance"](), known, uniform_grid(2, 0.8, 0.3), basis_of(process)),
         marginal(process, cov, 0.8),
     )
     torch.testing.assert_close(found, marginal(process, cov, 0.3), rtol=1e-9, atol=1e-12)
-    with pytest.raises(ValueError, match="Give the Denoiser its facts"):
-        sample(exact_variance(), denoiser, normal(2, *SHAPE), even(2, 0.8, 0.3))
+    with pytest.raises(ValueError, match="needs statistics of the data"):
+        sample(analytic_variance(), denoiser, normal(2, *SHAPE), uniform_grid(2, 0.8, 0.3))
 
 
 @pytest.mark.parametrize("name", ["pixel", "hartley-2d", "haar-2d", "dense-2d"])
 def test_facts_know_variances_in_every_basis(name):
     """The diagonal of V^T D^T S D V, as matrices."""
     basis = BASES[name]
-    facts = measure([normal(30, 1, *basis.shape, seed=3)], (1, *basis.shape))
+    stats = measure([normal(30, 1, *basis.shape, seed=3)], (1, *basis.shape))
     n = math.prod(basis.shape)
     unit = torch.eye(n, dtype=torch.float64).reshape(n, *basis.shape)
     d, v = (b.analyze(unit).reshape(n, n).T for b in (dct(*basis.shape), basis))
-    expected = (v @ d.T @ torch.diag(facts.spectrum.flatten()) @ d @ v.T).diagonal()
-    torch.testing.assert_close(facts.cov(basis).gain.flatten(), expected, rtol=1e-9, atol=1e-12)
+    expected = (v @ d.T @ torch.diag(stats.spectrum.flatten()) @ d @ v.T).diagonal()
+    torch.testing.assert_close(stats.cov(basis).gain.flatten(), expected, rtol=1e-9, atol=1e-12)
 
 
 # Adaptive steps.
@@ -445,18 +460,18 @@ def test_facts_know_variances_in_every_basis(name):
 @each_process
 def test_adaptive_steps_follow_the_exact_flow(process):
     data = Bimodal(PROCESSES[process])
-    denoiser = Denoiser(data.process, clean, data.oracle())
+    denoiser = NetworkDenoiser(data.process, x0, data.oracle())
     x = data.process.corrupt(data.oracle().means, time(0.8), normal(2, *SHAPE, seed=5))
-    found = sample(adaptive(1e-7, 1e-7), denoiser, x, even(2, 0.8, 0.4))
+    found = sample(dopri5(1e-7, 1e-7), denoiser, x, uniform_grid(2, 0.8, 0.4))
     torch.testing.assert_close(found, data.flow(x, 0.8, 0.4), rtol=0, atol=2e-6)
 
 
 def test_adaptive_steps_stay_within_time():
     """The last step ends at the grid's end: beyond t = 1 there is no process."""
     process = PROCESSES["vp"]
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     assert bool(
-        sample(adaptive(), denoiser, normal(2, *SHAPE), even(1, 1.0, 1e-4)).isfinite().all()
+        sample(dopri5(), denoiser, normal(2, *SHAPE), uniform_grid(1, 1.0, 1e-4)).isfinite().all()
     )
 
 
@@ -484,10 +499,15 @@ def test_what_a_solver_cannot_do_is_refused():
     with pytest.raises(ValueError, match="EULER or HEUN"):
         sde(markov, RK4)
     with pytest.raises(ValueError, match="tolerances must be positive"):
-        lookup.kernel("dopri5:rtol=0")
+        samplers.kernel("dopri5:rtol=0")
     process = Process(
         Mapping(lambda t: Diagonal(-t * normal(4, 5).abs(), None, dct(4, 5))),
         Mapping(lambda t: Diagonal(t * normal(4, 6)[:, :5], None, BASES["haar-2d"])),
     )
     with pytest.raises(ValueError, match="diagonal in one basis"):
-        sample(multistep(2), Denoiser(process, clean, Toy()), normal(2, *SHAPE), even(2, 0.8, 0.3))
+        sample(
+            multistep(2),
+            NetworkDenoiser(process, x0, Toy()),
+            normal(2, *SHAPE),
+            uniform_grid(2, 0.8, 0.3),
+        )

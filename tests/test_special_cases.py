@@ -38,12 +38,13 @@ from sfumato.corruption.schedules import (
     cosine_betas,
     linear_betas,
 )
-from sfumato.estimation.denoise import Denoiser, clean, noise, residual
+from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
+from sfumato.estimation.predictions import noise, residual, x0
 from sfumato.methods import METHODS
 from sfumato.methods.spacing import SPACINGS, leading, linspace, spaced
 from sfumato.sampling.flow import EULER, HEUN, flow
 from sfumato.sampling.kernels import Kernel, langevin, reverse
-from sfumato.sampling.sample import Seeds, even, sample
+from sfumato.sampling.sample import Seeds, sample, uniform_grid
 
 SEEDS = [1, 2, 3]
 T, S = time(0.5), time(0.4)
@@ -86,8 +87,8 @@ def level(process: Process, t: Tensor) -> float:
 
 # Soft Diffusion, Cold Diffusion.
 
-GRID = even(8, 1.0, 0.1)
-SOFT = Denoiser(PROCESSES["soft"], residual, Toy())
+GRID = uniform_grid(8, 1.0, 0.1)
+SOFT = NetworkDenoiser(PROCESSES["soft"], residual, Toy())
 
 
 def test_algorithm_2():
@@ -138,13 +139,13 @@ def test_cold_diffusion(name, noise_level):
         x0 = toy(x, t)
         return x - process.signal.at(t)(x0) + process.signal.at(s)(x0)
 
-    denoiser = Denoiser(process, clean, Toy())
+    denoiser = NetworkDenoiser(process, x0, Toy())
     same(states(reverse(COUPLINGS[name].coupling), denoiser, GRID), literally(step, GRID))
 
 
 # Noise alone: C = I.
 
-VE = Denoiser(PROCESSES["ve"], clean, Toy())
+VE = NetworkDenoiser(PROCESSES["ve"], x0, Toy())
 
 
 def score(x: Tensor, t: Tensor) -> Tensor:
@@ -184,7 +185,7 @@ def test_consistent_annealed_sampling():
         beta = math.sqrt(1 - (1 - eta) ** 2 * v_t / v_s)
         return x + eta * v_t * score(x, t) + beta * math.sqrt(v_s) * draw()
 
-    grid = even(16, 1.0, 0.1)
+    grid = uniform_grid(16, 1.0, 0.1)
     same(states(reverse(coupling.annealed(eta)), VE, grid), literally(step, grid))
 
 
@@ -201,7 +202,7 @@ def test_edm(order):
         y = x + 80 * (s - t) * d
         return y if order == 1 or s == 0 else x + 80 * (s - t) * (d + slope(y, s)) / 2
 
-    denoiser = Denoiser(Process(Scale(Constant(1.0)), Scale(Linear(0.0, 80.0))), clean, Toy())
+    denoiser = NetworkDenoiser(Process(Scale(Constant(1.0)), Scale(Linear(0.0, 80.0))), x0, Toy())
     same(states(flow({1: EULER, 2: HEUN}[order]), denoiser, grid), literally(step, grid))
 
 
@@ -227,7 +228,7 @@ def test_ddpm(variance):
 
     kernel = {"small": coupling.ancestral, "large": coupling.ancestral_large}[variance]
     grid = torch.arange(12, -1, -1, dtype=torch.float64) / 1000
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     same(states(reverse(kernel), denoiser, grid), literally(step, grid), 1e-7)
 
 
@@ -244,7 +245,7 @@ def test_ddim(eta):
         fresh = draw() if eta else 0
         return math.sqrt(a_s) * x0 + c1 * fresh + math.sqrt(1 - a_s - c1**2) * eps
 
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     same(states(reverse(coupling.ddim(eta)), denoiser, GRID), literally(step, GRID), 1e-7)
 
 
@@ -259,7 +260,7 @@ def test_vdm():
         mean = math.sqrt(a_s / a_t) * (x - math.sqrt(1 - a_t) * c * toy(x, t))
         return mean + math.sqrt((1 - a_s) * c) * draw()
 
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     same(states(reverse(coupling.ancestral), denoiser, GRID), literally(step, GRID), 1e-7)
 
 
@@ -277,7 +278,7 @@ def test_blurring_diffusion():
         mean = left * (ratio / v_ts * u + c_s / v_s * (u - math.sqrt(v_t) * eps) / c_t)
         return basis.synthesize(mean + left.sqrt() * basis.analyze(draw()))
 
-    denoiser = Denoiser(process, noise, Toy())
+    denoiser = NetworkDenoiser(process, noise, Toy())
     same(states(reverse(coupling.ancestral), denoiser, GRID), literally(step, GRID), 1e-6)
 
 
@@ -298,8 +299,8 @@ def test_coloured_noise_is_white_in_other_coordinates(name):
     process, white = PROCESSES["coloured"], PROCESSES["vp"]
     colour = process.noise.at(T) @ white.noise.at(T).inv()
     kernel, x = reverse(COUPLINGS[name].coupling), normal(3, *SHAPE)
-    found = sample(kernel, Denoiser(process, noise, Toy()), colour(x), GRID, Seeds(SEEDS))
-    denoiser = Denoiser(white, noise, Coloured(colour))
+    found = sample(kernel, NetworkDenoiser(process, noise, Toy()), colour(x), GRID, Seeds(SEEDS))
+    denoiser = NetworkDenoiser(white, noise, Coloured(colour))
     z = sample(kernel, denoiser, x, GRID, Seeds(SEEDS))
     torch.testing.assert_close(found, colour(z), rtol=1e-8, atol=1e-8)
 
@@ -339,7 +340,8 @@ def test_limits_sample_alike(name, limit):
     """And the same samples, by reverse steps and by the flow."""
     kernel = reverse(coupling.ancestral) if name == "ancestral" else flow(TABLEAUX[name])
     found, expected = (
-        states(kernel, Denoiser(process, noise, Toy()), GRID) for process in (LIMITS[limit], WHITE)
+        states(kernel, NetworkDenoiser(process, noise, Toy()), GRID)
+        for process in (LIMITS[limit], WHITE)
     )
     same(found, expected)
 
@@ -381,7 +383,7 @@ def ours(kernel: Kernel, betas: str, scheduler) -> list[Tensor]:
         rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype) for g in generators]
         return torch.stack(rows)
 
-    return states(kernel, Denoiser(process, noise, Toy()), grid, drawn)
+    return states(kernel, NetworkDenoiser(process, noise, Toy()), grid, drawn)
 
 
 @pytest.mark.parametrize("steps", [10, 50])
@@ -434,7 +436,7 @@ def test_the_uniform_skip_of_ddim():
 @pytest.mark.parametrize("length", [100, 1000])
 def test_chains_are_asked_at_trained_levels(name, length):
     recipe = METHODS[name](SHAPE, length=length)
-    assert recipe.levels == length and recipe.steps <= length
+    assert recipe.levels == length and recipe.sampler.steps <= length
     for steps in (1, 3, 7, 30, 99, length):
         asked = recipe.grid(steps) * length
         assert len(asked) == steps + 1 and asked[-1] == 0 and bool((asked.diff() < 0).all())
@@ -448,10 +450,12 @@ def test_chains_are_asked_at_trained_levels(name, length):
 def test_annealing_visits_the_levels_it_was_trained_on(name):
     """Down to the last sigma that was trained, never to one between (.0279 for .0100)."""
     recipe = METHODS[name](SHAPE)
-    with pytest.raises(ValueError, match=rf"trained on {recipe.steps} levels.*--steps"):
-        recipe.grid(recipe.steps - 1)
-    asked = recipe.grid(recipe.steps)[:-1]
-    torch.testing.assert_close(asked, torch.arange(recipe.steps, 0, -1).double() / recipe.steps)
+    with pytest.raises(ValueError, match=rf"trained on {recipe.sampler.steps} levels.*--steps"):
+        recipe.grid(recipe.sampler.steps - 1)
+    asked = recipe.grid(recipe.sampler.steps)[:-1]
+    torch.testing.assert_close(
+        asked, torch.arange(recipe.sampler.steps, 0, -1).double() / recipe.sampler.steps
+    )
     if name == "ncsn":
         noise_ = [float(recipe.process.noise.at(t).gain) for t in asked]
         np.testing.assert_allclose(noise_, 2 * np.geomspace(1.0, 0.01, 10))
@@ -477,7 +481,7 @@ def test_diffusers_edm_euler(steps):
         x = scheduler.step(out, label, x, s_churn=0.0).prev_sample
         expected.append(x)
     found = []
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Toy())
     sample(flow(EULER), denoiser, start, recipe.grid(steps), callback=lambda _, y: found.append(y))
     # Its sigmas are float32.
     for ours_, theirs in zip(found, expected, strict=True):

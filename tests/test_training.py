@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cases import OPTIONS, SMALL, TINY, tiny
 from sfumato import files, store, trajectory
 from sfumato.cli import main
 from sfumato.config import Config
@@ -28,19 +29,16 @@ from sfumato.corruption.families import Scale
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.loss import loss
-from sfumato.methods import KERNELS, METHODS
-from sfumato.networks.backbones import UNetOptions
+from sfumato.methods import METHODS
 from sfumato.sampling.sample import prepare
+from sfumato.sampling.samplers import KERNELS, Sampler
 from sfumato.store import from_pretrained
 from sfumato.training import step as stepping
-from sfumato.training import watch
 from sfumato.training.checkpoint import State
 from sfumato.training.data import load
 from sfumato.training.step import draw
+from sfumato.training.trackers import JsonLines
 from sfumato.training.train import TrainOptions, build, train
-
-TINY = UNetOptions(width=8, multipliers=(1, 2), patch=2)
-OPTIONS = TrainOptions(images=640, batch=16, checkpoint_every=160, preview_every=0, keep=3)
 
 COMMAND = (
     "train soft --data digits --images 640 --batch 16 --accumulate 2 --dropout 0.1 --width 8 "
@@ -57,17 +55,17 @@ FORK.set_forkserver_preload(IMPORTED)
 def mortal(command: list[str], count: Path, kind: str, where: int) -> None:
     """The command line, which dies where it is told: at a step, or inside the writing of a
     checkpoint's file; every step that is run leaves a byte."""
-    step, save = watch.Watch.step, files.save_file
+    log, save = JsonLines.log, files.save_file
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def counted(self, k, value):
+    def counted(self, k, figures):
         with count.open("a") as stream:
             stream.write(".")
         if kind == "step" and k == where:
             die()
-        step(self, k, value)
+        log(self, k, figures)
 
     def cut(tensors, path):
         save(tensors, path)
@@ -75,7 +73,7 @@ def mortal(command: list[str], count: Path, kind: str, where: int) -> None:
             path.write_bytes(path.read_bytes()[:100])
             die()
 
-    watch.Watch.step, files.save_file = counted, cut
+    JsonLines.log, files.save_file = counted, cut
     sys.exit(main(command))
 
 
@@ -92,22 +90,6 @@ def free() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-SMALL = {
-    "ihdm": {"count": 3},
-    "vdm": {"bins": 17},
-    "ncsn": {"count": 3, "inner": 1},
-    "ncsnv2": {"count": 3, "inner": 1},
-    "ni-smld": {"count": 3, "inner": 1},
-}
-"""Parameters that make a method cheap to sample in 3 steps."""
-
-
-def tiny(method: str = "soft", options: TrainOptions = OPTIONS, **config):
-    data = load("digits")
-    config = {"parameters": SMALL.get(method, {}), **config}
-    return build(Config(method, data.record, network=TINY, **config), data, options), data
 
 
 def spawn(target, *each: tuple) -> list[int | None]:
@@ -214,7 +196,7 @@ def test_precision_of_the_backbone_is_an_option(tmp_path):
         model, data = tiny(options=options)
         train(model, data, options, tmp_path / precision, device="cpu")
         assert all(p.dtype == torch.float32 for p in model.denoiser.parameters())
-        assert bool(model.sample([0], steps=2).isfinite().all())
+        assert bool(model.sample([0], Sampler(steps=2)).isfinite().all())
     low, full = (
         load_file(next((tmp_path / name / "checkpoints").iterdir()) / "raw.safetensors")
         for name in ("bfloat16", "float32")
@@ -253,13 +235,13 @@ def test_method_trains_saves_and_comes_back(method, tmp_path):
     model, data = tiny(method, options)
     train(model, data, options, tmp_path / "run", device="cpu")
     again = from_pretrained(tmp_path / "run")
-    images = model.sample([0, 1], steps=3)
+    images = model.sample([0, 1], Sampler(steps=3))
     assert images.shape == (2, 1, 8, 8) and bool(images.isfinite().all())
-    assert torch.equal(images, again.sample([0, 1], steps=3))
+    assert torch.equal(images, again.sample([0, 1], Sampler(steps=3)))
     again.save_pretrained(tmp_path / "copy")
-    assert torch.equal(images, from_pretrained(tmp_path / "copy").sample([0, 1], steps=3))
+    assert torch.equal(images, from_pretrained(tmp_path / "copy").sample([0, 1], Sampler(steps=3)))
     raw = from_pretrained(tmp_path / "run", weights="raw")
-    assert not torch.equal(images, raw.sample([0, 1], steps=3))
+    assert not torch.equal(images, raw.sample([0, 1], Sampler(steps=3)))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -288,7 +270,7 @@ def test_every_kernel_samples_or_says_why_not(method, kernel):
     model = untrained(method)
     kernel = {"dopri5": "dopri5:rtol=1,atol=1"}.get(kernel, kernel)
     try:
-        images = model.sample([0, 1], steps=3, kernel=kernel)
+        images = model.sample([0, 1], Sampler(kernel, 3))
     except ValueError as error:
         assert "Use " in str(error)
     else:
@@ -301,14 +283,14 @@ def test_a_method_of_fixed_steps_is_trained_and_previewed(tmp_path):
     model, data = tiny("ihdm", options, parameters={"count": 60})
     train(model, data, options, tmp_path / "run", device="cpu")
     assert (tmp_path / "run" / "previews" / "samples-000000016.png").is_file()
-    assert model.few(4) == 60
+    assert model.preview_steps(4) == 60
 
 
 def test_kernels_are_kernels():
     """A coupling is not a kernel yet, and the sentence says how it becomes one."""
     model, _ = tiny()
-    with pytest.raises(TypeError, match=r"sf.reverse\(coupling\)"):
-        model.sample([0], steps=1, kernel=coupling.momentum)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"sf.kernels.reverse\(coupling\)"):
+        model.sample([0], Sampler(coupling.momentum, 1))  # pyright: ignore
 
 
 def test_what_cannot_be_sampled_is_refused_before_training(tmp_path):
@@ -341,10 +323,10 @@ def test_a_refused_folder_is_left_as_it_was(tmp_path):
 def test_a_second_command_on_a_folder_is_refused(tmp_path, monkeypatch):
     """While one trains, the same command and another are told so; the first ends as it would."""
     options = replace(OPTIONS, images=64)
-    step, told = watch.Watch.step, []
+    log, told = JsonLines.log, []
 
-    def meanwhile(self, k, value):
-        step(self, k, value)
+    def meanwhile(self, k, figures):
+        log(self, k, figures)
         for other in (options, replace(options, seed=1)):
             with pytest.raises(
                 ValueError, match=r"another process is training in .*run\. Wait"
@@ -353,7 +335,7 @@ def test_a_second_command_on_a_folder_is_refused(tmp_path, monkeypatch):
             told.append(e.value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.Watch, "step", meanwhile)
+        patch.setattr(JsonLines, "log", meanwhile)
         train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     assert len(told) == 8
     train(*tiny(options=options), options, tmp_path / "alone", device="cpu")
@@ -366,15 +348,15 @@ def test_a_checkpoint_that_vanishes_is_read_as_the_next(tmp_path, monkeypatch):
     options = replace(OPTIONS, images=16)
     train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     (old,) = (tmp_path / "run" / "checkpoints").iterdir()
-    new, facts = old.with_name("00000002"), store.read_facts
+    new, stats = old.with_name("00000002"), store.read_stats
 
     def late(folder):
         if folder == old and not new.exists():
             shutil.copytree(old, new)
             files.remove(old)
-        return facts(folder)
+        return stats(folder)
 
-    monkeypatch.setattr(store, "read_facts", late)
+    monkeypatch.setattr(store, "read_stats", late)
     assert store.read(tmp_path / "run").path == new / "model.safetensors"
     assert [path.name for path in new.parent.iterdir()] == [new.name]
     (new / "model.safetensors").unlink()
@@ -404,7 +386,7 @@ def test_a_damaged_checkpoint_names_the_cure(tmp_path):
     whole = (last / "optimizer.safetensors").read_bytes()
     (last / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
     model, data = tiny(options=options)
-    with pytest.raises(ValueError, match=r"truncated .* Remove .*00000002 to go on"):
+    with pytest.raises(ValueError, match=r"truncated .* Remove .*00000002 to resume"):
         train(model, data, options, tmp_path / "run", device="cpu")
 
 
@@ -412,7 +394,7 @@ def test_a_damaged_checkpoint_names_the_cure(tmp_path):
 def test_every_recipe_ends_clean(method):
     """The grid ends at 0, where the loop returns x_0^, or where C = I to 1e-3."""
     recipe = METHODS[method]((1, 8, 8))
-    for steps in (recipe.steps,) if recipe.fixed else (1, 7, recipe.steps):
+    for steps in (recipe.sampler.steps,) if recipe.fixed else (1, 7, recipe.sampler.steps):
         end = recipe.grid(steps)[-1]
         signal = recipe.process.signal.at(end).matrix((1, 8, 8))
         assert float(end) == 0 or torch.allclose(signal, torch.eye(64).double(), atol=1e-3)
@@ -430,7 +412,7 @@ VARIANTS = [
     ("soft-mask", {"noise": "power"}),
     ("soft-mask", {"wander": True}),
     ("soft-down", {"bands": "dct", "noise": "data"}),
-    *(("ni-ddpm", {"prediction": name}) for name in ("coloured", "score", "clean")),
+    *(("ni-ddpm", {"prediction": name}) for name in ("coloured", "score", "x0")),
     ("ni-ddpm", {"chain": "sde", "noise": "data"}),
     ("ni-smld", {"prediction": "coloured", "sde": True}),
 ]
@@ -458,17 +440,17 @@ def test_seed_i_gives_image_i_at_any_batch_size(method, tmp_path):
     model, data = tiny(method, options)
     train(model, data, options, tmp_path / "run", device="cpu")
     seeds = list(range(64))
-    whole = model.sample(seeds, steps=25)
-    assert (model.sample(seeds[:14], steps=25, batch=7) - whole[:14]).abs().max() < 1e-4
-    assert (model.sample([5], steps=25, batch=1) - whole[5:6]).abs().max() < 1e-4
+    whole = model.sample(seeds, Sampler(steps=25))
+    assert (model.sample(seeds[:14], Sampler(steps=25), batch=7) - whole[:14]).abs().max() < 1e-4
+    assert (model.sample([5], Sampler(steps=25), batch=1) - whole[5:6]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("method", "parameters"), VARIANTS, ids=str)
 def test_seeds_do_not_know_their_batch(method, parameters):
     """Three steps of an untrained network, alone and beside another; masks of their own too."""
     model, _ = tiny(method, parameters={**SMALL.get(method, {}), **parameters})
-    both = model.sample([0, 5], steps=3)
-    alone = model.sample([5], steps=3)
+    both = model.sample([0, 5], Sampler(steps=3))
+    alone = model.sample([5], Sampler(steps=3))
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-4)
     assert both.shape == (2, 1, 8, 8) and bool(both.isfinite().all())
 
@@ -479,17 +461,17 @@ def test_a_second_call_makes_no_operators_again(method, made, monkeypatch):
     model, _ = tiny(method)
     calls = []
     monkeypatch.setattr("sfumato.model.prepare", lambda *args: calls.append(args) or prepare(*args))
-    first = [model.sample([0, 1], steps=3) for _ in range(3)]
+    first = [model.sample([0, 1], Sampler(steps=3)) for _ in range(3)]
     assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2])
     assert len(calls) == made
-    model.sample([0, 1], steps=4)
-    model.sample([0], steps=4)
+    model.sample([0, 1], Sampler(steps=4))
+    model.sample([0], Sampler(steps=4))
     assert len(calls) == made + 2
 
 
 def test_training_lowers_the_loss(tmp_path):
-    """On digits, 100 steps of a tiny network take the averaged weights below the untrained loss."""
-    options = replace(OPTIONS, images=1600, learning_rate=1e-2)
+    """On digits, 200 steps of a tiny network take the averaged weights below the untrained loss."""
+    options = replace(OPTIONS, images=3200, learning_rate=3e-3)
     model, data = tiny(options=options)
     rows, t, eps, _ = draw(10_000, data, replace(options, batch=512), model)
 
@@ -509,17 +491,17 @@ def test_classes_condition_the_network(tmp_path):
     options = replace(OPTIONS, images=160)
     model, data = tiny(options=options, conditional=True)
     train(model, data, options, tmp_path / "run", device="cpu")
-    zero, one = (model.sample([0], steps=3, classes=[c]) for c in (0, 1))
+    zero, one = (model.sample([0], Sampler(steps=3), classes=[c]) for c in (0, 1))
     assert not torch.equal(zero, one)
     with pytest.raises(ValueError, match="0 to 9"):
-        model.sample([0], steps=3, classes=[10])
+        model.sample([0], Sampler(steps=3), classes=[10])
 
 
 def test_a_class_starts_from_an_image_of_it():
     """x_1 with hardly any noise is a blurred training image of the class asked for."""
     model, data = tiny(conditional=True, parameters={"sigma": (1e-6, 1e-5)})
     classes = [i % 10 for i in range(40)]
-    start = trajectory.reverse(model, range(40), 2, 2, classes=classes)[:, 0]
+    start = trajectory.reverse(model, range(40), 2, Sampler(steps=2), classes=classes)[:, 0]
     everything = range(len(data))
     blurred = model.recipe.process.signal.at(torch.ones(()).double())(data.batch(everything))
     nearest = torch.cdist(start.flatten(1), blurred.flatten(1)).argmin(1)
@@ -602,7 +584,7 @@ def test_ten_steps_in_a_row_end_training(tmp_path, monkeypatch):
     told = r"10 steps in a row, up to step 25\. .* is .*00000020\. .* below 0\.001\."
     with pytest.raises(FloatingPointError, match=told):
         train(model, data, options, tmp_path / "run", device="cpu")
-    assert bool(from_pretrained(tmp_path / "run").sample([0], steps=2).isfinite().all())
+    assert bool(from_pretrained(tmp_path / "run").sample([0], Sampler(steps=2)).isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -616,7 +598,7 @@ def test_weights_that_are_not_finite_are_never_kept(broken, last, tmp_path, monk
         move(self, rate, good)
         made.append(good)
         if len(made) == broken:
-            torch.nn.init.constant_(next(self.learned.parameters()), math.nan)
+            torch.nn.init.constant_(next(self.trainable.parameters()), math.nan)
 
     monkeypatch.setattr(State, "step", careless)
     options = replace(OPTIONS, checkpoint_every=16, keep=2)
@@ -658,7 +640,7 @@ def test_samples_of_weights_that_are_not_finite_say_so(tmp_path):
     with torch.no_grad():
         next(model.denoiser.backbone.parameters()).fill_(math.nan)
     with pytest.raises(ValueError, match="the weights of this model are not finite numbers"):
-        model.sample([0], steps=2)
+        model.sample([0], Sampler(steps=2))
 
 
 def test_samples_that_diverge_warn(monkeypatch):
@@ -666,13 +648,13 @@ def test_samples_that_diverge_warn(monkeypatch):
     model, _ = tiny("ddpm")
     forward = model.denoiser.backbone.forward
     monkeypatch.setattr(model.denoiser.backbone, "forward", lambda *a, **k: forward(*a, **k) + 1e3)
-    with pytest.warns(UserWarning, match="the kernel of ddpm diverged in 2 of the samples at 3"):
-        model.sample([0, 1], steps=3)
+    with pytest.warns(UserWarning, match="ancestral-large diverged in 2 of the samples at 3"):
+        model.sample([0, 1], Sampler(steps=3))
     monkeypatch.setattr(
         model.denoiser.backbone, "forward", lambda *a, **k: forward(*a, **k) * math.inf
     )
     with pytest.raises(ValueError, match="ddim diverged in 1 of the samples"):
-        model.sample([0], steps=3, kernel="ddim")
+        model.sample([0], Sampler("ddim", 3))
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
@@ -708,7 +690,7 @@ def test_what_no_weight_depends_on_does_not_change_a_run(tmp_path):
     train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     before = final(tmp_path / "run")
     other = replace(options, keep=1, checkpoint_every=16, preview_every=64)
-    model, data = tiny(options=other, kernel="ddim", steps=7)
+    model, data = tiny(options=other, sampler=Sampler("ddim", 7))
     train(model, data, other, tmp_path / "run", device="cpu")
     assert final(tmp_path / "run") == before
 
@@ -719,7 +701,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
     train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())
-    del record["options"]["keep"], record["options"]["clip"], record["model"]["kernel"]
+    del record["options"]["keep"], record["options"]["clip"], record["model"]["sampler"]
     path.write_text(json.dumps(record))
     train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     assert "resumed" in (tmp_path / "run" / "log.jsonl").read_text()
@@ -744,7 +726,7 @@ def test_the_hash_of_data_decides_and_not_their_path(tmp_path, monkeypatch, caps
 
 
 def test_training_starts_from_a_model_s_weights(tmp_path):
-    """At a rate of nearly 0 the weights stay; facts and record are those of the new data."""
+    """At a rate of nearly 0 the weights stay; statistics and record are those of the new data."""
     options = replace(OPTIONS, images=32)
     train(*tiny(options=options), options, tmp_path / "run", device="cpu")
     source = load_file(max((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")

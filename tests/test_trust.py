@@ -19,9 +19,9 @@ TINY = ("--width", "8", "--multipliers", "1", "--batch", "32", "--device", "cpu"
 CODE = """
 from pathlib import Path
 Path({path!r}).write_text("ran")
-def f(shape, facts=None, **given):
+def f(shape, stats=None, **given):
     import sfumato
-    return sfumato.METHODS["soft"](shape, facts, **given)
+    return sfumato.METHODS["soft"](shape, stats, **given)
 def features(images):
     return images.flatten(1).float()
 """
@@ -99,13 +99,13 @@ def test_a_config_names_no_code(model, capsys, verb, sha256):
 @pytest.mark.parametrize(
     "values",
     [
-        {"kernel": "model/code.py:f"},
-        {"kernel": "code:f"},
+        {"sampler": {"kernel": "model/code.py:f"}},
+        {"kernel": "code:f", "steps": None},
         {"parameters": {"noise": "model/code.py:f"}},
         {"parameters": {"noise": "model/code.py"}},
         {"method": "model/code.py"},
         {"method": "model.code"},
-        {"clock": ["model/code.py:f"]},
+        {"time_warp": ["model/code.py:f"]},
         {"network": {"width": "model/code.py:f"}},
     ],
 )
@@ -214,9 +214,9 @@ def test_a_zip_of_pickles_is_no_data(model):
 
 def test_a_clock_is_numbers(model, capsys):
     for clock in (["model/code.py:f"], "model/code.py:f", {"clock": "model/code.py:f"}):
-        Path("clock.json").write_text(json.dumps({"clock": clock}))
-        assert main(["train", "soft", "--clock", "clock.json", "--out", "run"]) == 2
-        assert "holds no clock" in capsys.readouterr().err
+        Path("clock.json").write_text(json.dumps({"time_warp": clock}))
+        assert main(["train", "soft", "--time-warp", "clock.json", "--out", "run"]) == 2
+        assert "holds no time warp" in capsys.readouterr().err
         assert alive(model.parent)
 
 

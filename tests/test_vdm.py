@@ -11,18 +11,17 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from cases import Toy, normal, time
+from cases import OPTIONS, Toy, normal, time, tiny
 from sfumato.corruption.learned import interior
-from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.ends import prior_term, reconstruction
 from sfumato.estimation.loss import loss
 from sfumato.evaluation.likelihood import flow_bound
 from sfumato.methods.vdm import vdm
-from sfumato.networks.backbones import waves
+from sfumato.networks.backbones import fourier_features
 from sfumato.training.data import Data, Record
 from sfumato.training.step import draw, gradients
 from sfumato.training.train import train
-from test_training import OPTIONS, tiny
 
 IMAGE = (1, 3, 4)
 BINS = 5
@@ -65,7 +64,7 @@ def test_the_loss_is_the_published_one(bands):
     """gamma' || eps - eps^ ||^2 / n with eps^ = z + F, the derivative by differences."""
     recipe = bent(vdm(IMAGE, gamma=(-6.0, 3.0), bands=bands, fourier=()))
     x0, eps, t = normal(2, *IMAGE), normal(2, *IMAGE, seed=1), 0.4
-    denoiser = Denoiser(recipe.process, recipe.parametrization, Toy())
+    denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, Toy())
     at = torch.full((2, 1, 1, 1), t, dtype=torch.float64)
     found = loss(denoiser, recipe.weighting, x0, at, eps)
     slope = (gamma(recipe, t + 1e-5) - gamma(recipe, t - 1e-5)) / 2e-5
@@ -141,7 +140,9 @@ def ramps(count: int) -> Data:
 def test_features_tell_the_last_bit(count):
     """Of any number of values the parity is one of the features of n = 7."""
     data = ramps(count)
-    found = waves(data.batch([0]).double(), vdm((1, count), data.facts(), fourier=(7,)).fourier)
+    found = fourier_features(
+        data.batch([0]).double(), vdm((1, count), data.stats(), fourier=(7,)).fourier
+    )
     parity = np.where(np.arange(count) % 2, -1.0, 1.0)
     told = max(abs(float((wave.numpy() * parity).mean())) for wave in found)
     assert told == pytest.approx(1.0, abs=1e-4)
@@ -150,7 +151,7 @@ def test_features_tell_the_last_bit(count):
 def test_features_are_the_published_ones():
     """sin, cos(2^f 2 pi z), f = 6, 7, of z = 2 (v + 1/2) / 256 - 1."""
     data = ramps(256)
-    found = waves(data.batch([0]).double(), vdm((1, 256), data.facts()).fourier)
+    found = fourier_features(data.batch([0]).double(), vdm((1, 256), data.stats()).fourier)
     z = 2 * ((np.arange(256) + 0.5) / 256) - 1
     angles = [2**f * 2 * np.pi * z for f in (6, 7)]
     for wave, angle in zip(found[::2], angles, strict=True):
@@ -161,7 +162,7 @@ def test_features_are_the_published_ones():
 
 def test_the_number_of_values_is_the_datas():
     """-log p of z = x in nothing but the noise that the softmax expects, over 5 values or 17."""
-    recipe = vdm((1, 5), ramps(5).facts(), gamma=(-2.0, 3.0), fourier=())
+    recipe = vdm((1, 5), ramps(5).stats(), gamma=(-2.0, 3.0), fourier=())
     x0 = ramps(5).batch([0])
     own = recipe.ends(recipe.process, x0, torch.zeros_like(x0))
     stated = vdm((1, 5), None, gamma=(-2.0, 3.0), fourier=(), bins=5)
@@ -173,7 +174,7 @@ def test_the_number_of_values_is_the_datas():
 
 def test_models_from_before_values_were_counted_keep_their_features():
     """sin, cos(2^n pi x), whatever `bins` says."""
-    before = ramps(17).facts()._replace(values=None)
+    before = ramps(17).stats()._replace(values=None)
     assert vdm((1, 17), before).fourier == vdm((1, 17), before, bins=17).fourier == (128.0, 256.0)
 
 

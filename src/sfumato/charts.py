@@ -1,22 +1,23 @@
-"""Line charts as PNG files: what `select` and `tune` show, by matplotlib.
+"""Line charts as PNG files, drawn by `select` and `tune` with matplotlib.
 
-Imported late: drawing takes a second to load.
+Imported only where a chart is drawn: loading matplotlib takes a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from sfumato import files
 
 
+@final
 class Panel(NamedTuple):
-    """One chart (final).
+    """One chart.
 
     Attributes:
-        title, across, up: its words.
+        title, across, up: its title and the labels of the x and y axes.
         lines: x and y of each line, by its name; a name that starts with "_" is not in the legend.
         marks: whether the points are marked.
     """

@@ -1,22 +1,25 @@
-"""A config is all that rebuilds a model but its weights and facts: what `config.json` holds."""
+"""A config rebuilds a model, except for weights and statistics: the content of `config.json`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, final
 
+from sfumato.errors import Refused
 from sfumato.names import renamed
 from sfumato.networks.backbones import UNetOptions
 from sfumato.record import Record
+from sfumato.sampling.samplers import Sampler
 
 FORMAT = 1
 
 
+@final
 @dataclass(frozen=True)
 class Origin:
-    """The weights that training started from (final).
+    """The weights that training started from.
 
     Attributes:
         name: as given to `--from`.
@@ -27,21 +30,21 @@ class Origin:
     sha256: str
 
 
+@final
 @dataclass(frozen=True)
 class Config:
-    """What a model is, as `config.json` holds it (final).
+    """What a model is, as `config.json` holds it.
 
     Attributes:
         method: a name in METHODS, or `file.py:function` for the user's own.
         parameters: the method's keyword arguments that differ from its defaults.
         record: the data's record.
-        network: the backbone's options; None for a module of the user's.
-        conditional: whether the backbone is told classes.
+        network: the backbone's options; None for a user-defined module.
+        conditional: whether the backbone receives classes.
         sha256: of the user's own method file.
-        kernel: how to sample it where nobody says otherwise, as `--kernel` spells it; None for the
-            method's own.
-        steps: of that sampler; None for the method's own.
-        clock: the method's own times at equal times, from 0 to 1, where its levels were selected.
+        sampler: the default sampler; what it leaves unset is the method's.
+        time_warp: the method's own times at evenly spaced times, from 0 to 1, where its levels
+            were selected.
         origin: the weights that training started from; None for weights drawn from the seed.
     """
 
@@ -51,9 +54,8 @@ class Config:
     network: UNetOptions | None = field(default_factory=UNetOptions)
     conditional: bool = False
     sha256: str | None = None
-    kernel: str | None = None
-    steps: int | None = None
-    clock: tuple[float, ...] | None = None
+    sampler: Sampler = field(default_factory=Sampler)
+    time_warp: tuple[float, ...] | None = None
     origin: Origin | None = None
 
     @property
@@ -63,35 +65,38 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        plain = asdict(self) | {"record": self.record.to_dict()}
+        parts = {"record": self.record.to_dict(), "sampler": self.sampler.to_dict()}
+        plain = asdict(replace(self, sampler=Sampler())) | parts
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
-        for name in ("clock", "origin"):  # so that models without one are what they were
+        for name in ("time_warp", "origin"):  # left out, so that models without one are unchanged
             if found[name] is None:
                 del found[name]
         return found
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """From what JSON held; ValueError for another format or a field out of place."""
+        """From what JSON held; ValueError for another format or an unknown field."""
         if not isinstance(values, Mapping):
-            raise ValueError("the checkpoint's config.json holds no table.")
+            raise Refused("the checkpoint's config.json holds no table.")
         values = renamed(values)
         if (found := values.pop("format", None)) != FORMAT:
-            raise ValueError(
+            raise Refused(
                 f"the checkpoint has format {found}; this version of sfumato reads format {FORMAT}."
             )
         try:
             network = values.pop("network")
             record = Record.from_dict(values.pop("record"))
-            clock, origin = values.pop("clock", None), values.pop("origin", None)
+            warp = values.pop("time_warp", None)
+            origin = values.pop("origin", None)
             return cls(
                 record=record,
                 network=None if network is None else UNetOptions(**network),
-                clock=None if clock is None else tuple(clock),
+                time_warp=None if warp is None else tuple(warp),
+                sampler=Sampler.from_dict(values.pop("sampler", {})),
                 origin=None if origin is None else Origin(**origin),
                 **values,
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise Refused(
                 f"the checkpoint's config.json has a wrong or missing field: {error}."
             ) from error

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all: first beside their place, then renamed into it."""
+"""Files are written whole or not at all: under a temporary name in their folder, then renamed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sfumato.errors import Refused
+
 
 def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> None:
     """Write a file atomically.
 
     Args:
-        path: the file; its folder is made where missing.
+        path: the file; its folder is created where missing.
         content: bytes, text (UTF-8), or a function that writes to the path it is given.
 
     Raises:
-        ValueError: the place cannot be written; nothing is left behind.
+        ValueError: the path cannot be written; no partial file is left.
     """
     path = Path(path)
     with _reported(path):
@@ -45,16 +47,16 @@ def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> No
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, on the CPU and none a view of another: not atomic.
+    """Write tensors as safetensors, copied to the CPU so that none shares memory; not atomic.
 
     Raises:
-        ValueError: the place cannot be written.
+        ValueError: the path cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         save_file(plain, path)
-    except SafetensorError as error:  # no OSError, although a full disk is behind it
-        raise ValueError(f"cannot write {path}: {error}.") from error
+    except SafetensorError as error:  # raised for a full disk too, in place of OSError
+        raise Refused(f"cannot write {path}: {error}.") from error
 
 
 def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -69,12 +71,12 @@ def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 @contextmanager
 def folder(path: Path | str) -> Iterator[Path]:
-    """A new folder that appears at `path` complete: fill the yielded one, then it is renamed.
+    """Create the folder `path` atomically: the yielded folder is filled, then renamed to `path`.
 
-    A folder cut off halfway never has the name; `sweep` removes what is left of it.
+    After an interruption `path` does not exist; `sweep` removes the unfinished folder.
 
     Raises:
-        ValueError: the place cannot be written, or exists.
+        ValueError: the path cannot be written, or exists.
     """
     path = Path(path)
     with _reported(path):
@@ -91,14 +93,14 @@ def folder(path: Path | str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder at once: whoever reads it finds all of it, or nothing at `path`."""
+    """Remove a folder atomically: a reader finds all of it, or nothing at `path`."""
     gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     path.rename(gone)  # onto an empty folder, which it replaces
-    shutil.rmtree(gone, ignore_errors=True)  # what somebody has open may stay: for `sweep`
+    shutil.rmtree(gone, ignore_errors=True)  # open files may remain, for `sweep`
 
 
 def parts(path: Path) -> list[Path]:
-    """What writes or removals of `path` that were cut off have left; its name may be a pattern."""
+    """Remains of interrupted writes and removals of `path`; its name may be a pattern."""
     return sorted(path.parent.glob(f".{path.name}.*.part"))
 
 
@@ -112,14 +114,14 @@ def sweep(path: Path) -> None:
 
 
 def check_writable(path: Path | str) -> None:
-    """Raise ValueError if `path` could not be written: before the work that is to fill it."""
+    """Raise ValueError if `path` cannot be written: called before the work whose result it is."""
     path = Path(path)
-    # A file is replaced by renaming another into its place, so it is its folder that matters.
+    # A file is replaced by renaming another, so its folder must be writable.
     there = path.parent if path.is_file() else path
     while not there.exists() and there != there.parent:
         there = there.parent
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"cannot write {path}: {there} is not a folder that may be written.")
+        raise Refused(f"cannot write {path}: {there} is not a writable folder.")
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def _reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise Refused(f"cannot write {path}: {error.strerror or error}.") from error
 
 
 def _flush(path: Path) -> None:
@@ -145,17 +147,17 @@ def _umask() -> int:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError where it is missing, truncated or not one."""
+    """The tensors of a safetensors file; ValueError if it is missing, truncated or not one."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing.")
+        raise Refused(f"{path} is missing.")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}.") from error
+        raise Refused(f"{path} is truncated or not a safetensors file: {error}.") from error
 
 
 def plain_name(name: str) -> str:
-    """The name of a weight, without what `torch.compile` puts into it."""
+    """The name of a weight, without the prefixes of `torch.compile`."""
     return name.replace("_orig_mod.", "")
 
 
@@ -167,9 +169,9 @@ def plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_weights(
     module: nn.Module, path: Path, tensors: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Put the weights at `path`, read before as `tensors` or not, into `module`.
+    """Load the weights at `path` into `module`; `tensors` are those weights where already read.
 
-    Either may be of a module that was compiled.
+    Names may be those of a compiled module on either side.
 
     Raises:
         ValueError: names or shapes differ.
@@ -177,10 +179,10 @@ def load_weights(
     tensors = plain(read_tensors(path) if tensors is None else tensors)
     wanted = plain(module.state_dict())
     if odd := sorted(set(tensors) ^ set(wanted)):
-        raise ValueError(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
+        raise Refused(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
-            raise ValueError(
+            raise Refused(
                 f"{path} does not fit the network: '{name}' has shape {tuple(tensor.shape)}, the "
                 f"network {tuple(wanted[name].shape)}."
             )

@@ -1,4 +1,4 @@
-"""A note is what a user should know although all goes on: a warning, or a line in a terminal."""
+"""A note informs the user and stops nothing: a warning, or a line in a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 
 
 class Note(UserWarning):
-    """One sentence, raised by `warnings.warn` (final)."""
+    """One sentence, issued by `warnings.warn`."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-r"""Pictures: tensors in [-1, 1] turned into files people look at.
+r"""Pictures: image files of tensors in [-1, 1].
 
-A tensor of images is (n, C, H, W). One channel is gray, three are red, green and blue; no picture
-shows another number. A file is written whole or not at all.
+A tensor of images is (n, C, H, W). One channel is gray, three are red, green and blue; other
+numbers of channels have no picture. A file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sfumato import files
+from sfumato.errors import NotFound, Refused
 
 CELL = 56
 """The least side of a cell in pixels, where no `scale` is given."""
@@ -41,14 +42,12 @@ def to_uint8(x: Tensor) -> np.ndarray:
         ValueError: `x` has another rank or NaNs.
     """
     if x.ndim != 4:
-        raise ValueError(
-            f"images must be (n, channels, height, width); got shape {tuple(x.shape)}."
-        )
+        raise Refused(f"images must be (n, channels, height, width); got shape {tuple(x.shape)}.")
     if not x.is_floating_point():
-        raise ValueError(f"images must be floating-point numbers in [-1, 1]; got {x.dtype}.")
+        raise Refused(f"images must be floating-point numbers in [-1, 1]; got {x.dtype}.")
     x = x.detach().float().cpu()
     if x.isnan().any():
-        raise ValueError(f"{int(x.isnan().sum())} of {x.numel()} values of the images are NaN.")
+        raise Refused(f"{int(x.isnan().sum())} of {x.numel()} values of the images are NaN.")
     x = ((x + 1) * 127.5).round().clamp(0, 255)
     return np.ascontiguousarray(x.to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
@@ -71,7 +70,7 @@ def grid(
     cells = _cells(_shown(images), scale)
     columns = math.ceil(math.sqrt(len(cells))) if columns is None else columns
     if columns < 1:
-        raise ValueError(f"a grid needs at least one column; got {columns}.")
+        raise Refused(f"a grid needs at least one column; got {columns}.")
     return _paste([cells[i : i + columns] for i in range(0, len(cells), columns)], gap)
 
 
@@ -96,39 +95,39 @@ def strip(
     arrays = [_shown(row) for row in rows]
     sizes = sorted({array.shape[1:3] for array in arrays})
     if len(sizes) != 1:
-        raise ValueError(f"the rows of a strip must hold images of one size; got {sizes}.")
+        raise Refused(f"the rows of a strip must hold images of one size; got {sizes}.")
     picture = _paste([_cells(array, scale) for array in arrays], gap)
     if labels is None:
         return picture
     if len(labels) != len(rows):
-        raise ValueError(f"a strip of {len(rows)} rows needs as many labels; got {len(labels)}.")
+        raise Refused(f"a strip of {len(rows)} rows needs as many labels; got {len(labels)}.")
     return _caption(picture, labels, gap)
 
 
 def save(
     images: Tensor | Image.Image, path: str | Path, names: Sequence[str] | None = None
 ) -> None:
-    r"""Write images: the path tells how.
+    r"""Write images in the format that the path gives.
 
     Args:
         images: images in [-1, 1], (n, C, H, W), or a picture (for `.png` only).
         path: `x.png`, a grid; `x.npz`, the array `images` of uint8, (n, H, W, C); or a folder (no
-            suffix, or it exists): `000000.png` and so on. Folders on the way are made.
+            suffix, or it exists): `000000.png` and so on. Missing folders are created.
         names: the files' names in a folder.
 
     Raises:
-        ValueError: the suffix is another, the place cannot be written, or `images` or `names` do
+        ValueError: another suffix, a path that cannot be written, or `images` or `names` that do
             not fit it.
     """
     path = Path(path)
     kind = _kind(path)
     if names is not None and kind:
-        raise ValueError(f"names are for the files of a folder; {path} is one file.")
+        raise Refused(f"names are for the files of a folder; {path} is one file.")
     if isinstance(images, Tensor) and not len(images):
-        raise ValueError(f"there is no image to save as {path}.")
+        raise Refused(f"there is no image to save as {path}.")
     if isinstance(images, Image.Image):
         if kind != ".png":
-            raise ValueError(f"a picture is saved as .png; got {path}.")
+            raise Refused(f"a picture is saved as .png; got {path}.")
         _write_png(path, images)
     elif kind == ".png":
         _write_png(path, grid(images))
@@ -152,17 +151,17 @@ def check_writable(path: str | Path) -> None:
 
 
 def check_alone(path: str | Path, names: Sequence[str] | None, count: int) -> None:
-    """Raise ValueError if `path` is a folder with pictures that `save` would not write over.
+    """Raise ValueError if `path` is a folder with pictures that `save` would not overwrite.
 
     Args:
         path, names: as in `save`.
-        count: images to come.
+        count: number of images to be saved.
     """
     if _kind(path := Path(path)):
         return
     mine = {*_names(names, count)}
     if others := sorted(old.name for old in path.glob("*.png") if old.name not in mine):
-        raise ValueError(
+        raise Refused(
             f"{path} holds other images, such as {others[0]}, which would mix with these. Choose "
             "another --out, or remove them."
         )
@@ -174,7 +173,7 @@ def read(path: str | Path) -> Tensor:
 
 
 def pixels(path: str | Path) -> np.ndarray:
-    """As `deep`, with 16 bits made 8."""
+    """As `deep`, with 16 bits reduced to 8."""
     array = deep(path)
     return array if array.dtype == np.uint8 else np.rint(array / 257).astype(np.uint8)
 
@@ -191,16 +190,16 @@ def deep(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"there is no image {path}.")
+        raise NotFound(f"there is no image {path}.")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give one image file.")
+        raise Refused(f"{path} is a folder; give one image file.")
     try:
         with Image.open(path) as opened:
             array = _plain(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image that Pillow can read.") from None
+        raise Refused(f"{path} is not an image that Pillow can read.") from None
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
+        raise Refused(f"{path} cannot be read as an image: {error}.") from error
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
@@ -227,10 +226,10 @@ def _plain(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its integers exceed 16 bits")
+            raise Refused("its integers exceed 16 bits")
         return values.astype(np.uint16)
     if image.mode == "F":
-        raise ValueError("it holds floating-point numbers; save them as .npy")
+        raise Refused("it holds floating-point numbers; save them as .npy")
     if image.mode in ("LA", "La") or (image.mode == "L" and "transparency" in image.info):
         image = image.convert("LA")
         paper = Image.new("L", image.size, PAPER)
@@ -247,12 +246,12 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         return ""
     if path.suffix.lower() not in (".png", ".npz", ""):
-        raise ValueError(
+        raise Refused(
             f"cannot write {path}: {path.suffix} is not a format for images here. "
             "Use .png (a grid), .npz (an array) or a folder (no suffix)."
         )
     if not path.suffix and path.exists():
-        raise ValueError(f"cannot write {path}: it is a file. Give a folder, or add .png or .npz.")
+        raise Refused(f"cannot write {path}: it is a file. Give a folder, or add .png or .npz.")
     return path.suffix.lower()
 
 
@@ -260,12 +259,12 @@ def _names(names: Sequence[str] | None, count: int) -> list[str]:
     if names is None:
         return [f"{i:06d}.png" for i in range(count)]
     if len(names) != count:
-        raise ValueError(f"{count} images need {count} names; got {len(names)}.")
+        raise Refused(f"{count} images need {count} names; got {len(names)}.")
     if len(set(names)) < count:
-        raise ValueError("two images have one name; names must differ.")
+        raise Refused("two images have one name; names must differ.")
     for name in names:
         if not name or Path(name).name != name:
-            raise ValueError(f"{name!r} is not the name of a file in a folder.")
+            raise Refused(f"{name!r} is not the name of a file in a folder.")
     return [name if name.lower().endswith(".png") else f"{name}.png" for name in names]
 
 
@@ -282,7 +281,7 @@ def _shown(images: Tensor) -> np.ndarray:
     """`to_uint8` of images that a picture can show."""
     array = to_uint8(images)
     if (channels := array.shape[-1]) not in (1, 3):
-        raise ValueError(f"a .png has 1 or 3 channels, these images {channels}; save them as .npz.")
+        raise Refused(f"a .png has 1 or 3 channels, these images {channels}; save them as .npz.")
     return array
 
 
@@ -290,18 +289,18 @@ def _cells(array: np.ndarray, scale: int | None) -> list[Image.Image]:
     """Enlarged pictures of an array (n, H, W, C)."""
     count, height, width, _ = array.shape
     if not count:
-        raise ValueError("there is no image to show.")
+        raise Refused("there is no image to show.")
     scale = math.ceil(CELL / min(height, width)) if scale is None else scale
     if scale < 1:
-        raise ValueError(f"scale must be at least 1; got {scale}.")
+        raise Refused(f"scale must be at least 1; got {scale}.")
     size = (width * scale, height * scale)
     return [_picture(one).resize(size, Image.Resampling.NEAREST) for one in array]
 
 
 def _paste(rows: list[list[Image.Image]], gap: int) -> Image.Image:
-    """Cells of one size on white paper."""
+    """Cells of one size on a white background."""
     if gap < 0:
-        raise ValueError(f"gap must be at least 0 pixels; got {gap}.")
+        raise Refused(f"gap must be at least 0 pixels; got {gap}.")
     width, height = rows[0][0].size
     columns = max(len(row) for row in rows)
     mode = "RGB" if any(cell.mode == "RGB" for row in rows for cell in row) else "L"

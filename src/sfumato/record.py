@@ -1,12 +1,13 @@
-"""A record is what travels with a model about the data it was trained on."""
+"""A record describes the data that a model was trained on, and is stored with the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +17,10 @@ LATER = ("kind", "key", "resize", "crop", "flip")
 """Fields that JSON holds only where they are not the default: older records have none of them."""
 
 
+@final
 @dataclass(frozen=True)
 class Record:
-    """Shape, raw value range and classes of a data set (final).
+    """Shape, raw value range and classes of a data set.
 
     Attributes:
         name: as given to `--data`.
@@ -56,40 +58,37 @@ class Record:
     def __post_init__(self) -> None:
         if not self.kind:
             object.__setattr__(self, "kind", KINDS[len(self.shape) != 3])
-        if self.kind not in KINDS:
-            raise ValueError(nearest("kind", self.kind, KINDS))
+        choose("kind", self.kind, KINDS)
 
     @property
     def pictures(self) -> bool:
-        """Whether one can look at the data: whether they are images, not other signals."""
+        """Whether the data are images, not other signals."""
         return self.kind == "images"
 
     def check_pictures(self, what: str) -> None:
-        """Raise ValueError where the data are no images, which `what` is for."""
+        """Raise ValueError where the data are no images, which `what` needs."""
         if not self.pictures:
-            raise ValueError(
-                f"{what} is for images; {self.name} holds signals of shape {self.shape}."
-            )
+            raise Refused(f"{what} is for images; {self.name} holds signals of shape {self.shape}.")
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """Raw values as a model sees them: `low` is -1 and `high` is 1."""
+        """Raw values scaled for a model: `low` is -1 and `high` is 1."""
         return (raw - self.low).div((self.high - self.low) / 2).sub(1)
 
     def raw(self, x: Tensor) -> Tensor:
-        """The raw values that `scaled` makes `x` of."""
+        """The inverse of `scaled`."""
         return x.add(1).mul((self.high - self.low) / 2) + self.low
 
     def check_shape(self, shape: tuple[int, ...], whose: str) -> None:
-        """Raise ValueError, with both shapes, unless `shape`, that of `whose`, is this data's."""
+        """Raise ValueError, with both shapes, unless `shape`, that of `whose`, is the data's."""
         if shape != self.shape:
-            raise ValueError(
+            raise Refused(
                 f"{self.name} has signals of shape {self.shape}; those of {whose} have {shape}. "
                 "Name data of the same shape."
             )
 
     @property
     def values(self) -> int:
-        """How many values a whole number in the range can have."""
+        """The number of whole numbers in the range."""
         return round(self.high - self.low) + 1
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,9 +105,9 @@ class Record:
         """From what JSON held. Raises ValueError for a field that is unknown or missing."""
         names = {field.name for field in fields(cls)}
         if unknown := set(values) - names:
-            raise ValueError(f"a data record has no field {sorted(unknown)[0]!r}.")
+            raise Refused(f"a data record has no field {sorted(unknown)[0]!r}.")
         if missing := {"name", "shape"} - set(values):
-            raise ValueError(f"a data record needs the field {sorted(missing)[0]!r}.")
+            raise Refused(f"a data record needs the field {sorted(missing)[0]!r}.")
         classes = values.get("classes")
         return cls(
             **{

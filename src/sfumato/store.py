@@ -1,17 +1,18 @@
-"""Where models lie: folders that `save_pretrained` or training wrote, and those that come along."""
+"""Stored models: folders written by `save_pretrained` or training, and the bundled ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, final
 
 from torch import Tensor, nn
 
 from sfumato import files, pretrained
 from sfumato.config import Config
-from sfumato.corruption.facts import Facts
+from sfumato.corruption.statistics import DataStatistics
+from sfumato.errors import Refused
 from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import nearest
@@ -22,14 +23,15 @@ DIGITS = "[0-9]" * 8
 T = TypeVar("T")
 
 
+@final
 class Stored(NamedTuple):
-    """What a model's folder holds (final)."""
+    """What a model's folder holds."""
 
     config: Config
-    facts: Facts
+    stats: DataStatistics
     weights: dict[str, Tensor]
     path: Path
-    """Of the weights."""
+    """The file of the weights."""
 
 
 def from_pretrained(
@@ -37,24 +39,24 @@ def from_pretrained(
     *,
     weights: str = "ema",
     backbone: nn.Module | None = None,
-    build: Method | None = None,
+    method: Method | None = None,
 ) -> Model:
     """The model in a folder that `save_pretrained` or training wrote.
 
     Args:
-        path: the name of a model that comes along, such as "fashion-soft", or a model's folder, or
-            a run's: then its latest checkpoint.
+        path: the name of a bundled model, such as "fashion-soft", or a model's folder, or a run's:
+            then its latest checkpoint.
         weights: "ema" (averaged) or "raw".
         backbone: the module, where it is the user's own.
-        build: the method, where it is the user's own.
+        method: the method, where it is the user's own.
 
     Raises:
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
             shapes.
     """
     stored = read(path, weights)
-    model = Model(stored.config, stored.facts, backbone, build)
-    files.load_weights(model.learned, stored.path, stored.weights)
+    model = Model(stored.config, stored.stats, backbone, method)
+    files.load_weights(model.trainable, stored.path, stored.weights)
     model.denoiser.eval()
     return model
 
@@ -66,12 +68,12 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
         ValueError: as `from_pretrained`.
     """
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights are 'ema' or 'raw'; got '{weights}'.")
+        raise Refused(f"weights are 'ema' or 'raw'; got '{weights}'.")
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
 
     def stored(folder: Path) -> Stored:
         file = folder / name
-        return Stored(read_config(folder), read_facts(folder), files.read_tensors(file), file)
+        return Stored(read_config(folder), read_stats(folder), files.read_tensors(file), file)
 
     return newest(path, stored)
 
@@ -79,8 +81,8 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
 def newest(path: str | Path, read: Callable[[Path], T]) -> T:
     """What `read` finds in the folder of the model at `path`.
 
-    A run that goes on deletes old checkpoints, each at once: where one vanished while it was read,
-    the run has a newer one, which is read instead.
+    A run in progress deletes old checkpoints atomically: where one was deleted while it was read,
+    the newer one is read instead.
 
     Raises:
         ValueError: no model there, or what `read` raises.
@@ -95,9 +97,9 @@ def newest(path: str | Path, read: Callable[[Path], T]) -> T:
 
 
 def locate(path: str | Path) -> Path:
-    """A shipped model's folder by its name, that at `path`, or the last checkpoint of a run there.
+    """The folder of a bundled model by its name, of a model, or of a run's last checkpoint.
 
-    A name goes before a path, so that `./fashion-soft` is a folder of one's own.
+    A name takes precedence over a path: `./fashion-soft` is a folder of your own.
     """
     if str(path) in pretrained.models():
         return pretrained.path(str(path))
@@ -107,7 +109,7 @@ def locate(path: str | Path) -> Path:
     checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
     if checkpoints:
         return checkpoints[-1]
-    raise ValueError(
+    raise Refused(
         f"no model at {path}: no config.json there, and no checkpoints/ of a run. "
         + nearest("model", str(path), pretrained.models(), "name a run's folder.")
     )
@@ -118,13 +120,13 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.from_dict(json.loads((folder / "config.json").read_text()))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}.") from error
+        raise Refused(f"{folder / 'config.json'} cannot be read: {error}.") from error
 
 
-def read_facts(folder: Path) -> Facts:
-    """The facts in a model's folder; ValueError where they cannot be read."""
+def read_stats(folder: Path) -> DataStatistics:
+    """The statistics in a model's folder; ValueError where they cannot be read."""
     path = folder / "facts.safetensors"
     try:
-        return Facts(**files.read_tensors(path))
+        return DataStatistics(**files.read_tensors(path))
     except TypeError as error:
-        raise ValueError(f"{path} does not hold the facts of a data set: {error}.") from error
+        raise Refused(f"{path} does not hold the statistics of a data set: {error}.") from error

@@ -1,7 +1,7 @@
-"""Threads that torch computes in, set for a while.
+"""The number of torch's threads, set for a while.
 
-Work of many small operations is done sooner in one thread than in several that wait for each other,
-above all where other programs want the processor too.
+Many small operations run faster in one thread than in several that wait for each other, above all
+where other programs use the processor too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def half() -> int:
-    """Half of the threads there are, one at least: for networks on few small signals at a time."""
+    """Half of torch's threads, at least one: for networks on small batches of small signals."""
     import torch
 
     return max(1, torch.get_num_threads() // 2)

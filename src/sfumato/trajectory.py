@@ -1,4 +1,4 @@
-"""A trajectory is a process or a sampler watched at a few times: frames for people to look at."""
+"""A trajectory is a process or a sampler at a few times, as frames to view."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption.process import Process
-from sfumato.sampling.kernels import Kernel
+from sfumato.errors import Refused
 from sfumato.sampling.sample import Seeds
+from sfumato.sampling.samplers import Sampler
 
 if TYPE_CHECKING:
     from sfumato.model import Model
@@ -29,7 +30,7 @@ def forward(process: Process, x0: Tensor, frames: int = 9, seed: int = 0) -> Ten
         (n, frames, *shape).
     """
     if frames < 2:
-        raise ValueError(f"a strip needs two frames or more; got {frames}.")
+        raise Refused(f"a strip needs two frames or more; got {frames}.")
     eps = Seeds(range(seed, seed + len(x0)))(x0)
     times = torch.linspace(0, 1, frames, dtype=torch.float64)
     shown = [x0, *(process.corrupt(x0, t, eps) for t in times[1:])]
@@ -40,28 +41,24 @@ def reverse(
     model: Model,
     seeds: Sequence[int],
     frames: int = 9,
-    steps: int | None = None,
-    kernel: Kernel | str | None = None,
+    sampler: Sampler | str | None = None,
     classes: Sequence[int] | None = None,
-    grid: str | None = None,
     clip: bool = False,
 ) -> Tensor:
-    """x along the sampler's way from t = 1 to the sample, at `frames` even steps.
+    """x along the sampler's path from t = 1 to the sample, at `frames` even steps.
 
     Returns:
         (len(seeds), frames, *shape); the last frame is what `model.sample` returns.
     """
     if frames < 2:
-        raise ValueError(f"a strip needs two frames or more; got {frames}.")
+        raise Refused(f"a strip needs two frames or more; got {frames}.")
     seen: list[Tensor] = []
     start = model.start(seeds, classes)
     last = model.sample(
         seeds,
-        steps,
-        kernel,
+        sampler,
         classes,
         batch=len(seeds),
-        grid=grid,
         clip=clip,
         callback=lambda _, x: seen.append(x.float().cpu()),
     )

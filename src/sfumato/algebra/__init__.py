@@ -1,4 +1,4 @@
-"""Linear algebra of corruptions: orthonormal bases and operators that know their structure."""
+"""Linear algebra of corruptions: orthonormal bases and structured linear operators."""
 
 from sfumato.algebra.basis import Basis as Basis
 from sfumato.algebra.basis import dct as dct

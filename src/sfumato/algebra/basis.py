@@ -5,8 +5,8 @@ r"""A basis is an isometry between signals and coefficients.
 A basis acts on the trailing axes of a tensor of shape (*batch, *basis.shape). Transforms run in
 float32 or better, with matrices built in float64 and cast once per dtype and device.
 
-Each basis also names the squared frequency of its coefficients, `laplacian`, in radians^2 per
-sample^2: what a heat equation damps, and what coloured noise follows.
+Each basis also gives the squared frequency of its coefficients, `laplacian`, in radians^2 per
+sample^2: the decay rates of the heat equation, and the argument of a noise spectrum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
+from sfumato.algebra.place import seen
 from sfumato.algebra.transforms import Axes, check, grid_sum, wide
+from sfumato.errors import Refused
 
 
 class Basis(ABC):
@@ -39,11 +42,11 @@ class Basis(ABC):
     @property
     @abstractmethod
     def laplacian(self) -> Tensor:
-        """Squared frequency of each coefficient, float64 of shape `shape`; ValueError for none."""
+        """Squared frequency of each coefficient, float64 of shape `shape`; else ValueError."""
 
     @property
     def key(self) -> object:
-        """What makes two bases the same map: bases are equal when their keys are."""
+        """Identifies the map: two bases are equal if their keys are."""
         return self.name
 
     def check(self, x: Tensor) -> None:
@@ -60,8 +63,9 @@ class Basis(ABC):
         return self.name
 
 
+@final
 class Pixel(Basis):
-    """The identity (final): for masks, and for noise that differs from pixel to pixel."""
+    """The identity: for masks, and for noise that differs from pixel to pixel."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
@@ -77,17 +81,19 @@ class Pixel(Basis):
 
     @property
     def laplacian(self) -> Tensor:
-        raise ValueError(f"{self.name} has no frequencies. Use dct, hartley or haar.")
+        raise Refused(f"{self.name} has no frequencies. Use dct, hartley or haar.")
 
 
+@final
 class Separable(Basis):
-    """One orthonormal matrix for each trailing axis (final); rows are basis vectors.
+    """One orthonormal matrix for each trailing axis; rows are basis vectors.
 
-    Matrices per axis beat FFT-based transforms up to about 256 samples a side.
+    A matrix per axis is faster than FFT-based transforms up to about 256 samples a side.
     """
 
     def __init__(self, name: str, factors: Sequence[Tensor], squared: Sequence[Tensor]) -> None:
-        self.name, self._squared = name, tuple(squared)
+        self.name = name
+        self._squared = tuple(squared)
         self._to, self._back = Axes(name, factors), Axes(name, [q.mT for q in factors])
         self.shape = self._to.shape
 
@@ -98,15 +104,16 @@ class Separable(Basis):
         return self._back(u)
 
     def fuse(self, log_gain: Tensor) -> Axes | None:
-        """V diag(gain) V^T as a matrix per axis, where `log_gain` is a sum of one term per axis."""
-        if not bool(log_gain.isfinite().all()):
+        """V diag(gain) V^T as a matrix per axis if `log_gain` is a sum of one term per axis."""
+        if not seen(log_gain.isfinite().all()):  # also on other devices, whose values are not read
             return None
-        first, parts = log_gain[(0,) * log_gain.ndim], []
+        first = log_gain[(0,) * log_gain.ndim]
+        parts = []
         for axis in range(log_gain.ndim):
             at = tuple(slice(None) if a == axis else 0 for a in range(log_gain.ndim))
             parts.append(log_gain[at] - (first if axis else 0.0))
         rounding = 1e-13 * (1 + log_gain.abs())
-        if bool(((log_gain - grid_sum(parts)).abs() > rounding).any()):
+        if seen((log_gain - grid_sum(parts)).abs() > rounding):
             return None
         pairs = zip(self._to.matrices, parts, strict=True)
         return Axes(self.name, [q.mT @ (part.exp()[:, None] * q) for q, part in pairs])
@@ -116,8 +123,9 @@ class Separable(Basis):
         return grid_sum(self._squared)
 
 
+@final
 class Hartley(Basis):
-    """The Hartley transform Re F - Im F, F the orthonormal Fourier transform of all axes (final).
+    """The Hartley transform Re F - Im F, F the orthonormal Fourier transform of all axes.
 
     Real, symmetric and its own inverse; diagonalises every periodic convolution whose kernel is
     even, k(-r) = k(r).
@@ -133,7 +141,7 @@ class Hartley(Basis):
 
     def analyze(self, x: Tensor) -> Tensor:
         self.check(x)
-        if not x.numel():  # which some FFT libraries refuse
+        if not x.numel():  # some FFT libraries refuse empty signals
             return x
         spectrum = torch.fft.fftn(wide(x), dim=tuple(range(-len(self.shape), 0)), norm="ortho")
         return (spectrum.real - spectrum.imag).to(x.dtype)
@@ -148,8 +156,9 @@ class Hartley(Basis):
         )
 
 
+@final
 class Flat(Basis):
-    """One dense orthonormal matrix over all trailing axes flattened together (final).
+    """One dense orthonormal matrix over all trailing axes flattened together.
 
     The eigenbasis of any symmetric operator (PCA, a graph). Memory is n^2 for n samples.
     """
@@ -158,14 +167,14 @@ class Flat(Basis):
         self.shape = tuple(shape)
         n = math.prod(self.shape)
         if q.shape != (n, n):
-            raise ValueError(
+            raise Refused(
                 f"a dense basis of shape {self.shape} needs a {n} x {n} matrix; "
                 f"got {tuple(q.shape)}."
             )
         q = q.to(torch.float64)
         off = float((q @ q.mT - torch.eye(n, dtype=q.dtype, device=q.device)).abs().max())
         if not off < 1e-6:
-            raise ValueError(
+            raise Refused(
                 f"a dense basis needs orthonormal rows; Q Q^T differs from I by {off:.2g}. "
                 "Use torch.linalg.qr or eigh."
             )
@@ -189,7 +198,7 @@ class Flat(Basis):
     @property
     def laplacian(self) -> Tensor:
         if self._squared is None:
-            raise ValueError(f"{self.name} was given no frequencies. Pass `squared` to dense.")
+            raise Refused(f"{self.name} was given no frequencies. Pass `squared` to dense.")
         return self._squared.to(torch.float64).reshape(self.shape)
 
 
@@ -225,7 +234,7 @@ def haar(*shape: int) -> Separable:
     Dropping the details finer than a level leaves block averages, so a fading band is a
     downsampling. An interval of odd length splits into unequal halves, whose difference vector is
     weighted to stay orthogonal to constants. Squared frequency of a detail over an interval of m
-    samples is (pi / m)^2, of the mean 0.
+    samples is (pi / m)^2, that of the mean 0.
 
     References:
         Zur Theorie der orthogonalen Funktionensysteme (A. Haar, 1910), https://doi.org/10.1007/BF01456326
@@ -254,7 +263,7 @@ def _call(name: str, shape: Sequence[int]) -> str:
 
 def _positive(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     if not shape or any(n < 1 for n in shape):
-        raise ValueError(f"{name} needs one positive length for each axis; got {tuple(shape)}.")
+        raise Refused(f"{name} needs one positive length for each axis; got {tuple(shape)}.")
     return tuple(shape)
 
 
@@ -271,7 +280,9 @@ def _dct_matrix(n: int) -> Tensor:
 
 
 def _haar_matrix(n: int) -> tuple[Tensor, Tensor]:
-    rows, squared, intervals = [torch.full((n,), n**-0.5, dtype=torch.float64)], [0.0], [(0, n)]
+    rows = [torch.full((n,), n**-0.5, dtype=torch.float64)]
+    squared = [0.0]
+    intervals = [(0, n)]
     while intervals:
         start, stop = intervals.pop(0)
         m = stop - start

@@ -2,7 +2,8 @@ r"""An operator is a linear map on signals, kept as an immutable value.
 
 One method is required, `__call__`; transpose, inverse, symmetric root, log-determinant, product and
 sum exist where the structure gives them and otherwise raise a sentence that names an alternative.
-Operators that share no structure stay products and sums; `operators` has those that know theirs.
+Products and sums of operators without common structure are kept as such; see `operators` for
+structured ones.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor
 
+from sfumato.errors import Refused, Unsupported
 
-class NotPositive(ValueError):
-    """No symmetric root: `found` names a coefficient or an eigenvalue below zero, of `sample`."""
+
+class NotPositive(Refused):
+    """There is no symmetric root: `found` names a negative gain or eigenvalue, of row `sample`."""
 
     def __init__(self, found: str, sample: int) -> None:
         super().__init__(
             f"no root of a negative {found}. The operator is not positive semi-definite."
         )
-        self.found, self.sample = found, sample
+        self.found = found
+        self.sample = sample
 
 
 class Operator(ABC):
@@ -33,9 +37,13 @@ class Operator(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to a signal (*batch, *shape); dtype and device are those of `x`."""
 
+    def on(self, device: torch.device) -> Operator:
+        """The same operator with its numbers at the `home` of `device`."""
+        return self
+
     @property
-    def vanishes(self) -> bool:
-        """Whether this is plainly 0 (a multiple of the identity with gain 0), at no cost."""
+    def is_zero(self) -> bool:
+        """Whether this is 0 by construction: a multiple of the identity with gain 0."""
         return False
 
     @property
@@ -81,23 +89,24 @@ class Operator(ABC):
         return self + (-other)
 
     def _times(self, other: Operator) -> Operator | None:
-        """self @ other where this operator knows a shorter form than a product."""
+        """self @ other where this operator gives a simpler form than a product."""
         return None
 
     def _after(self, other: Operator) -> Operator | None:
-        """other @ self where this operator knows a shorter form than a product."""
+        """other @ self where this operator gives a simpler form than a product."""
         return None
 
     def _plus(self, other: Operator) -> Operator | None:
-        """self + other where this operator knows a shorter form than a sum."""
+        """self + other where this operator gives a simpler form than a sum."""
         return None
 
     def _refuse(self, what: str, cure: str) -> NoReturn:
-        raise NotImplementedError(f"{type(self).__name__} has no {what}. {cure}.")
+        raise Unsupported(f"{type(self).__name__} has no {what}. {cure}.")
 
 
+@final
 class MatrixFree(Operator):
-    """Any linear callable (final).
+    """Any linear callable.
 
     Args:
         apply: x -> A x for signals (*batch, *shape), differentiable where `transpose` is not given.
@@ -128,8 +137,9 @@ class MatrixFree(Operator):
         return f"MatrixFree({getattr(self._apply, '__name__', type(self._apply).__name__)})"
 
 
+@final
 class Composed(Operator):
-    """The product A B of operators that share no structure (final): T and inv stay products."""
+    """The product A B of operators that share no structure: T and inv stay products."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
         self.left, self.right = left, right
@@ -151,8 +161,9 @@ class Composed(Operator):
         return f"({self.left} @ {self.right})"
 
 
+@final
 class Sum(Operator):
-    """The sum A + B of operators that share no structure (final)."""
+    """The sum A + B of operators that share no structure."""
 
     def __init__(self, left: Operator, right: Operator) -> None:
         self.left, self.right = left, right
@@ -168,8 +179,9 @@ class Sum(Operator):
         return f"({self.left} + {self.right})"
 
 
+@final
 class Negated(Operator):
-    """-A of an operator that knows no shorter form (final)."""
+    """-A for an operator A without a simpler form of it."""
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator

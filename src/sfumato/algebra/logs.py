@@ -1,7 +1,7 @@
 r"""Gains as logarithms: -inf is a hard zero, and no derivative is NaN there.
 
 Products, ratios and roots of gains are sums, differences and halves of their logs; what is left are
-sums and differences of the gains themselves, which this module makes without leaving the logs.
+sums and differences of the gains themselves, which this module computes from the logs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def log_of(gain: Tensor) -> Tensor:
 
 def log_add(x: Tensor, y: Tensor) -> Tensor:
     """log(e^x + e^y)."""
-    # logaddexp has NaN derivatives where both are -inf; there the sum is -inf whatever they do.
+    # logaddexp has NaN derivatives where both are -inf; there the sum is a constant -inf.
     dead = torch.isneginf(x) & torch.isneginf(y)
     live = torch.logaddexp(torch.where(dead, 0.0, x), torch.where(dead, 0.0, y))
     return torch.where(dead, -math.inf, live)

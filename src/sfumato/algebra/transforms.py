@@ -1,17 +1,20 @@
-"""Transforms are matrices applied along axes, in float32 or better, whatever autocast says."""
+"""Transforms are matrices applied along axes, in float32 or better, under autocast too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from sfumato.algebra.place import Placed
+from sfumato.errors import Refused, RefusedType
+
 _HALF = {torch.float16, torch.bfloat16}
-_PLANS = 64  # that one set of matrices keeps; a training run needs one or two
+_PLANS = 64  # kept for one set of matrices; a training run needs one or two
 
 
 def wide(x: Tensor) -> Tensor:
@@ -23,18 +26,19 @@ def grid_sum(axes: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)
 
 
-class Product(NamedTuple):
-    """One product of plain matrices: broadcasting would cost a small signal more than its sums."""
+class MatrixProduct(NamedTuple):
+    """One product without broadcasting, which costs more than the product for small signals."""
 
     multiply: Callable[[Tensor], Tensor]
-    shape: tuple[int, ...] | None  # that the signal must have; None where it has it already
+    shape: tuple[int, ...] | None  # to reshape the signal to; None where it has it already
 
 
+@final
 class Axes:
-    """One square matrix applied along each of the last axes of a signal, in its dtype (final).
+    """One square matrix applied along each of the last axes of a signal, in its dtype.
 
-    What depends on a signal's shape, dtype and device is planned once: beside a network of small
-    images, finding it out took longer than the products.
+    What depends on a signal's shape, dtype and device is planned once: for small images, planning
+    takes longer than the products.
 
     Args:
         name: of the basis, for error sentences.
@@ -42,10 +46,11 @@ class Axes:
     """
 
     def __init__(self, name: str, matrices: Sequence[Tensor]) -> None:
-        self.name, self.matrices = name, tuple(q.to(torch.float64) for q in matrices)
+        self.name = name
+        self.matrices = tuple(q.to(torch.float64) for q in matrices)
         self.shape = tuple(len(q) for q in self.matrices)
-        self._casts: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        self._plans: dict[tuple[object, ...], list[Product]] = {}
+        self._placed = [Placed(q) for q in self.matrices]
+        self._plans: dict[tuple[object, ...], list[MatrixProduct]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         plan = self._plans.get((x.shape, x.dtype, x.device))
@@ -54,7 +59,7 @@ class Axes:
         y = x
         for multiply, shape in plan:
             y = multiply(y if shape is None else y.reshape(shape))
-        if y.dtype is not x.dtype:  # autocast: cheaper to see afterwards than to ask before
+        if y.dtype is not x.dtype:  # autocast: cheaper to detect afterwards than to query
             with torch.autocast(x.device.type, enabled=False):
                 return self(x)
         return y.view(x.shape)
@@ -69,35 +74,29 @@ class Axes:
         self._plans[(x.shape, x.dtype, x.device)] = self._plan(x)
         return self(x)
 
-    def _plan(self, x: Tensor) -> list[Product]:
+    def _plan(self, x: Tensor) -> list[MatrixProduct]:
         before, after = math.prod(x.shape[: x.ndim - len(self.shape)]), math.prod(self.shape)
-        plan: list[Product] = []
+        plan: list[MatrixProduct] = []
         last: tuple[int, ...] | None = tuple(x.shape)
-        for matrix, side in zip(self._cast(x), self.shape, strict=True):
+        for placed, side in zip(self._placed, self.shape, strict=True):
+            matrix = placed.like(x)
             after //= side
             if after == 1:
-                product = Product(partial(torch.mm, mat2=matrix.mT), (before, side))
+                product = MatrixProduct(partial(torch.mm, mat2=matrix.mT), (before, side))
             elif before == 1:
-                product = Product(partial(torch.mm, matrix), (side, after))
+                product = MatrixProduct(partial(torch.mm, matrix), (side, after))
             else:
                 many = matrix.expand(before, side, side)
-                product = Product(partial(torch.bmm, many), (before, side, after))
+                product = MatrixProduct(partial(torch.bmm, many), (before, side, after))
             plan.append(product._replace(shape=None) if product.shape == last else product)
-            before, last = before * side, product.shape
+            before *= side
+            last = product.shape
         return plan
-
-    def _cast(self, like: Tensor) -> list[Tensor]:
-        place = (like.dtype, like.device)
-        if place not in self._casts:
-            # Copies outlive the inference mode they may be asked for in, and training reads them.
-            with torch.inference_mode(False):
-                self._casts[place] = [q.to(like.dtype).to(like.device) for q in self.matrices]
-        return self._casts[place]
 
 
 def check(name: str, shape: tuple[int, ...], x: Tensor) -> None:
     """Raise unless `x` is a signal on the trailing axes `shape`."""
     if x.shape[x.ndim - len(shape) :] != shape:
-        raise ValueError(f"basis {name} cannot act on a signal of shape {tuple(x.shape)}.")
+        raise Refused(f"basis {name} cannot act on a signal of shape {tuple(x.shape)}.")
     if not x.is_floating_point():
-        raise TypeError(f"a signal must be of floating-point numbers; got {x.dtype}.")
+        raise RefusedType(f"a signal must be of floating-point numbers; got {x.dtype}.")

@@ -1,26 +1,25 @@
-"""The command line: one small file per verb, which imports what is heavy when it works."""
+"""The command line: one small module per verb, which imports heavy packages when it runs."""
 
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from sfumato import notes
-from sfumato.names import nearest
+from sfumato.errors import Refused, TrainingDiverged
+from sfumato.names import choose
 
 VERBS = {
     "methods": "list the methods and the kernels that can sample them",
     "show": "draw a strip: how a method corrupts images, or how a trained model makes them",
     "select": "choose the levels of a method's corruption from data",
-    "tune": "rank methods and kernels for data by what they would do to Gaussian data",
-    "train": "train a method on images, or go on with a run",
+    "tune": "rank methods and samplers for data by their predicted error on Gaussian data",
+    "train": "train a method on images, or resume a run",
     "sample": "draw images from a trained model",
     "evaluate": "compare a model's samples with real images, or verify such a record",
     "likelihood": "bits per dimension of real images, by the flow and by the bound",
-    "cite": "print where a method comes from",
+    "cite": "print the references of a method",
 }
 USAGE = f"""usage: sfumato VERB ...
 
@@ -32,14 +31,13 @@ verbs:
   sfumato VERB --help explains a verb; sfumato train METHOD --help also a method's own parameters.
   sfumato --version prints the version.
 """
-PACKAGE = str(Path(__file__).parents[1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code.
 
-    0; 1 for training that diverged or a record that does not hold; 2 for what was asked wrongly;
-    130 when interrupted.
+    0; 1 for training that diverged or a record that is not reproduced; 2 for a wrong call; 130
+    when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -49,12 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return _complain("stopped.", 130)
-    except (ValueError, TypeError, NotImplementedError, OSError, FloatingPointError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            return _complain(f"{error.filename}: {error.strerror}.")
-        if not _meant(error):
-            raise
-        return _complain(str(error), 1 if isinstance(error, FloatingPointError) else 2)
+    except Refused as error:
+        return _complain(str(error), 2)
+    except TrainingDiverged as error:
+        return _complain(str(error), 1)
+    except OSError as error:  # of the user's files or disk, from any library
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _complain(f"{where}{error.strerror or error}.", 2)
 
 
 def _run(words: list[str]) -> int:
@@ -65,17 +64,10 @@ def _run(words: list[str]) -> int:
     if verb == "--version":
         print(f"sfumato {import_module('sfumato').__version__}")
         return 0
-    if verb not in VERBS:
-        raise ValueError(nearest("verb", verb, VERBS))
+    choose("verb", verb, VERBS)
     return import_module(f"sfumato.cli.{verb}").run(rest) or 0
 
 
-def _complain(sentence: str, code: int = 2) -> int:
+def _complain(sentence: str, code: int) -> int:
     print(f"sfumato: {' '.join(sentence.split())}", file=sys.stderr)
     return code
-
-
-def _meant(error: Exception) -> bool:
-    """Whether the error is a sentence for the user: a `raise` of this package, not a slip."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return last.filename.startswith(PACKAGE) and (last.line or "").startswith("raise")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from sfumato import pretrained
-from sfumato.cli import kinds, reading
+from sfumato.cli import common, kinds
+from sfumato.cli.common import load, which_model
 from sfumato.cli.parser import Parser, refuse_code, resolved, settings
-from sfumato.cli.progress import bar
-from sfumato.cli.sample import load, way_options, which_model
+from sfumato.cli.sample import sampler, sampler_options
+from sfumato.errors import Refused
 from sfumato.names import nearest
+from sfumato.progress import bar
 
 if TYPE_CHECKING:
     from sfumato.evaluation.protocol import Judge
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 ABOUT = (
     "Compare samples with real images: FID, KID, precision, recall, density, coverage, with the "
-    "score of real images beside them. Writes one JSON that says all that decided the numbers."
+    "score of real images beside them. Writes one JSON with all that the numbers depend on."
 )
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
 PLAN = (
@@ -32,13 +34,13 @@ PLAN = (
     "split",
     "n",
     "steps",
-    "kernel",
+    "sampler",
     "grid",
     "extractor",
     "weights",
     "method",
     "batch",
-    *reading.OPTIONS,
+    *common.OPTIONS,
 )
 
 
@@ -47,21 +49,21 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     values = parser.read(argv, settings(argv))
     if values.run is None and values.verify is None:
-        raise ValueError("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
+        raise Refused("evaluate needs a run, as in sfumato evaluate runs/soft --out FILE.json.")
     if values.verify is not None and (values.run or values.out):
-        raise ValueError("--verify takes all from the record: leave out RUN and --out.")
+        raise Refused("--verify takes all from the record: leave out RUN and --out.")
     if values.attest and values.verify is None:
-        raise ValueError("--attest adds to a record: name it, as in --verify FILE.json --attest.")
+        raise Refused("--attest adds to a record: name it, as in --verify FILE.json --attest.")
     if values.dry_run:
         print(resolved(parser, values))
         return 0
     if values.verify is not None:
         return _verify(values)
     if values.out is None:
-        raise ValueError("evaluate needs --out FILE.json for its record.")
+        raise Refused("evaluate needs --out FILE.json for its record.")
     out = Path(values.out)
     if out.exists():
-        raise ValueError(
+        raise Refused(
             f"{out} exists. Check it with --verify {out}, or choose another --out for a new record."
         )
 
@@ -90,14 +92,17 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     model = load(values.run, values) if _is_model(values.run) else None
     source = values.data or (model and model.config.record.name)
     if source is None:
-        raise ValueError("finished images need --data, the real images to compare them with.")
+        raise Refused("finished images need --data, the real images to compare them with.")
     if model is not None:
-        how, made = reading.beside(model.config.record, source, values), model
-        shape, count = model.shape, values.n
+        how = common.beside(model.config.record, source, values)
+        made = model
+        shape = model.shape
+        count = values.n
     else:
-        how, finished = reading.apart(source, values)
+        how, finished = common.apart(source, values)
         made = _finished(values.run, values.n, finished)
-        shape, count = tuple(made.pixels.shape[1:]), len(made.pixels)
+        shape = tuple(made.pixels.shape[1:])
+        count = len(made.pixels)
     real, other = _splits(source, values.split, how)
     real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
@@ -122,22 +127,14 @@ def _judged(
     judge: Judge, model: Model, values: Namespace, keep: Path | None
 ) -> list[dict[str, Any]]:
     """An entry for each number of steps."""
-    from sfumato.evaluation.samples import Sampler
+    from sfumato.evaluation.samples import Drawing
 
     found = []
-    for steps in values.steps or (model.steps,):
+    for steps in values.steps or (None,):
+        chosen = model.chosen(sampler(values, steps))
         with bar("images", values.n, values.quiet) as advance:
-            sampler = Sampler(
-                model,
-                values.n,
-                values.kernel,
-                values.batch,
-                keep,
-                advance,
-                values.grid,
-                values.clip,
-            )
-            images: Images = sampler.images(steps)
+            drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, values.clip)
+            images: Images = drawing.images()
         found.append(judge.result(images))
     return found
 
@@ -160,13 +157,13 @@ def _is_model(run: str) -> bool:
         return (path / "checkpoints").is_dir() or (path / "run.json").is_file()
     if path.suffix.lower() in (".npz", ".npy") and path.is_file():
         return False
-    raise ValueError(
+    raise Refused(
         nearest("model", run, pretrained.models(), "give a run's folder, or finished images.")
     )
 
 
 def _finished(path: str, n: int | None, how: Mapping[str, Any]) -> Images:
-    """Images made before: a folder, or an array in a file."""
+    """Finished images: a folder, or an array in a file."""
     import torch
 
     from sfumato.evaluation.samples import Images
@@ -180,28 +177,29 @@ def _finished(path: str, n: int | None, how: Mapping[str, Any]) -> Images:
 
 
 def _verify(values: Namespace) -> int:
-    """Make a record again and say where it differs; 0 where it holds."""
+    """Reproduce a record and print where it differs; 0 where it is reproduced."""
     from sfumato.evaluation import blocks, protocol
 
     path = Path(values.verify)
     old = protocol.read(path)
-    refuse_code(old["subject"], {values.extractor, values.method}, str(path))
-    again = Namespace(**{**values.as_dict(), **old["subject"]})
-    again.steps = tuple(old["subject"]["steps"] or ()) or None
+    subject = old["subject"]
+    refuse_code(subject, {values.extractor, values.method}, str(path))
+    again = Namespace(**{**values.as_dict(), **subject})
+    again.steps = tuple(subject["steps"] or ()) or None
     new = _evaluate(again, blocks.beside(path))
     blocks.forget(path)
     if values.attest and (added := protocol.attested(old, new)):
         protocol.write(added, path)
-        print(f"{path}: holds on {new['processor']} too, whose bytes it now knows")
+        print(f"{path}: reproduced on {new['processor']} too; its hashes of images were added")
         return 0
     found = protocol.differences(old, new)
     for sentence in found:
         print(f"{path}: {sentence}")
     if not found:
         count = len(old["results"])
-        print(f"{path}: holds: the same bytes of images and FID within 1e-3 in {count} results")
+        print(f"{path}: reproduced: equal bytes of images and FID within 1e-3 in {count} results")
     elif old["versions"] != new["versions"] or old["machine"] != new["machine"]:
-        print(f"{path}: made with {old['versions']} on {old['machine']}; this is another place")
+        print(f"{path}: made with {old['versions']} on {old['machine']}, unlike here")
     return 1 if found else 0
 
 
@@ -228,25 +226,21 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
 
 def _parser() -> Parser:
     parser = Parser("evaluate", ABOUT)
-    text = "folder of a run or model, name of a model that comes along, or finished images"
-    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
+    common.run_argument(parser, f"{common.RUN}, or finished images")
     parser.option("out", kinds.optional(kinds.PATH), None, "the record, FILE.json")
-    again = "make the record FILE.json again and say whether bytes and FID are the same"
+    again = "reproduce the record FILE.json and report whether bytes and FID are the same"
     parser.option("verify", kinds.optional(kinds.PATH), None, again)
-    added = "with --verify: where FID holds on another processor, add the hash of its bytes"
+    added = "with --verify: where FID is reproduced on another processor, add its hashes of images"
     parser.option("attest", kinds.YES, False, added)
-    reading.real_options(parser)
+    common.real_options(parser)
     parser.option("n", kinds.POSITIVE, 10_000, "samples, of the seeds 0 to n - 1")
     steps = "steps of the sampler, one result for each (default: the model's)"
     parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)
-    kernel = "sampler: NAME or NAME:key=value, see sfumato methods (default: the model's)"
-    parser.option("kernel", kinds.optional(kinds.TEXT), None, kernel)
-    way_options(parser)
+    sampler_options(parser)
     extractor = "auto (the classifier for this data set), FILE.py:NAME, inception, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.option("batch", kinds.POSITIVE, 100, "images in memory at once")
-    threads = "of the processor (default: all; a record is made again with as many as it had)"
-    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    common.threads_option(parser, "all; a record is reproduced with as many as it had")
     which_model(parser)
     parser.about_the_call()
     return parser

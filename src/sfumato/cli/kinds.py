@@ -1,4 +1,4 @@
-"""A kind reads what was written for an option, in a flag or in a file, or says what it needs."""
+"""A kind parses the value of an option, from a flag or a file, or raises what is needed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import argparse
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
+
+from sfumato.errors import Refused
 
 
-class Unfit(argparse.ArgumentTypeError, ValueError):
-    """A value that is not of its kind; the sentence goes on from the option's name."""
+class Unfit(argparse.ArgumentTypeError, Refused):
+    """A value that is not of its kind; the sentence follows the option's name."""
 
 
+@final
 class Kind(NamedTuple):
-    """How a value is read, and how help shows its form (final)."""
+    """How a value is read, and how help shows its form."""
 
     read: Callable[[Any], Any]
     form: str = ""

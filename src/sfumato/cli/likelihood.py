@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.cli import kinds, reading
+from jsonargparse import Namespace
+
+from sfumato.cli import common, kinds
+from sfumato.cli.common import load, which_model
 from sfumato.cli.parser import Parser, resolved, settings
-from sfumato.cli.progress import bar
-from sfumato.cli.sample import load, which_model
+from sfumato.errors import Refused
+from sfumato.progress import bar
 
 ABOUT = (
     "Bits per dimension of real images under a trained model: by the probability flow, its density "
@@ -33,53 +36,52 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     values = parser.read(argv, settings(argv))
     if values.run is None:
-        raise ValueError("likelihood needs a run, as in sfumato likelihood fashion-ddpm.")
+        raise Refused("likelihood needs a run, as in sfumato likelihood fashion-ddpm.")
     if values.dry_run:
         print(resolved(parser, values))
         return 0
-    if values.out is not None and Path(values.out).exists():
-        raise ValueError(f"{values.out} exists. Choose another --out.")
+    out = values.out and common.check_new(values.out)
 
     from sfumato import files
     from sfumato.evaluation import blocks
-    from sfumato.evaluation.likelihood import ALL, measure
-    from sfumato.threads import half, threads
-    from sfumato.training.data import load as load_data
-    from sfumato.training.sources import held_out
 
-    out = values.out and Path(values.out)
     if out is not None:
         files.check_writable(out)
-    model = load(values.run, values)
-    source = values.data or model.config.record.name
-    how = reading.beside(model.config.record, source, values)
-    data = load_data(source, values.split or held_out(source), **how)
-    data.record.check_shape(model.shape, values.run)
-    which = tuple(name for name in ALL if name in values.by)
-    each = len(which) * values.n
-    with threads(values.threads or half()), bar("measures", each, values.quiet) as advance:
-        found = measure(
-            model,
-            data,
-            values.n,
-            which=which,
-            steps=values.steps,
-            draws=values.draws or None,
-            tolerance=values.tolerance,
-            probes=values.probes,
-            bins=values.bins,
-            seed=values.seed,
-            batch=values.batch,
-            keep=out and blocks.beside(out),
-            tick=advance,
-        )
-    record = {"run": values.run, **found}
+    record = {"run": values.run, **_measured(values, out and blocks.beside(out))}
     if out is not None:
         files.write(out, json.dumps(record, indent=2) + "\n")
         blocks.forget(out)
     if not values.quiet:
         _show(record)
     return 0
+
+
+def _measured(values: Namespace, keep: Path | None) -> dict[str, Any]:
+    """The record of one measurement; `keep` is the folder of finished blocks."""
+    from sfumato.evaluation.likelihood import ALL, Measurement, measure
+    from sfumato.threads import half, threads
+    from sfumato.training.data import load as load_data
+    from sfumato.training.sources import held_out
+
+    model = load(values.run, values)
+    source = values.data or model.config.record.name
+    how = common.beside(model.config.record, source, values)
+    data = load_data(source, values.split or held_out(source), **how)
+    data.record.check_shape(model.shape, values.run)
+    which = tuple(name for name in ALL if name in values.by)
+    each = len(which) * values.n
+    wanted = Measurement(
+        n=values.n,
+        which=which,
+        steps=values.steps,
+        draws=values.draws or None,
+        tolerance=values.tolerance,
+        probes=values.probes,
+        bins=values.bins,
+        seed=values.seed,
+    )
+    with threads(values.threads or half()), bar("measures", each, values.quiet) as advance:
+        return measure(model, data, wanted, values.batch, keep, advance)
 
 
 def _show(record: Mapping[str, Any]) -> None:
@@ -97,28 +99,26 @@ def _show(record: Mapping[str, Any]) -> None:
 
 def _parser() -> Parser:
     parser = Parser("likelihood", ABOUT)
-    text = "folder of a run or model, or the name of a model that comes along"
-    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
-    out = "a record of all that decided the numbers, FILE.json"
+    common.run_argument(parser)
+    out = "record of the numbers and all that they depend on, FILE.json"
     parser.option("out", kinds.optional(kinds.PATH), None, out)
-    reading.real_options(parser)
+    common.real_options(parser)
     parser.option("n", kinds.POSITIVE, 64, "images")
     by = "what is measured, some of uniform, flow and bound: the flow costs the most"
     known = kinds.several(kinds.choice("uniform", "flow", "bound"))
     parser.option("by", known, ("uniform", "flow", "bound"), by)
     steps = "of the chain that is bounded (default: 1,000, or the only number the method takes)"
     parser.option("steps", kinds.optional(kinds.POSITIVE), None, steps)
-    draws = "steps of the chain looked at for each image; 0 for all"
+    draws = "steps of the chain evaluated for each image; 0 for all"
     parser.option("draws", kinds.NATURAL, 100, draws)
     parser.option("tolerance", kinds.NUMBER, 1e-4, "of the flow's solver")
     probes = "of the flow's divergence; 0 for the exact trace"
     parser.option("probes", kinds.NATURAL, 1, probes)
     bins = "values that a pixel can have (default: the whole numbers in the data's range)"
     parser.option("bins", kinds.optional(kinds.POSITIVE), None, bins)
-    parser.option("seed", kinds.NATURAL, 0, "of the images, the noise and the probes")
+    common.seed_option(parser, "of the images, the noise and the probes")
     parser.option("batch", kinds.POSITIVE, 16, "images in memory at once")
-    threads = "of the processor (default: half of them)"
-    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    common.threads_option(parser, "half of them")
     which_model(parser)
     parser.about_the_call()
     return parser

@@ -1,17 +1,18 @@
-"""`sfumato methods`: what can be trained, and what can sample it."""
+"""`sfumato methods`: the methods, and the samplers that can sample them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from sfumato.cli import signatures
+from sfumato.cli import kinds, signatures
 from sfumato.cli.parser import Parser
 
+if TYPE_CHECKING:
+    from sfumato.methods.table import Row
+
+ABOUT = "List the methods, and the samplers that can sample them."
 LEGEND = (
     "x_t = C_t x_0 + S_t eps, Sigma_t = S_t S_t^T. Lambda: squared frequencies of the basis, b_t: "
     "blur or decay, abar_t: the chain's power, Sigma: a noise's colour; scalars are multiples of "
@@ -21,20 +22,73 @@ LEGEND = (
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print a table of METHODS and one of KERNELS."""
-    Parser("methods", "List the methods, and the kernels that can sample them.").read(argv, {})
+    """Print METHODS and samplers: a table of each, or both as JSON."""
+    parser = Parser("methods", ABOUT)
+    text = "tables for people, or JSON for programs"
+    parser.option("format", kinds.choice("table", "json"), "table", text)
+    values = parser.read(argv, {})
 
-    from sfumato.methods.table import HEADINGS, rows
+    from sfumato.methods.table import rows
+    from sfumato.sampling.samplers import described
+
+    if values.format == "json":
+        samplers = [
+            {"name": name, "title": line, "defaults": defaults}
+            for name, line, defaults in described()
+        ]
+        found = {"methods": [_described(row) for row in rows()], "samplers": samplers}
+        print(json.dumps(found, indent=2))
+        return
+    _tables(rows())
+
+
+def _described(row: Row) -> dict[str, Any]:
+    """One method for a program."""
+    signature = signatures.method(row.name)
+    return {
+        "name": row.name,
+        "title": signature.summary,
+        "source": row.source._asdict(),
+        "defaults": {parameter.name: parameter.default for parameter in signature.parameters},
+        "signal": row.signal,
+        "noise": row.cov,
+        "basis": row.basis,
+        "target": row.target,
+        "weight": row.weight,
+        "sampler": row.sampler,
+    }
+
+
+def _tables(rows: Iterable[Row]) -> None:
+    """Tables of two columns: names keep their width on any terminal, and the rest wraps."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from sfumato.sampling.samplers import described
+
+    def table(name: str, about: str) -> Table:
+        title = f"{name.capitalize()}s"
+        made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        made.add_column(name, no_wrap=True, style="bold")
+        made.add_column(about)
+        return made
 
     console = Console()
-    table = Table(*HEADINGS, title="Methods", title_justify="left", show_lines=True)
-    for row in rows():
-        table.add_row(Text(row.name, style="bold"), *map(Text, row[1 : len(HEADINGS)]))
-    console.print(table)
+    methods = table("method", "components and source")
+    for row in rows:
+        made = (
+            f"C_t = {row.signal}, Sigma_t = {row.cov}\n"
+            f"basis {row.basis}, target {row.target}, weight {row.weight}\n"
+            f"sampler {row.sampler}; {row.reference}"
+        )
+        methods.add_row(Text(row.name), Text(made))
+    console.print(methods)
     console.print(LEGEND, highlight=False)
-    table = Table("kernel", "takes", "what it does", title="Kernels", title_justify="left")
-    for name, takes, line in signatures.kernels():
-        takes = re.sub(r": *\w+", "", takes).replace(" ", "")
-        table.add_row(Text(name, style="bold"), Text(takes), Text(line))
-    console.print(table)
-    console.print("As in: sfumato sample RUN --kernel ddim:eta=0.5", highlight=False)
+    samplers = table("sampler", "what it does")
+    for name, line, defaults in described():
+        takes = ", ".join(f"{key}={value}" for key, value in defaults.items())
+        samplers.add_row(Text(name), Text(f"{line} Takes {takes}." if takes else line))
+    console.print(samplers)
+    console.print("As in: sfumato sample RUN --sampler ddim:eta=0.5", highlight=False)

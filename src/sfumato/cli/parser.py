@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -17,18 +17,39 @@ from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
 from sfumato.cli.signatures import Parameter
 from sfumato.cli.words import cure
-from sfumato.names import nearest, renamed
+from sfumato.errors import Refused
+from sfumato.names import RENAMED, nearest, renamed
 from sfumato.record import LATER
 
 TRANSIENT = ("config", "dry_run", "quiet")
-"""Options that are about one call, not about what it does."""
+"""Options of one call that do not change its result."""
 CODE = ("method", "extractor", "target")
 """Options that may name code to run, FILE.py:NAME, on the command line and in no file."""
 WIDTH = 78
 
 
+@final
+class Joined(argparse.Action):
+    """An option of several values that may be repeated: the values of all its occurrences."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **given: Any) -> None:
+        super().__init__(option_strings, dest, **given)
+        self._so_far: tuple[Any, ...] = ()
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - as in argparse
+        option_string: str | None = None,
+    ) -> None:
+        self._so_far += tuple(values)
+        setattr(namespace, self.dest, self._so_far)
+
+
+@final
 class Parser(ArgumentParser):
-    """Options of one verb (final).
+    """Options of one verb.
 
     Args:
         verb: the words after `sfumato`, such as "train soft".
@@ -45,7 +66,8 @@ class Parser(ArgumentParser):
             allow_abbrev=False,
             print_config=None,
         )
-        self.verb, self.hint = verb, f"see sfumato {verb} --help."
+        self.verb = verb
+        self.hint = f"see sfumato {verb} --help."
         self._groups: dict[str, Any] = {}
 
     def option(
@@ -56,8 +78,12 @@ class Parser(ArgumentParser):
         text: str,
         group: str = "options",
         also: str | None = None,
+        repeated: bool = False,
     ) -> argparse.Action:
-        """Add `--name` (and `--also`) with help and default; a switch where the kind is YES."""
+        """Add `--name` (and `--also`) with help and default; a switch where the kind is YES.
+
+        One that may be `repeated` is of a kind with several values.
+        """
         where = self.section(group)
         flags = [f"--{word.replace('_', '-')}" for word in (name, also) if word]
         shown = "" if default is None else f" (default: {_shown(default)})"
@@ -65,8 +91,9 @@ class Parser(ArgumentParser):
         if kind is kinds.YES:
             switch = ActionYesNo(no_prefix="no-")
             return where.add_argument(*flags, action=switch, default=default, help=text)
+        how: dict[str, Any] = {"action": Joined} if repeated else {}
         return where.add_argument(
-            *flags, type=kind.read, default=default, help=text, metavar=kind.form
+            *flags, type=kind.read, default=default, help=text, metavar=kind.form, **how
         )
 
     def options(
@@ -76,7 +103,7 @@ class Parser(ArgumentParser):
         for parameter in parameters:
             name, kind, default, required, text = parameter
             if name in {action.dest for action in self._actions}:
-                raise ValueError(
+                raise Refused(
                     f"'{name}' is an option of {self.verb} already; "
                     "a method's parameter needs another name."
                 )
@@ -92,9 +119,9 @@ class Parser(ArgumentParser):
         return self._groups[title]
 
     def about_the_call(self) -> None:
-        """Add what every verb takes that works for long."""
+        """Add the options of every long-running verb."""
         where = self.section("this call")
-        text = "YAML or JSON file of options; flags win over it, it wins over defaults"
+        text = "YAML or JSON file of options; flags take precedence over it, and it over defaults"
         where.add_argument("--config", metavar="PATH", help=text)
         for flag, text in (
             ("--quiet", "show nothing but errors"),
@@ -107,7 +134,7 @@ class Parser(ArgumentParser):
         actions = {action.dest: action for action in self._actions}
         for key, value in settings.items():
             if key not in actions or key in TRANSIENT or key == "help":
-                raise ValueError(f"--config: {self._unknown(key, actions)}")
+                raise Refused(f"--config: {self._unknown(key, actions)}")
             self.set_defaults({key: self._fit(actions[key], value)})
             actions[key].required = False
         return self.parse_args(_joined(argv))
@@ -117,11 +144,14 @@ class Parser(ArgumentParser):
         try:
             return read(value) if callable(read) and value is not None else value
         except kinds.Unfit as error:
-            raise ValueError(f"{action.dest} {error}") from None
+            raise Refused(f"{action.dest} {error}") from None
 
     def _unknown(self, word: str, known: Iterable[str]) -> str:
         """The sentence for an option that this verb does not have."""
         names = {name.strip("-").replace("_", "-") for name in known}
+        now = RENAMED["options"].get(word.strip("-").replace("-", "_"), "").replace("_", "-")
+        if now in names:
+            return f"no option '{word}'; its name is '--{now}' now."
         return cure(word.strip("-"), names) or nearest("option", word, known, self.hint)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - as in jsonargparse
@@ -131,22 +161,22 @@ class Parser(ArgumentParser):
             word = found[1].split()[0].partition("=")[0]
             if word.startswith("-"):
                 flags = [flag for action in self._actions for flag in action.option_strings]
-                raise ValueError(self._unknown(word, flags))
-            raise ValueError(f"{self.verb} does not take '{word}'.")
+                raise Refused(self._unknown(word, flags))
+            raise Refused(f"{self.verb} does not take '{word}'.")
         if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: expected (one|\d+) .*", message):
-            raise ValueError(f"{found[1]} needs a value.")
+            raise Refused(f"{found[1]} needs a value.")
         if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: (.*)", message):
-            raise ValueError(f"{found[1]} {found[2]}")
+            raise Refused(f"{found[1]} {found[2]}")
         if found := re.fullmatch(r'Parser key "(\w+)": (.*)', message):
-            raise ValueError(f"--{found[1].replace('_', '-')} {found[2]}")
+            raise Refused(f"--{found[1].replace('_', '-')} {found[2]}")
         if found := re.fullmatch(r"the following arguments are required: (.*)", message):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in found[1].split(", "))
-            raise ValueError(f"{self.verb} needs {flags}.")
-        raise ValueError(message)
+            raise Refused(f"{self.verb} needs {flags}.")
+        raise Refused(message)
 
 
 def settings(argv: Sequence[str]) -> dict[str, Any]:
-    """What the file after `--config` in `argv` says, by option; a run's `run.json` is one too.
+    """The options in the file after `--config` in `argv`, which may be a run's `run.json`.
 
     Raises:
         ValueError: it cannot be read, is no table of options, or names code to run.
@@ -158,16 +188,16 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
         found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"--config {path} cannot be read: {why}.") from error
+        raise Refused(f"--config {path} cannot be read: {why}.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"--config {path} holds no table of options.")
+        raise Refused(f"--config {path} holds no table of options.")
     options = {str(key).replace("-", "_"): value for key, value in _flat(found).items()}
     refuse_code(options, typed(argv), f"--config {path}")
     return options
 
 
 def said(argv: Sequence[str], flag: str) -> str | None:
-    """What follows `flag` in `argv`, before anything else of it is read."""
+    """The word after `flag` in `argv`, found before the rest of it is parsed."""
     found = None
     for word, after in itertools.pairwise([*argv, ""]):
         name, equals, value = word.partition("=")
@@ -195,7 +225,7 @@ def refuse_code(options: Mapping[str, Any], typed: Container[object], where: str
     for key in CODE:
         spec = options.get(key)
         if isinstance(spec, str) and ":" in spec and spec not in typed:
-            raise ValueError(
+            raise Refused(
                 f"{where} names code to run as its {key}, {spec}, and no file may do that. If you "
                 "trust it, name it on the command line as well."
             )
@@ -206,8 +236,8 @@ def first(
 ) -> tuple[str | None, list[str]]:
     """The argument right after the verb, on which the other options depend, and the rest of `argv`.
 
-    Where it is left out, it is what the settings `found` say of `key` (which is taken out of them),
-    or None if help is all that is asked for.
+    Where it is left out, it is `key` of the settings `found` (and removed from them), or None if
+    only help is requested.
 
     Raises:
         ValueError: there is none; the sentence is `without`.
@@ -216,7 +246,7 @@ def first(
     if argv and not argv[0].startswith("-"):
         return argv[0], list(argv[1:])
     if given is None and not {"-h", "--help"} & set(argv):
-        raise ValueError(without)
+        raise Refused(without)
     return given, list(argv)
 
 
@@ -232,9 +262,10 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
         return found
     model = found["model"]
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
-        raise ValueError("--config holds `model` and `options`, but not those of a run.")
+        raise Refused("--config holds `model` and `options`, but not those of a run.")
     model = renamed(model)
-    origin, record = model.get("origin"), model["record"]
+    origin = model.get("origin")
+    record = model["record"]
     return {
         **described(model),
         "data": record["name"],
@@ -247,10 +278,10 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def described(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a model's config says: method, parameters, classes, network."""
-    clock = model.get("clock")
+    """The options in a model's config: method, parameters, classes, network."""
+    warp = model.get("time_warp")
     return {
-        **({"clock": ",".join(map(repr, clock))} if clock else {}),
+        **({"time_warp": ",".join(map(repr, warp))} if warp else {}),
         "method": model["method"],
         "conditional": model["conditional"],
         **model["parameters"],
@@ -259,7 +290,7 @@ def described(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """`argv` with each number below 0 joined to its option, which it would be taken for."""
+    """`argv` with each negative number joined to its option, lest it be parsed as an option."""
     found: list[str] = []
     for word in argv:
         if found and re.match(r"-[\d.]", word) and re.fullmatch(r"--[\w-]+", found[-1]):

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from jsonargparse import Namespace
 
-from sfumato.cli import kinds, reading, signatures
+from sfumato.cli import common, kinds, signatures
+from sfumato.cli.common import pick
 from sfumato.cli.parser import Parser, first, resolved, settings
-from sfumato.cli.progress import bar
 from sfumato.cli.signatures import Signature
-from sfumato.cli.train import pick
+from sfumato.errors import Refused
+from sfumato.progress import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.corruption.facts import Facts
     from sfumato.corruption.process import Process
+    from sfumato.corruption.statistics import DataStatistics
+    from sfumato.methods.recipe import Recipe
     from sfumato.training.data import Data
 
 ABOUT = (
     "Choose the levels of a method's corruption from data: steps of equal distance between the "
-    "marginals. Writes FOLDER/select.json and select.png; train with --clock FOLDER/select.json."
+    "marginals. Writes FOLDER/select.json and select.png; train with --time-warp "
+    "FOLDER/select.json."
 )
 WITHOUT = "select needs a method first, as in sfumato select soft; there are {}."
 DISTANCES = ("wasserstein", "coupled", "sliced", "features")
 SAMPLE = 1000
-"""Images that sliced distances and those of features look at."""
+"""Number of images for distances sliced and of features."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -49,99 +52,126 @@ def run(argv: Sequence[str]) -> None:
     _select(name, method, values)
 
 
+@final
+class Chosen(NamedTuple):
+    """Levels by the distances between the marginals.
+
+    Attributes:
+        warp: times of the chosen levels, along the method's own path.
+        steps: the distance of each step between them.
+        before: the same for as many levels, evenly spaced in time.
+        even: the times of as many levels with steps of equal distance.
+    """
+
+    warp: list[float]
+    steps: list[float]
+    before: list[float]
+    even: list[float]
+
+
 def _select(name: str, method: Signature, values: Namespace) -> None:
-    from sfumato.threads import threads
-
-    with threads(values.threads or 1):
-        _selected(name, method, values)
-
-
-def _selected(name: str, method: Signature, values: Namespace) -> None:
-    import torch
-
     from sfumato import files
-    from sfumato.corruption import select
-    from sfumato.methods import lookup
-    from sfumato.methods.recipe import reclocked
+    from sfumato.threads import threads
     from sfumato.training.data import load
 
     out = Path(values.out)
-    target = out / "select.json"
-    if target.exists():
-        raise ValueError(f"{target} exists. Choose another --out.")
+    target = common.check_new(out / "select.json")
     if values.levels > values.candidates:
-        raise ValueError(
+        raise Refused(
             f"--levels {values.levels} cannot be chosen among --candidates {values.candidates}."
         )
     files.check_writable(target)
-    data = load(values.data, values.split, **reading.asked(values))
-    if values.distance == "features":
-        data.record.check_pictures("--distance features")
-    facts = data.facts()
-    if not float(facts.spectrum.max()) > 1e-12:
-        raise ValueError(f"the images of {values.data} are all alike; there is nothing to go by.")
+    with threads(values.threads or 1):
+        data = load(values.data, values.split, **common.asked(values))
+        if values.distance == "features":
+            data.record.check_pictures("--distance features")
+        recipe, chosen = _chosen(name, pick(values, method.parameters), data, values)
+        record = _record(name, pick(values, method.parameters), data, chosen, values)
+        files.write(target, json.dumps(record, indent=2) + "\n")
+        _draw(out / "select.png", values.distance, chosen)
+        if not values.quiet:
+            print(
+                f"{target}: {len(chosen.warp)} levels of {values.candidates}, no step above "
+                f"{max(chosen.steps):.4g} (before: {max(chosen.before):.4g})"
+            )
+            _noise_scales(data, recipe.process)
+            print(
+                f"Train with them: sfumato train {name} --data {values.data} --time-warp {target}"
+            )
+
+
+def _chosen(
+    name: str, parameters: Mapping[str, Any], data: Data, values: Namespace
+) -> tuple[Recipe, Chosen]:
+    """The method's recipe on these data, and the levels chosen along its path."""
+    import torch
+
+    from sfumato.corruption import select
+    from sfumato.methods import lookup
+    from sfumato.methods.recipe import with_time_warp
+
+    stats = data.stats()
+    if not float(stats.spectrum.max()) > 1e-12:
+        raise Refused(
+            f"the images of {values.data} are all equal; there are no distances to select by."
+        )
     build, _ = lookup.method(name)
-    recipe = build(data.record.shape, facts, **pick(values, method.parameters))
-    reclocked(recipe, (0.0, 1.0))  # refuses methods whose levels cannot be moved
+    recipe = build(data.record.shape, stats, **parameters)
+    with_time_warp(recipe, (0.0, 1.0))  # refuses methods whose levels cannot be moved
     process = select.still(recipe.process, 0.0) if recipe.own_noise else recipe.process
     times = torch.linspace(0, 1, values.candidates, dtype=torch.float64)
-    distances = _distances(process, data, facts, times, values)
+    distances = _distances(process, data, stats, times, values)
     if values.epsilon is not None:
         path = select.shortest(distances, values.epsilon)
     else:
         path = select.select(distances, values.levels)
-    clock = select.clock(times, path)
     plain = torch.linspace(0, values.candidates - 1, len(path)).round().long().tolist()
     before, steps = (
         [float(distances[i, j]) for i, j in itertools.pairwise(way)] for way in (plain, path)
     )
-    even = select.clock(times, select.steady(distances, len(path)))
-    record = {
+    even = select.time_warp(times, select.steady(distances, len(path)))
+    return recipe, Chosen(select.time_warp(times, path), steps, before, even)
+
+
+def _record(
+    name: str, parameters: Mapping[str, Any], data: Data, chosen: Chosen, values: Namespace
+) -> dict[str, Any]:
+    """The content of `select.json`: the time warp, and all that it depends on."""
+    return {
         "method": name,
-        "parameters": pick(values, method.parameters),
+        "parameters": parameters,
         "data": data.record.to_dict(),
         "distance": values.distance,
         "extractor": values.extractor if values.distance == "features" else None,
         "seed": values.seed,
         "candidates": values.candidates,
-        "epsilon": max(steps),
-        "clock": clock,
-        "steps": steps,
-        "equal_distance_clock": even,
+        "epsilon": max(chosen.steps),
+        "time_warp": chosen.warp,
+        "steps": chosen.steps,
+        "equal_distance_time_warp": chosen.even,
     }
-    files.write(target, json.dumps(record, indent=2) + "\n")
-    _draw(out / "select.png", values.distance, clock, even, before, steps)
-    if not values.quiet:
-        print(
-            f"{target}: {len(clock)} levels of {values.candidates}, no step above "
-            f"{max(steps):.4g} (before: {max(before):.4g})"
-        )
-        _noise_scales(data, recipe.process)
-        print(f"Train with them: sfumato train {name} --data {values.data} --clock {target}")
 
 
-def _draw(
-    target: Path,
-    distance: str,
-    clock: Sequence[float],
-    even: Sequence[float],
-    before: Sequence[float],
-    steps: Sequence[float],
-) -> None:
+def _draw(target: Path, distance: str, chosen: Chosen) -> None:
     """Levels against t, and the distance of each step before and after."""
     from sfumato import charts
 
-    place = [k / (len(clock) - 1) for k in range(len(clock))]
-    lines = {"selected": (place, clock), "equal distance": (place, even), "own": ([0, 1], [0, 1])}
+    count = len(chosen.warp)
+    place = [k / (count - 1) for k in range(count)]
+    lines = {
+        "selected": (place, chosen.warp),
+        "equal distance": (place, chosen.even),
+        "own": ([0, 1], [0, 1]),
+    }
     levels = charts.Panel("levels", "t", "the method's own t", lines)
-    count = range(1, len(steps) + 1)
-    lines = {"before": (count, before), "selected": (count, steps)}
+    numbers = range(1, count)
+    lines = {"before": (numbers, chosen.before), "selected": (numbers, chosen.steps)}
     each = charts.Panel(f"{distance} distance of each step", "step", "distance", lines, marks=True)
     charts.save([levels, each], target)
 
 
 def _distances(
-    process: Process, data: Data, facts: Facts, times: Tensor, values: Namespace
+    process: Process, data: Data, stats: DataStatistics, times: Tensor, values: Namespace
 ) -> Tensor:
     """Between the marginals at candidate times, (T, T)."""
     import torch
@@ -151,7 +181,7 @@ def _distances(
     kind = values.distance
     if kind in ("wasserstein", "coupled"):
         measure = select.gaussian if kind == "wasserstein" else select.coupled
-        return measure(process, facts, times)
+        return measure(process, stats, times)
     generator = torch.Generator().manual_seed(values.seed)
     chosen = torch.randperm(len(data), generator=generator)[:SAMPLE]
     x0 = data.batch(chosen)
@@ -175,7 +205,7 @@ def _distances(
 
 
 def _noise_scales(data: Data, process: Process) -> None:
-    """Print what NCSNv2's techniques ask of noise of the process's colour on these data."""
+    """Print levels and step size by NCSNv2's techniques, for the process's noise on these data."""
     import math
 
     import torch
@@ -184,17 +214,19 @@ def _noise_scales(data: Data, process: Process) -> None:
     from sfumato.corruption.spread import EXACT, farthest, looks
     from sfumato.methods.ncsn import ratio, step_size
 
-    noise, colour = process.noise.at(torch.ones((), dtype=torch.float64)), None
+    noise = process.noise.at(torch.ones((), dtype=torch.float64))
+    colour = None
     if isinstance(noise, Diagonal) and float(noise.gain.std(correction=0)) > 0:
         colour = scaled(1 / float(noise.gain.square().mean().sqrt())) @ noise
-    with bar("images looked at", looks(len(data)), quiet=False) as advance:
+    with bar("images compared", looks(len(data)), quiet=False) as advance:
 
         def batch(rows: Sequence[int]) -> Tensor:
             advance(len(rows))
             return data.batch(rows)
 
         far = farthest(batch, len(data), colour)
-    size, low = math.prod(data.record.shape), 0.02
+    size = math.prod(data.record.shape)
+    low = 0.02
     gamma = ratio(size)
     count = 1 + math.ceil(math.log(far.low / low) / math.log(gamma))
     span = f"{far.low:.4g}" if far.beyond == 0 else f"{far.low:.4g} to {far.high:.4g}"
@@ -212,10 +244,10 @@ def _noise_scales(data: Data, process: Process) -> None:
 
 def _parser(name: str, method: Signature | None) -> Parser:
     parser = Parser(f"select {name}", ABOUT)
-    reading.data_options(parser)
+    common.data_options(parser)
     parser.option("out", kinds.PATH, f"out/select-{name.rpartition(':')[2]}", "the folder")
-    parser.option("levels", kinds.POSITIVE, 32, "levels to choose, both ends with them")
-    parser.option("candidates", kinds.POSITIVE, 256, "times that they are chosen among, evenly")
+    parser.option("levels", kinds.POSITIVE, 32, "levels to choose, including both ends")
+    parser.option("candidates", kinds.POSITIVE, 256, "evenly spaced times to choose from")
     text = "largest distance of a step; as many levels as that needs, whatever --levels says"
     parser.option("epsilon", kinds.optional(kinds.NUMBER), None, text)
     text = (
@@ -225,9 +257,8 @@ def _parser(name: str, method: Signature | None) -> Parser:
     parser.option("distance", kinds.choice(*DISTANCES), "wasserstein", text)
     extractor = "of features: auto (the classifier for this data set), FILE.py:NAME, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
-    parser.option("seed", kinds.NATURAL, 0, "of the images and directions of sliced and features")
-    threads = "of the processor (default: one, which serves many small operations best)"
-    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    common.seed_option(parser, "of the images and directions of sliced and features")
+    common.threads_option(parser, "one, the fastest for many small operations")
     if method is not None:
         parser.options(method.parameters, f"the method {name}")
     parser.about_the_call()

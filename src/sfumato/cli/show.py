@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 
 from sfumato import pretrained
-from sfumato.cli import kinds, reading, signatures
+from sfumato.cli import common, kinds, signatures
+from sfumato.cli.common import load
 from sfumato.cli.parser import Parser, first, resolved, settings
-from sfumato.cli.sample import labels, load, model_options
+from sfumato.cli.sample import labels, model_options, sampler
 from sfumato.cli.signatures import Signature
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +32,14 @@ def run(argv: Sequence[str]) -> None:
     if target is None:
         return _explain()
     known = (*signatures.methods(), *pretrained.models())
-    if ":" not in target and not Path(target).exists() and target not in known:
-        raise ValueError(nearest("method or run", target, known))
+    if ":" not in target and not Path(target).exists():
+        choose("method or run", target, known)
     trained = target in pretrained.models() or (Path(target).is_dir() and target not in known)
     method = None if trained else signatures.method(target)
     parser = _made_parser(target) if method is None else _corrupted_parser(target, method)
     values = parser.read(rest, found)
     if not values.out.endswith(".png"):
-        raise ValueError(f"a strip is one picture, --out NAME.png; got {values.out}.")
+        raise Refused(f"a strip is one picture, --out NAME.png; got {values.out}.")
     if values.dry_run:
         print(resolved(parser, values, target=target))
         return
@@ -57,31 +59,27 @@ def _corrupted(target: str, method: Signature, values: Namespace) -> Tensor:
     from sfumato.training import data
 
     build, _ = lookup.method(target)
-    facts = None
+    stats = None
     if values.image:
         x0 = _reduced(pictures.read(values.image), values.size)
     else:
-        images = data.load(values.data, values.split, **reading.asked(values))
+        images = data.load(values.data, values.split, **common.asked(values))
         images.record.check_pictures("show")
-        x0, facts = images.batch(range(min(values.rows, len(images)))), images.facts()
-    chosen = {parameter.name: values[parameter.name] for parameter in method.parameters}
-    recipe = build(tuple(x0.shape[1:]), facts, **chosen)
+        x0 = images.batch(range(min(values.rows, len(images))))
+        stats = images.stats()
+    recipe = build(tuple(x0.shape[1:]), stats, **common.pick(values, method.parameters))
     return trajectory.forward(recipe.process, x0, values.frames, values.seed)
 
 
 def _made(target: str, values: Namespace) -> Tensor:
     from sfumato import trajectory
-    from sfumato.methods import lookup
 
-    if values.kernel is not None:
-        lookup.kernel(values.kernel)
-    model, seeds = load(target, values), kinds.expand(values.seeds)
+    chosen = sampler(values, values.steps)
+    model = load(target, values)
+    seeds = kinds.expand(values.seeds)
     model.config.record.check_pictures("show")
     classes = labels(model, values.classes, seeds)
-    steps, kernel = values.steps or model.steps, values.kernel
-    return trajectory.reverse(
-        model, seeds, values.frames, steps, kernel, classes, values.grid, values.clip
-    )
+    return trajectory.reverse(model, seeds, values.frames, chosen, classes, values.clip)
 
 
 def _reduced(image: Tensor, size: int) -> Tensor:
@@ -98,8 +96,8 @@ def _reduced(image: Tensor, size: int) -> Tensor:
 def _explain() -> None:
     names = ", ".join(signatures.methods())
     epilog = (
-        f"TARGET is a method ({names}, or FILE.py:NAME of your own), a run's folder, or a model\n"
-        f"that comes along ({', '.join(pretrained.models()) or 'none'}).\n"
+        f"TARGET is a method ({names}, or FILE.py:NAME of your own), a run's folder, or a bundled\n"
+        f"model ({', '.join(pretrained.models()) or 'none'}).\n"
         "sfumato show TARGET --help shows the options of each."
     )
     parser = Parser("show", f"{FORWARD} Or: {REVERSE}", epilog)
@@ -111,10 +109,10 @@ def _corrupted_parser(target: str, method: Signature) -> Parser:
     parser = Parser(f"show {target}", f"{method.summary} {FORWARD}")
     parser.add_argument("image", metavar="IMAGE", nargs="?", help="an image file (default: --data)")
     parser.option("out", kinds.PATH, "strip.png", "the picture")
-    reading.data_options(parser)
+    common.data_options(parser)
     parser.option("rows", kinds.POSITIVE, 6, "images of the data set")
     parser.option("frames", kinds.POSITIVE, 9, "times shown, 2 or more")
-    parser.option("seed", kinds.NATURAL, 0, "of the noise")
+    common.seed_option(parser, "of the noise")
     parser.option("size", kinds.POSITIVE, 256, "a larger IMAGE is reduced to this longest side")
     parser.options(method.parameters, f"the method {target}")
     parser.about_the_call()

@@ -1,29 +1,29 @@
-"""A signature is what a function's source says of its parameters: read, not run, without torch.
+"""A signature describes a function's parameters, read from its source, which is not run.
 
-One reader serves methods (shipped, or in a file of the user's), `TrainOptions` and `UNetOptions`;
-what it finds makes both the flags and their help.
+One reader, without torch, serves methods (bundled, or in a user's file), `TrainOptions` and
+`UNetOptions`; it gives both the flags and their help.
 """
 
 from __future__ import annotations
 
 import ast
-import itertools
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 from docstring_parser.google import parse
 
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
 
 SOURCE = Path(__file__).parents[1]
 SCALARS = {"int": kinds.WHOLE, "float": kinds.NUMBER, "str": kinds.TEXT, "bool": kinds.YES}
 
 
+@final
 class Parameter(NamedTuple):
-    """One keyword parameter or field that a flag can set (final)."""
+    """One keyword parameter or field that a flag can set."""
 
     name: str
     kind: Kind
@@ -32,8 +32,9 @@ class Parameter(NamedTuple):
     help: str
 
 
+@final
 class Signature(NamedTuple):
-    """Of one function or dataclass (final)."""
+    """The signature of one function or dataclass."""
 
     module: str
     """Docstring of the whole file."""
@@ -59,19 +60,16 @@ def methods() -> dict[str, tuple[Path, str]]:
 
 
 def method(spec: str) -> Signature:
-    """Signature of a method by its name, or of the user's own by `FILE.py:NAME`.
+    """Signature of a method by its name, or of a user-defined one by `FILE.py:NAME`.
 
     Raises:
         ValueError: no such method, file or function.
     """
     path, colon, name = spec.rpartition(":")
     if not colon:
-        known = methods()
-        if spec not in known:
-            raise ValueError(nearest("method", spec, known))
-        return read(*known[spec])
+        return read(*choose("method", spec, methods()))
     if not Path(path).is_file():
-        raise ValueError(f"no file '{path}' for the method {spec}.")
+        raise Refused(f"no file '{path}' for the method {spec}.")
     return read(Path(path), name)
 
 
@@ -89,39 +87,14 @@ def read(path: Path, name: str) -> Signature:
                 doc.short_description or "",
                 tuple(parameter for parameter in parameters if parameter is not None),
             )
-    raise ValueError(f"{path} defines no function '{name}'.")
-
-
-def kernels() -> list[tuple[str, str, str]]:
-    """Name, parameters and one line about each of KERNELS."""
-    known = _tree(SOURCE / "methods" / "__init__.py")
-    said: dict[str, str] = {}
-    taken: dict[str, str] = {}
-    for file in ("corruption/coupling.py", "sampling/flow.py", "sampling/kernels.py"):
-        body = _tree(SOURCE / file).body
-        for node, after in itertools.pairwise([*body, ast.Pass()]):
-            if isinstance(node, ast.FunctionDef):
-                said[node.name], taken[node.name] = _line(_doc(node)), ast.unparse(node.args)
-            elif isinstance(node, ast.Assign) and isinstance(after, ast.Expr):
-                said[ast.unparse(node.targets[0])] = _line(ast.literal_eval(after.value))
-    for wrapper in ("reverse", "flow", "chain", "moves"):
-        del said[wrapper]
-    own = {node.name: node for node in known.body if isinstance(node, ast.FunctionDef)}
-    rows = []
-    for name, value in _entries(known, "KERNELS").items():
-        built = own.get(ast.unparse(value))
-        words = re.findall(r"\w+", ast.unparse(built or value))
-        line = built and _line(_doc(built))
-        takes = ast.unparse(built.args) if built else taken.get(ast.unparse(value), "")
-        rows.append((name, takes, line or next((said[w] for w in words if w in said), "")))
-    return rows
+    raise Refused(f"{path} defines no function '{name}'.")
 
 
 def _tree(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), str(path))
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not Python: {error}.") from error
+        raise Refused(f"{path} is not Python: {error}.") from error
 
 
 def _entries(tree: ast.Module, name: str) -> dict[str, ast.expr]:
@@ -132,7 +105,7 @@ def _entries(tree: ast.Module, name: str) -> dict[str, ast.expr]:
             if isinstance(table, ast.Dict):
                 keys = [ast.literal_eval(key) for key in table.keys if key is not None]
                 return dict(zip(keys, table.values, strict=True))
-    raise NotImplementedError(f"{name} is not a dictionary written out.")
+    raise LookupError(f"{name} is not a dictionary written out.")
 
 
 def _keywords(node: ast.FunctionDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
@@ -151,7 +124,7 @@ def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr | None, ast.expr | N
 def _parameter(
     name: str, annotation: ast.expr | None, default: ast.expr | None, text: str
 ) -> Parameter | None:
-    """A parameter, or None where its type or its default is more than a flag can say."""
+    """A parameter, or None where a flag cannot give its type or its default."""
     try:
         value = None if default is None else ast.literal_eval(default)
     except ValueError:
@@ -176,7 +149,8 @@ def _kind(node: ast.expr) -> Kind | None:
             if all(isinstance(value, str) for value in values):
                 return kinds.choice(*values)
         case ast.Subscript(ast.Name("tuple"), ast.Tuple([first, *rest])):
-            kind, others = _kind(first), {ast.unparse(other) for other in rest}
+            kind = _kind(first)
+            others = {ast.unparse(other) for other in rest}
             if kind is not None and others <= {ast.unparse(first), "..."}:
                 return kinds.several(kind, None if "..." in others else 1 + len(rest), empty=True)
     return None
@@ -184,8 +158,3 @@ def _kind(node: ast.expr) -> Kind | None:
 
 def _doc(node: ast.FunctionDef | ast.ClassDef | ast.Module) -> str:
     return ast.get_docstring(node) or ""
-
-
-def _line(text: str) -> str:
-    """The first line."""
-    return text.partition("\n")[0]

@@ -1,4 +1,4 @@
-"""`sfumato tune`: which method and kernel to expect most of, for data and a number of calls."""
+"""`sfumato tune`: methods and samplers ranked by predicted error, for data and numbers of calls."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from sfumato.cli import kinds, reading
+from sfumato.cli import common, kinds
 from sfumato.cli.parser import Parser, resolved, settings
-from sfumato.cli.progress import bar
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
+from sfumato.progress import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sfumato.corruption.facts import Facts
+    from sfumato.corruption.statistics import DataStatistics
     from sfumato.methods.recipe import Recipe
     from sfumato.sampling.kernels import Kernel
     from sfumato.sampling.predict import Moments, Predictor
 
 ABOUT = (
-    "Rank methods and kernels for data, with no training: the distance W2 of samples from data, "
+    "Rank methods and samplers for data, with no training: the distance W2 of samples from data, "
     "exact for Gaussian data with the measured mean and spectrum and a perfect network, as a share "
     "of the data's deviation."
 )
 METHODS = ("ddpm", "vp", "ve", "edm", "blurring", "soft", "soft-down", "ni-ddpm")
-KERNELS = (
+SAMPLERS = (
     "ddim",
     "multistep",
     "unipc",
@@ -37,14 +38,16 @@ KERNELS = (
     "ancestral",
     "euler-maruyama",
 )
-"""Without `exact-variance`, which is right on Gaussian data by construction."""
+"""Without `analytic-variance`, which is right on Gaussian data by construction."""
 MODEL = (
     "The model behind these numbers: Gaussian data, and a network without error. On images the "
-    "ranking did not hold: for seven pairs of kernel and trained model of Fashion-MNIST at 10, 20 "
-    "and 50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It tells a kernel "
-    "that is hopeless at so many calls, not which of two good ones is better."
+    "ranking did not hold: for seven pairs of sampler and trained model of Fashion-MNIST at 10, 20 "
+    "and 50 steps its rank correlation with FID was 0.29 (n = 21), under 0.6. It identifies a "
+    "sampler that fails at so many calls, not the better of two good ones."
 )
-SHOWN, LINES, BANDS = 12, 5, 24
+SHOWN = 12
+LINES = 5
+BANDS = 24
 
 
 def run(argv: Sequence[str]) -> None:
@@ -56,34 +59,34 @@ def run(argv: Sequence[str]) -> None:
         return
 
     from sfumato import files
-    from sfumato import methods as known
+    from sfumato.methods import METHODS as known
+    from sfumato.sampling.samplers import KERNELS
     from sfumato.threads import threads
     from sfumato.training.data import load
 
     for what, names, table in (
-        ("method", values.methods, known.METHODS),
-        ("kernel", [name.partition(":")[0] for name in values.kernels], known.KERNELS),
+        ("method", values.methods, known),
+        ("sampler", [name.partition(":")[0] for name in values.samplers], KERNELS),
     ):
         for name in names:
-            if name not in table:
-                raise ValueError(nearest(what, name, table))
+            choose(what, name, table)
     out = Path(values.out)
-    if (out / "tune.json").exists():
-        raise ValueError(f"{out / 'tune.json'} exists. Choose another --out.")
-    files.check_writable(out / "tune.json")
-    data = load(values.data, values.split, **reading.asked(values))
-    facts, rows, refused = data.facts(), [], {}
+    files.check_writable(common.check_new(out / "tune.json"))
+    data = load(values.data, values.split, **common.asked(values))
+    stats = data.stats()
+    rows = []
+    refused = {}
     best: dict[int, list[tuple[float, str, Moments, Predictor]]] = {n: [] for n in values.steps}
-    count = len(values.methods) * len(values.kernels)
+    count = len(values.methods) * len(values.samplers)
     with threads(values.threads or 1), bar("pairs", count, values.quiet) as advance:
-        for method, kernel, found in _pairs(values, facts):
+        for method, sampler, found in _pairs(values, stats):
             if isinstance(found, str):
-                refused[f"{method}, {kernel}"] = found
+                refused[f"{method}, {sampler}"] = found
             else:
                 for n, steps, moments, predictor in found:
-                    row = {"method": method, "kernel": kernel, "calls": n, "steps": steps}
+                    row = {"method": method, "sampler": sampler, "calls": n, "steps": steps}
                     rows.append(row | {"error": moments.error})
-                    best[n].append((moments.error, f"{method}, {kernel}", moments, predictor))
+                    best[n].append((moments.error, f"{method}, {sampler}", moments, predictor))
             advance(1)
     record = {"data": data.record.to_dict(), "rows": rows, "refused": refused, "model": MODEL}
     files.write(out / "tune.json", json.dumps(record, indent=2) + "\n")
@@ -93,24 +96,24 @@ def run(argv: Sequence[str]) -> None:
         print(f"{len(refused)} pairs were refused; why is in {out / 'tune.json'}.")
 
 
-def _pairs(values: Namespace, facts: Facts) -> Iterator[tuple[str, str, Any]]:
-    """(method, kernel, predictions or why there are none), in turn."""
+def _pairs(values: Namespace, stats: DataStatistics) -> Iterator[tuple[str, str, Any]]:
+    """(method, sampler, predictions or why there are none), in turn."""
     from sfumato.methods import METHODS as known
-    from sfumato.methods import lookup
     from sfumato.sampling.predict import Predictor
+    from sfumato.sampling.samplers import kernel
 
     for method in values.methods:
         try:
-            recipe = known[method](tuple(facts.mean.shape), facts)
-            predictor = Predictor(recipe.process, facts, recipe.prior)
+            recipe = known[method](tuple(stats.mean.shape), stats)
+            predictor = Predictor(recipe.process, stats, recipe.prior)
         except (ValueError, NotImplementedError) as error:
-            yield from ((method, kernel, str(error)) for kernel in values.kernels)
+            yield from ((method, name, str(error)) for name in values.samplers)
             continue
-        for kernel in values.kernels:
+        for name in values.samplers:
             try:
-                yield method, kernel, _predicted(predictor, lookup.kernel(kernel), recipe, values)
+                yield method, name, _predicted(predictor, kernel(name), recipe, values)
             except (ValueError, TypeError, NotImplementedError) as error:
-                yield method, kernel, str(error)
+                yield method, name, str(error)
 
 
 def _predicted(
@@ -119,8 +122,8 @@ def _predicted(
     """(calls, steps, moments, predictor) for each number of calls: as many steps as they allow."""
     found = []
     for calls in values.steps:
-        if recipe.fixed and calls != recipe.steps:
-            raise ValueError(f"this method samples in {recipe.steps} steps and no other.")
+        if recipe.fixed and calls != (only := recipe.sampler.whole[1]):
+            raise Refused(f"this method samples in {only} steps and no other.")
         each = predictor.calls(kernel, recipe.grid(3)) / 3
         steps = max(1, int(calls / each)) if each > 1.2 else calls
         found.append((calls, steps, predictor(kernel, recipe.grid(steps)), predictor))
@@ -168,19 +171,19 @@ def _radial(frequency: Tensor, value: Tensor) -> tuple[list[float], list[float]]
     which = torch.bucketize(flat, edges[1:-1])
     counts = torch.bincount(which, minlength=BANDS)
     totals = torch.bincount(which, weights=value, minlength=BANDS)
-    middle, kept = (edges[1:] + edges[:-1]) / 2, counts > 0
+    middle = (edges[1:] + edges[:-1]) / 2
+    kept = counts > 0
     return middle[kept].tolist(), (totals[kept] / counts[kept]).clamp(min=1e-12).tolist()
 
 
 def _parser() -> Parser:
     parser = Parser("tune", ABOUT, MODEL)
-    reading.data_options(parser)
+    common.data_options(parser)
     parser.option("out", kinds.PATH, "out/tune", "folder for tune.json and tune.png")
     steps = "numbers of network calls"
     parser.option("steps", kinds.several(kinds.POSITIVE), (5, 10, 20, 50), steps)
     parser.option("methods", kinds.several(kinds.TEXT), METHODS, "methods, as trained by default")
-    parser.option("kernels", kinds.several(kinds.TEXT), KERNELS, "kernels")
-    threads = "of the processor (default: one, which serves many small operations best)"
-    parser.option("threads", kinds.optional(kinds.POSITIVE), None, threads)
+    parser.option("samplers", kinds.several(kinds.TEXT), SAMPLERS, "samplers")
+    common.threads_option(parser, "one, the fastest for many small operations")
     parser.about_the_call()
     return parser

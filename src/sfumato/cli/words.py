@@ -1,16 +1,17 @@
-"""Words are options that people know from other programs, with what says the same here."""
+"""Words are options of other programs, with their equivalents here."""
 
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 
+@final
 class Cure(NamedTuple):
-    """What to type instead of some words (final)."""
+    """The equivalent of some options of other programs."""
 
     option: str
-    """Where a verb has it, the cure is given."""
+    """The option here; verbs without it do not suggest this cure."""
     sentence: str
     words: str
 
@@ -40,12 +41,17 @@ CURES = (
     Cure("width", "use --width N", "dim channels num-channels base-channels"),
     Cure("out", "use --out PATH", "output output-dir outdir save-dir logdir results-folder"),
     Cure("seeds", "use --seeds 0-63: one image for each", "num-samples num-images n-samples count"),
+    Cure(
+        "tracker",
+        "use --tracker tensorboard, wandb or trackio",
+        "logger log-with report-to with-tracking wandb use-wandb tensorboard trackio",
+    ),
     Cure("conditional", "use --conditional", "class-cond class-conditional"),
 )
 
 
 def cure(word: str, options: Container[str]) -> str | None:
-    """The sentence for an option that nobody has under this name, or None.
+    """The sentence for an unknown option that other programs have, or None.
 
     Args:
         word: as typed, without dashes in front.

@@ -1,8 +1,7 @@
-"""A boundary is where a call from outside is checked, in one sentence: times, signals, kinds.
+"""The boundary is where public calls check their arguments: times, signals, types.
 
-Public functions check here what they are given, once; what a loop then does with it is not checked
-again. The checks look at shapes and dtypes, and at values on the CPU only: elsewhere, reading them
-would make the device wait.
+Public functions check their arguments here once; loops do not check again. The checks read shapes
+and dtypes, and values on the CPU only: reading those of another device would make the host wait.
 """
 
 from __future__ import annotations
@@ -12,41 +11,50 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from sfumato.algebra.place import double, home, moved, seen
+from sfumato.errors import Refused, RefusedType
+
 Time = Tensor | float
 """() or (B, 1, ..., 1) in [0, 1], 0 clean; a number is a time of all signals."""
 
 FAR = 10.0
-"""Data are to lie in [-1, 1]; beyond this they were not scaled: bytes, say."""
+"""Data must be in [-1, 1]; values beyond this show that they were not scaled, such as bytes."""
 
 
 def time(t: Time, x: Tensor | None = None, last: float = 1.0) -> Tensor:
-    """`t` in float64 where it is a time, and one of the signals `x` (B, *shape) if they are given.
+    """`t` in float64 if it is a time, and one for signals `x` (B, *shape) if they are given.
+
+    It is moved to the `home` of the signals' device, and what is computed from it stays there;
+    without signals it is not moved.
 
     Args:
         t: () or (B, 1, ..., 1), from 0 to `last`.
         x: (B, *shape).
-        last: the last time there is.
+        last: the largest time allowed.
 
     Raises:
         TypeError: neither a number nor a tensor of floating-point numbers.
         ValueError: outside [0, 1], or of a shape that does not broadcast against signals.
     """
+    place = None if x is None else home(x.device)
     if isinstance(t, Real) and not isinstance(t, bool):
         t = torch.tensor(float(t), dtype=torch.float64)
     if not isinstance(t, Tensor):
-        raise TypeError(f"a time is a number in [0, 1], or a tensor of such; got {_kind(t)}.")
+        raise RefusedType(f"a time is a number in [0, 1], or a tensor of such; got {_kind(t)}.")
     if not t.is_floating_point():
-        raise TypeError(
+        raise RefusedType(
             f"times are floating-point numbers in [0, 1], 0 clean; got {t.dtype}. Step k of a "
             "chain of n steps is the time k / n."
         )
     _check_axes(t, x)
-    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= last)).all()):
-        raise ValueError(
+    if seen(~((t >= 0) & (t <= last))):
+        raise Refused(
             f"times lie in [0, 1], 0 clean; got {float(t.min()):g} to {float(t.max()):g}. Step k "
             "of a chain of n steps is the time k / n."
         )
-    return t.to(torch.float64)
+    if place is None or place == t.device:
+        return double(t)
+    return moved(double(t), place)
 
 
 def _check_axes(t: Tensor, x: Tensor | None) -> None:
@@ -58,30 +66,30 @@ def _check_axes(t: Tensor, x: Tensor | None) -> None:
             return
     of = "(B, 1, ..., 1)" if x is None else f"{(len(x), *(1,) * (x.ndim - 1))}"
     cure = f" Reshape them to {of.replace('B', str(len(t)))}." if t.ndim == 1 else ""
-    raise ValueError(f"times have shape () or {of}, one for each signal; got {(*t.shape,)}.{cure}")
+    raise Refused(f"times have shape () or {of}, one for each signal; got {(*t.shape,)}.{cure}")
 
 
 def alike(**signals: Tensor) -> None:
     """Raise unless the tensors, by their names in the call, are signals (B, *shape) of one shape.
 
     Raises:
-        TypeError: one is no tensor, or not of floating-point numbers.
+        TypeError: one is not a tensor, or not of floating-point numbers.
         ValueError: their shapes differ.
     """
     for name, x in signals.items():
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor (B, *shape); got {_kind(x)}.")
+            raise RefusedType(f"{name} must be a tensor (B, *shape); got {_kind(x)}.")
         if not x.is_floating_point():
-            raise TypeError(
+            raise RefusedType(
                 f"{name} must be of floating-point numbers, data in [-1, 1]; got {x.dtype}. Bytes "
                 "become these by x / 127.5 - 1."
             )
         if not x.ndim:
-            raise ValueError(f"{name} must have shape (B, *shape); got a single number.")
+            raise Refused(f"{name} must have shape (B, *shape); got a single number.")
     (first, x), *rest = signals.items()
     for name, other in rest:
         if other.shape != x.shape:
-            raise ValueError(
+            raise Refused(
                 f"{first} and {name} must have one shape; got {(*x.shape,)} and {(*other.shape,)}."
             )
 
@@ -90,16 +98,19 @@ def shaped(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Raise unless `x` is signals (B, *shape); TypeError and ValueError as `alike`."""
     alike(**{name: x})
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(
+        raise Refused(
             f"{name} must have shape (B, {', '.join(map(str, shape))}); got {(*x.shape,)}."
         )
 
 
 def near(name: str, x0: Tensor) -> None:
-    """Raise ValueError for data on the CPU that were plainly not scaled to [-1, 1]."""
-    if x0.device.type == "cpu" and x0.numel() and not float(x0.detach().abs().max()) <= FAR:
-        raise ValueError(
-            f"{name} must be data in [-1, 1]; got {float(x0.min()):g} to {float(x0.max()):g}. "
+    """Raise ValueError for data on the CPU that were clearly not scaled to [-1, 1]."""
+    if not x0.numel():
+        return
+    low, high = x0.detach().aminmax()
+    if seen(~((low >= -FAR) & (high <= FAR))):
+        raise Refused(
+            f"{name} must be data in [-1, 1]; got {float(low):g} to {float(high):g}. "
             "Scale them: bytes by x / 127.5 - 1."
         )
 
@@ -107,9 +118,9 @@ def near(name: str, x0: Tensor) -> None:
 def expect(value: object, kind: type, needs: str) -> None:
     """Raise TypeError, the sentence `needs` with what was found, unless `value` is of this kind."""
     if not isinstance(value, kind):
-        raise TypeError(f"{needs}; got {_kind(value)}.")
+        raise RefusedType(f"{needs}; got {_kind(value)}.")
 
 
 def _kind(value: object) -> str:
-    """What error sentences call a value of another kind."""
+    """How error sentences name a value of another type."""
     return repr(value) if isinstance(value, int | float | str | type) else type(value).__name__

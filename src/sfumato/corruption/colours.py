@@ -2,7 +2,7 @@ r"""A colour is the symmetric root S of a noise covariance S S^T of unit mean po
 
     x -> S eps,    trace(S S^T) = n
 
-White is the identity; others are diagonal in a basis of frequencies, or the user's own matrix.
+White is the identity; others are diagonal in a basis of frequencies, or a user-defined matrix.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from sfumato.algebra.basis import hartley
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity
-from sfumato.corruption.facts import Facts, space
+from sfumato.corruption.statistics import DataStatistics, space
+from sfumato.errors import Refused
 
 FLOOR = 1e-3
-"""Least share of the mean power that `measured` leaves a coefficient."""
+"""Smallest power of a coefficient under `measured`, as a share of the mean power."""
 
 
 def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) -> Diagonal:
     r"""Gains |k|^-exponent on the frequencies of the image, periodic, diagonal in `hartley`.
 
     exponent 1 on two axes is the Gaussian free field of non-isotropic DDPM; pixels have unit
-    variance. k is in cycles per pixel, so that a colour looks alike in all directions; the paper's
-    counts cycles per image, which is the same on squares and differs by the ratio of sides off
-    them.
+    variance. k is in cycles per pixel, so that a colour is isotropic; the paper's is in cycles per
+    image, which is the same on squares and otherwise differs by the ratio of sides.
 
     Args:
         shape: of one signal, (C, *space) or (n,).
         exponent: of the gain (the power falls as |k|^-2 exponent).
         dc: gain at frequency 0, where |k|^-exponent has none, in units of that at the lowest other
-            frequency. It must not be 0: a constant would never be corrupted.
+            frequency. It must not be 0: constant images would not be corrupted.
 
     Raises:
         ValueError: `dc` is not positive.
@@ -43,7 +43,7 @@ def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) ->
         A. Oberman, 2022), https://arxiv.org/abs/2210.12254
     """
     if not dc > 0:
-        raise ValueError(f"the noise needs a gain above 0 at frequency 0; got dc={dc:g}.")
+        raise Refused(f"the noise needs a gain above 0 at frequency 0; got dc={dc:g}.")
     basis = hartley(*space(shape))
     squared = basis.laplacian
     steady = squared == 0
@@ -53,14 +53,14 @@ def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) ->
     return Diagonal(_unit(log_gain), None, basis)
 
 
-def measured(facts: Facts) -> Diagonal:
-    """The spectrum of the data, averaged over channels, as the noise's; diagonal in the DCT basis.
+def measured(stats: DataStatistics) -> Diagonal:
+    """Noise with the data's spectrum, averaged over channels; diagonal in the DCT basis.
 
-    Coefficients of less than FLOOR of the mean power get that much, so that all are reached.
+    Powers below FLOOR of their mean are raised to it, so that all coefficients are corrupted.
     """
-    power = facts.spectrum.mean(0) if facts.spectrum.ndim > 1 else facts.spectrum
+    power = stats.spectrum.mean(0) if stats.spectrum.ndim > 1 else stats.spectrum
     return Diagonal(
-        _unit(power.clamp(min=FLOOR * float(power.mean())).log() / 2), None, facts.basis
+        _unit(power.clamp(min=FLOOR * float(power.mean())).log() / 2), None, stats.basis
     )
 
 
@@ -70,39 +70,39 @@ def covariance(path: str | Path, shape: tuple[int, ...]) -> Dense:
     n is the number of pixels of a channel, or of the whole signal.
 
     Raises:
-        ValueError: the file is none, or holds no covariance of this size.
+        ValueError: the file cannot be read, or holds no covariance of this size.
     """
     try:
         values = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no covariance: {error}.") from error
+        raise Refused(f"{path} holds no covariance: {error}.") from error
     sizes = {torch.Size(axes).numel(): axes for axes in (shape, space(shape))}
     if values.ndim != 2 or values.shape[0] != values.shape[1] or len(values) not in sizes:
         wanted = " or ".join(f"({n}, {n})" for n in sorted(sizes))
-        raise ValueError(f"{path} must be {wanted}; got {tuple(values.shape)}.")
+        raise Refused(f"{path} must be {wanted}; got {tuple(values.shape)}.")
     return Dense(values / values.diagonal().mean(), sizes[len(values)]).sqrt()
 
 
 def colour(
-    name: str, shape: tuple[int, ...], facts: Facts, exponent: float = 1.0, dc: float = 1.0
+    name: str, shape: tuple[int, ...], stats: DataStatistics, exponent: float = 1.0, dc: float = 1.0
 ) -> Operator:
-    """The colour that the command line calls `name`.
+    """The colour named `name` on the command line.
 
     Args:
         name: white, power (see `power_law`), data (see `measured`), or the path of a covariance.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no colour of this name.
     """
     if name == "white":
         return identity()
     if name == "power":
         return power_law(shape, exponent, dc)
     if name == "data":
-        return measured(facts)
+        return measured(stats)
     if name.endswith(".npy"):
         return covariance(name, shape)
-    raise ValueError(f"no noise '{name}'; choose white, power, data, or a covariance's .npy file.")
+    raise Refused(f"no noise '{name}'; choose white, power, data, or a covariance's .npy file.")
 
 
 def _unit(log_gain: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""A coupling says how the noise at s is tied to the noise at t, given x_0, for s < t:
+r"""A coupling ties the noise at s to the noise at t, given x_0, for s < t:
 
     x_s = C_s x_0 + K (x_t - C_t x_0) + L eps,        Step(carry=K, fresh=L).
 
@@ -11,16 +11,18 @@ symmetric.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from torch import Tensor
 
 from sfumato.algebra.operators import Diagonal, NotPositive, Operator, identity, scaled, zero
 from sfumato.corruption.process import Process
+from sfumato.errors import Refused
+from sfumato.names import value
 
 
 class Step(NamedTuple):
-    """What a reverse step carries over of the noise at t (K), and draws afresh (L)."""
+    """A reverse step: the share K of the noise at t that it keeps, and the fresh noise's root L."""
 
     carry: Operator
     fresh: Operator
@@ -32,19 +34,25 @@ Coupling = Callable[[Process, Tensor, Tensor], Step]
 `process` is a `Process`; `t` and `s` are times in [0, 1] of shapes () or (B, 1, ..., 1), s < t for
 each sample. K and L are operators on signals of the process; L is 0 where nothing is drawn. A
 coupling raises ValueError or NotImplementedError where the process allows no such step. See
-docs/mathematics.md, "Couplings and consistency", and `check_coupling` for one of your own.
+docs/mathematics.md, "Couplings and consistency", and `check_coupling` for your own.
 """
 
 _GROWING = "noise that never falls with time, V_s <= V_t"
 
 
-def given(process: Process, t: Tensor, s: Tensor, cross: Operator) -> Step:
+def from_cross_covariance(process: Process, t: Tensor, s: Tensor, cross: Operator) -> Step:
     """The marginal-consistent step with cross-covariance `cross` = Cov(x_s, x_t | x_0).
 
     Raises:
         ValueError: no joint law has this cross-covariance, V_s - K V_t K^T is not positive.
     """
-    return _tied(process, t, s, cross, "given needs a cross-covariance that V_s and V_t allow")
+    return _tied(
+        process,
+        t,
+        s,
+        cross,
+        "from_cross_covariance needs a cross-covariance that V_s and V_t allow",
+    )
 
 
 def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
@@ -74,7 +82,9 @@ def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
     return Step(ancestral(process, t, s).carry, fresh.sqrt())
 
 
-def ddim(eta: float = 0.0) -> Coupling:
+@final
+@value
+class ddim:
     r"""DDIM: L = eta L_ancestral, K = (V_s - L L^T)^1/2 S_t^-1. Marginal-consistent.
 
     eta = 0 is deterministic, Gamma = S_s S_t^T, and needs no inverse of C_t (gDDIM for blur);
@@ -86,10 +96,15 @@ def ddim(eta: float = 0.0) -> Coupling:
         gDDIM: Generalized Denoising Diffusion Implicit Models (Q. Zhang, M. Tao, Y. Chen, 2022),
         https://arxiv.org/abs/2206.05564
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"ddim needs eta in [0, 1]; got {eta:g}.")
 
-    def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise Refused(f"ddim needs eta in [0, 1]; got {self.eta:g}.")
+
+    def __call__(self, process: Process, t: Tensor, s: Tensor) -> Step:
+        eta = self.eta
         back = process.noise.at(t).inv()
         if eta == 0:
             return Step(process.noise.at(s) @ back, zero())
@@ -98,8 +113,6 @@ def ddim(eta: float = 0.0) -> Coupling:
         kept = scaled(eta**2) @ carry @ process.cov(t) @ carry.T
         total = scaled(1 - eta**2) @ process.cov(s) + kept
         return Step(total.sqrt() @ back, scaled(eta) @ fresh)
-
-    return coupling
 
 
 def bridge(process: Process, t: Tensor, s: Tensor) -> Step:
@@ -140,7 +153,9 @@ def pf_momentum(process: Process, t: Tensor, s: Tensor) -> Step:
     return Step(scaled(0.5) @ (identity() + _pulled(process, t, s)), zero())
 
 
-def annealed(eta: float = 0.5) -> Coupling:
+@final
+@value
+class annealed:
     r"""Consistent annealed sampling: K = (1 - eta) I, L L^T = V_s - (1 - eta)^2 V_t.
 
     Marginal-consistent. The step raises ValueError unless (1 - eta)^2 V_t <= V_s.
@@ -150,24 +165,29 @@ def annealed(eta: float = 0.5) -> Coupling:
         Jolicoeur-Martineau, R. Piché-Taillefer, R. Tachet des Combes, I. Mitliagkas, 2020),
         https://arxiv.org/abs/2009.05475
     """
-    if not 0 < eta <= 1:
-        raise ValueError(f"annealed needs eta in (0, 1]; got {eta:g}.")
 
-    def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
+    eta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 1:
+            raise Refused(f"annealed needs eta in (0, 1]; got {self.eta:g}.")
+
+    def __call__(self, process: Process, t: Tensor, s: Tensor) -> Step:
+        eta = self.eta
         left = process.cov(s) - scaled((1 - eta) ** 2) @ process.cov(t)
         needs = f"annealed(eta={eta:g}) needs (1 - eta)^2 V_t <= V_s, a larger eta or shorter steps"
         return Step(scaled(1 - eta), _root(left, t, s, needs))
 
-    return coupling
 
-
-def matched(coupling: Coupling, cov: Operator) -> Coupling:
+@final
+@value
+class analytic_variance:
     r"""K of `coupling`, and the fresh noise with which N(m, cov) data keep their law exactly.
 
     With the exact denoiser of such data, whose gain is G = cov C_t^T M_t^-1, a step takes x_t to
     B x_t + L eps, B = C_s G + K (I - C_t G); L L^T = M_s - B M_t B^T makes the law of x_s that of
-    q_s, M = C cov C^T + V. Not marginal-consistent given x_0: the excess stands for what an
-    estimate of x_0 lacks (docs/mathematics.md, "Predictions for Gaussian data"). The optimal
+    q_s, M = C cov C^T + V. Not marginal-consistent given x_0: the excess replaces the variance that
+    an estimate of x_0 lacks (docs/mathematics.md, "Predictions for Gaussian data"). The optimal
     variance of Analytic-DPM, for each coefficient and any process, from the data's spectrum.
 
     References:
@@ -176,52 +196,59 @@ def matched(coupling: Coupling, cov: Operator) -> Coupling:
         https://arxiv.org/abs/2201.06503
     """
 
-    def tied(process: Process, t: Tensor, s: Tensor) -> Step:
-        carry, _ = coupling(process, t, s)
+    coupling: Coupling
+    cov: Operator
+
+    def __call__(self, process: Process, t: Tensor, s: Tensor) -> Step:
+        cov = self.cov
+        carry, _ = self.coupling(process, t, s)
         clean_t, clean_s = process.signal.at(t), process.signal.at(s)
         total_t = clean_t @ cov @ clean_t.T + process.cov(t)
         total_s = clean_s @ cov @ clean_s.T + process.cov(s)
         gain = cov @ clean_t.T @ total_t.inv()
         # I - C_t G = V_t M_t^-1, without a difference.
         step = clean_s @ gain + carry @ process.cov(t) @ total_t.inv()
-        needs = "matched needs a carry K that keeps no more than the data's variance"
+        needs = "analytic_variance needs a carry K that keeps no more than the data's variance"
         return Step(carry, _root(total_s - step @ total_t @ step.T, t, s, needs))
-
-    return tied
 
 
 def naive(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""Independent noise, Soft Diffusion's Naive Sampler (Algorithm 1): Gamma = 0, K = 0, L = S_s.
 
-    Marginal-consistent given x_0, and yet with an estimate of x_0 it tends to half the data's
-    variance (docs/mathematics.md, "Predictions for Gaussian data").
+    Marginal-consistent given x_0, but with an estimate of x_0 it tends to half the data's variance
+    (docs/mathematics.md, "Predictions for Gaussian data").
     """
     return Step(zero(), process.noise.at(s))
 
 
-def redrawn(delta: float) -> Coupling:
+@final
+@value
+class ihdm:
     r"""IHDM's step: noise of deviation `delta` in place of S_s, K = 0, L = delta I.
 
-    Marginal-consistent where delta I = S_s only; IHDM's delta = 1.25 sigma makes up for the
-    variance that an estimate of the less blurred image lacks.
+    Marginal-consistent only where delta I = S_s; IHDM's delta = 1.25 sigma replaces the variance
+    that an estimate of the less blurred image lacks.
 
     References:
         Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
         2022), https://arxiv.org/abs/2206.13397
     """
-    if not delta >= 0:
-        raise ValueError(f"redrawn needs a deviation of 0 or more; got {delta:g}.")
 
-    def coupling(process: Process, t: Tensor, s: Tensor) -> Step:
-        return Step(zero(), scaled(delta))
+    delta: float
 
-    return coupling
+    def __post_init__(self) -> None:
+        if not self.delta >= 0:
+            raise Refused(f"ihdm needs a deviation of 0 or more; got {self.delta:g}.")
+
+    def __call__(self, process: Process, t: Tensor, s: Tensor) -> Step:
+        return Step(zero(), scaled(self.delta))
 
 
 def cold(process: Process, t: Tensor, s: Tensor) -> Step:
     r"""x_s = x_t + (C_s - C_t) x_0: K = I, L = 0. Consistent only where V_s = V_t.
 
-    Where the noise changes, it keeps all of it and tends to a wrong law, however many steps.
+    Where the noise changes with time, x_s keeps that at t, and samples tend to a wrong law however
+    many steps there are.
 
     References:
         Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (A. Bansal et al., 2022),
@@ -246,12 +273,12 @@ def _pulled(process: Process, t: Tensor, s: Tensor) -> Operator:
 
 
 def _root(left: Operator, t: Tensor, s: Tensor, needs: str) -> Operator:
-    """The root of the variance `left` to draw afresh, or a sentence that says why there is none."""
+    """The root of the fresh noise's variance `left`; ValueError, with `needs`, if there is none."""
     try:
         return left.sqrt()
     except NotPositive as error:
         early, late = (float(x.flatten()[error.sample % x.numel()]) for x in (s, t))
-        raise ValueError(
-            f"{needs}; between t={early:.2f} and t={late:.2f} the variance to draw afresh has a "
-            f"negative {error.found}. Use ddim or naive."
+        raise Refused(
+            f"{needs}; between t={early:.2f} and t={late:.2f} the variance of the fresh noise has "
+            f"a negative {error.found}. Use ddim or naive."
         ) from error

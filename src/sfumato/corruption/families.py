@@ -1,8 +1,8 @@
-r"""A family is an operator that time drives: t -> C_t, or t -> S_t.
+r"""A family is an operator as a function of time: t -> C_t, or t -> S_t.
 
 Families turn schedules into operators and compose with `@`. Time broadcasts against the signal: ()
-for one time, (B, 1, ..., 1) for one per sample, in [0, 1], 0 clean; float64, on the CPU unless a
-learned schedule lives elsewhere (gains are at most (B, 1, H, W), and cast when applied).
+for one time, (B, 1, ..., 1) for one per sample, in [0, 1], 0 clean; float64. An operator is on the
+device of its times; with a learned schedule, on that of the parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import cast
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Diagonal, Operator, scaled
+from sfumato.algebra.place import Placed, double, seen
 from sfumato.corruption.boundary import time
 from sfumato.corruption.schedules import Schedule
+from sfumato.errors import Refused, RefusedType
 
-# Step beside times where forward AD cannot go: a hard zero of a gain, whose logarithm has no
-# derivative, and operators that are not diagonal. Errors are about 1e-9 in float64.
+# Step of differences where forward AD does not apply: at a hard zero of a gain, whose logarithm has
+# no derivative, and for operators that are not diagonal. Errors are about 1e-9 in float64.
 _STEP = 1e-5
 
 
@@ -46,7 +48,8 @@ class Family(nn.Module, ABC):
         if isinstance(here, Diagonal):
             log_gain, sign = _diagonal_rate(self, t)
             zeros = here.zeros
-            if bool(zeros.any()):
+            # On other devices than the CPU the limit is computed whether there are zeros or not.
+            if zeros.device.type != "cpu" or seen(zeros):
                 limit = _limit(self, t)
                 log_gain = torch.where(zeros, log_of(limit.abs()), log_gain)
                 sign = torch.where(zeros, torch.where(limit < 0, -1.0, 1.0).to(sign), sign)
@@ -60,17 +63,18 @@ class Family(nn.Module, ABC):
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """The operator as a table may print it, factor by factor; none for the identity."""
+        """The operator's factors as formulas, for tables; none for the identity."""
         return (f"{type(self).__name__.lower()}_t",)
 
     @property
     def last(self) -> float:
-        """The last time that has an operator; see `Schedule.last`."""
+        """The largest time that has an operator; see `Schedule.last`."""
         return 1.0
 
 
+@final
 class Scale(Family):
-    """A schedule's level times the identity, or a level for each coefficient of a basis (final).
+    """A schedule's level times the identity, or a level for each coefficient of a basis.
 
     Args:
         level: t -> level; with `basis`, of the shape of its coefficients.
@@ -79,7 +83,8 @@ class Scale(Family):
 
     def __init__(self, level: Schedule, basis: Basis | None = None) -> None:
         super().__init__()
-        self.level, self.basis = level, basis
+        self.level = level
+        self.basis = basis
 
     def at(self, t: Tensor) -> Diagonal:
         return Diagonal(log_of(self.level(time(t, last=self.last))), None, self.basis)
@@ -93,8 +98,9 @@ class Scale(Family):
         return self.level.last
 
 
+@final
 class Heat(Family):
-    r"""Heat flow for the time that blurs by a Gaussian of width b_t (final).
+    r"""Heat flow for the time that blurs by a Gaussian of width b_t.
 
     C_t = (1 - floor) exp(-Laplacian b_t^2 / 2) + floor, diagonal in `basis`: blur with the edges
     that the basis has (DCT: reflected, Hartley: periodic). F(t) of IHDM, d_t of Blurring Diffusion,
@@ -114,15 +120,17 @@ class Heat(Family):
     def __init__(self, blur: Schedule, basis: Basis, floor: float = 0.0) -> None:
         super().__init__()
         if not 0 <= floor < 1:
-            raise ValueError(f"Heat needs a floor in [0, 1); got {floor:g}.")
-        self.blur, self.basis, self.floor = blur, basis, float(floor)
-        self.squared = basis.laplacian
+            raise Refused(f"Heat needs a floor in [0, 1); got {floor:g}.")
+        self.blur = blur
+        self.basis = basis
+        self.floor = float(floor)
+        self._squared = Placed(basis.laplacian)
 
     def at(self, t: Tensor) -> Diagonal:
         width = self.blur(time(t))
-        log_gain = -self.squared.to(width.device) * width**2 / 2
+        log_gain = -self._squared.on(width.device) * (width**2 / 2)
         if self.floor:
-            log_floor = torch.tensor(math.log(self.floor), dtype=torch.float64)
+            log_floor = torch.full_like(width, math.log(self.floor))
             log_gain = torch.logaddexp(math.log1p(-self.floor) + log_gain, log_floor)
         return Diagonal(log_gain, None, self.basis)
 
@@ -134,33 +142,37 @@ class Heat(Family):
         return f"{self.basis}, floor={self.floor:g}"
 
 
+@final
 class Damp(Family):
-    r"""Coefficients that decay at rates of their own (final): exp(-(rate level_t)^power).
+    r"""Coefficients that each decay at their own rate: exp(-(rate level_t)^power).
 
-    Never a hard zero, so that between two times each loses a factor and none is repainted from
-    nothing: in pixels a fading mask, in Haar bands a downsampling, with power 2 and rates sqrt of
-    the Laplacian a blur.
+    Never a hard zero: between two times each coefficient is multiplied by a factor, and none is
+    generated from nothing. In pixels this is a fading mask, in Haar bands a downsampling, with
+    power 2 and rates sqrt of the Laplacian a blur.
 
     Args:
         level: schedule from 0 at t = 0 upwards.
         rates: how fast each coefficient decays, >= 0; broadcasts against `basis.shape`, or one set
             for each sample, (B, 1, *basis.shape).
         basis: the coefficients' basis.
-        power: 1 or more; large ones let one coefficient after another go.
+        power: 1 or more; with large ones the coefficients vanish one after another.
     """
 
     def __init__(self, level: Schedule, rates: Tensor, basis: Basis, power: float = 1.0) -> None:
         super().__init__()
-        if not bool((rates >= 0).all()):
-            raise ValueError(f"Damp needs rates >= 0; got {float(rates.min()):g}.")
+        if seen(~(rates >= 0)):
+            raise Refused(f"Damp needs rates >= 0; got {float(rates.min()):g}.")
         if not power >= 1:
-            raise ValueError(f"Damp needs a power of 1 or more; got {power:g}.")
-        self.level, self.basis, self.power = level, basis, float(power)
-        self.rates = rates.to(torch.float64)
+            raise Refused(f"Damp needs a power of 1 or more; got {power:g}.")
+        self.level = level
+        self.basis = basis
+        self.power = float(power)
+        self._rates = Placed(double(rates))
 
     def at(self, t: Tensor) -> Diagonal:
         level = self.level(time(t))
-        return Diagonal(-((self.rates.to(level.device) * level) ** self.power), None, self.basis)
+        rates = self._rates.on(level.device)
+        return Diagonal(-((rates * level) ** self.power), None, self.basis)
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -170,8 +182,9 @@ class Damp(Family):
         return f"{self.basis}, power={self.power:g}"
 
 
+@final
 class Fade(Family):
-    r"""Coefficients that fade to zero one after another (final): masks in pixels, bands in Haar.
+    r"""Coefficients that fade to zero one after another: masks in pixels, bands in Haar.
 
     gain = ramp((onset + width - level) / width) with ramp(y) = sin^2(pi/2 clip(y, 0, 1)), so that a
     coefficient is untouched until the level passes its onset and a hard zero `width` later. Gains
@@ -187,17 +200,20 @@ class Fade(Family):
     def __init__(self, level: Schedule, onset: Tensor, basis: Basis, width: float) -> None:
         super().__init__()
         if not width > 0:
-            raise ValueError(f"Fade needs a positive width; got {width:g}.")
+            raise Refused(f"Fade needs a positive width; got {width:g}.")
         if tuple(onset.shape) != basis.shape:
-            raise ValueError(
+            raise Refused(
                 f"Fade needs one onset per coefficient of {basis}; got {tuple(onset.shape)}."
             )
-        self.level, self.basis, self.width = level, basis, float(width)
-        self.onset = onset.to(torch.float64)
+        self.level = level
+        self.basis = basis
+        self.width = float(width)
+        self._onset = Placed(double(onset))
 
     def at(self, t: Tensor) -> Diagonal:
         level = self.level(time(t))
-        left = ((self.onset.to(level.device) + self.width - level) / self.width).clamp(0.0, 1.0)
+        onset = self._onset.on(level.device)
+        left = ((onset + self.width - level) / self.width).clamp(0.0, 1.0)
         return Diagonal(log_of(torch.sin(math.pi / 2 * left) ** 2), None, self.basis)
 
     @property
@@ -205,15 +221,16 @@ class Fade(Family):
         return ("ramp(onset - b_t)",)
 
 
+@final
 class Fixed(Family):
-    """The same operator at all times (final): a noise colour, a camera, a user's own matrix."""
+    """The same operator at all times: a noise colour, a camera, a user-defined matrix."""
 
     def __init__(self, operator: Operator) -> None:
         super().__init__()
         self.operator = operator
 
     def at(self, t: Tensor) -> Operator:
-        return self.operator
+        return self.operator.on(t.device)
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -223,8 +240,9 @@ class Fixed(Family):
         return repr(self.operator)
 
 
+@final
 class Mapping(Family):
-    """Any function t -> Operator (final): a corruption without a class.
+    """Any function t -> Operator: a corruption without a class.
 
     Args:
         at: takes t of shape () or (B, 1, ..., 1), float64, and returns the operator at those times.
@@ -238,8 +256,9 @@ class Mapping(Family):
         return self._at(time(t))
 
 
+@final
 class Product(Family):
-    """t -> A_t B_t (final)."""
+    """t -> A_t B_t."""
 
     def __init__(self, left: Family, right: Family) -> None:
         super().__init__()
@@ -253,20 +272,22 @@ class Product(Family):
         return self.left.factors + self.right.factors
 
 
-class Paced(Family):
-    """Another family by another clock: at t it is what that is at clock(t) (final).
+@final
+class TimeWarped(Family):
+    """Another family under a time warp: t -> of.at(warp(t)).
 
     Args:
         of: the family.
-        clock: a schedule from 0 to 1 that rises.
+        warp: an increasing schedule from 0 to 1.
     """
 
-    def __init__(self, of: Family, clock: Schedule) -> None:
+    def __init__(self, of: Family, warp: Schedule) -> None:
         super().__init__()
-        self.of, self.clock = of, clock
+        self.of = of
+        self.warp = warp
 
     def at(self, t: Tensor) -> Operator:
-        return self.of.at(self.clock(time(t)).clamp(0.0, 1.0))
+        return self.of.at(self.warp(time(t)).clamp(0.0, 1.0))
 
     @property
     def factors(self) -> tuple[str, ...]:
@@ -274,7 +295,7 @@ class Paced(Family):
 
 
 def _limit(family: Family, t: Tensor) -> Tensor:
-    """The rate of each gain as the limit of those on the cleaner side of t, of two of them."""
+    """The rate of each gain at t, extrapolated from two times on the cleaner side."""
     step = torch.where(t < 2 * _STEP, -_STEP, _STEP)
     beside = (_diagonal_rate(family, t - many * step) for many in (1, 2))
     near, far = (sign * log_gain.exp() for log_gain, sign in beside)
@@ -287,7 +308,7 @@ def _diagonal_rate(family: Family, t: Tensor) -> tuple[Tensor, Tensor]:
     def logs(at: Tensor) -> tuple[Tensor, Tensor]:
         operator = family.at(at)
         if not isinstance(operator, Diagonal):
-            raise TypeError(f"{type(family).__name__}.at returned a Diagonal at one time only.")
+            raise RefusedType(f"{type(family).__name__}.at returned a Diagonal at one time only.")
         sign = torch.ones_like(operator.log_gain) if operator.sign is None else operator.sign
         return operator.log_gain, sign
 

@@ -1,22 +1,25 @@
 """Learned schedules: paths whose shape and ends are trained with the network.
 
-`interior` are the parameters that move a path between its ends. The bound of continuous time does
-not depend on them (docs/mathematics.md, "Learned schedules"), so that training lets them lower the
-loss's variance instead.
+`interior` are the parameters that change a path between its ends. The bound of continuous time does
+not depend on them (docs/mathematics.md, "Learned schedules"), so that they are trained to lower the
+loss's variance instead. Levels are on the device of the parameters, whatever that of the times.
 """
 
 from __future__ import annotations
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.algebra.place import Placed, moved
 from sfumato.corruption.schedules import Schedule
 
 
+@final
 class Monotone(Schedule):
-    r"""A learned level, monotone from `start` to `end` (final).
+    r"""A learned level, monotone from `start` to `end`.
 
     f(t) = w t + sum_j a_j sigmoid(b_j (t - 1/2) + c_j) with w, a_j, b_j > 0, scaled to meet both
     ends: VDM's monotone network of one hidden layer.
@@ -25,7 +28,7 @@ class Monotone(Schedule):
         start: level at t = 0.
         end: level at t = 1.
         hidden: number of sigmoids.
-        count: number of paths side by side, (*t.shape, count) in all; by default one, as t is.
+        count: number of parallel paths, of shape (*t.shape, count); by default one, shaped as t.
 
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
@@ -45,7 +48,8 @@ class Monotone(Schedule):
         self.shifts = nn.Parameter(-centres.repeat(*shape, 1) if shape else -centres)
 
     def forward(self, t: Tensor) -> Tensor:
-        ends = torch.tensor([0.0, 1.0], dtype=t.dtype, device=t.device)
+        t = moved(t, self.linear.device)
+        ends = torch.arange(2, dtype=t.dtype, device=t.device)
         low, high = self._raw(ends)
         return self.start + (self.end - self.start) * (self._raw(t) - low) / (high - low)
 
@@ -58,14 +62,15 @@ class Monotone(Schedule):
         return f"{self.start:g}, {self.end:g}"
 
 
+@final
 class Span(Schedule):
-    """start + (end - start) path(t) with both ends learned (final).
+    """start + (end - start) path(t) with both ends learned.
 
     Args:
         path: from 0 at t = 0 to 1 at t = 1, perhaps learned.
-        start: first level at t = 0.
-        end: first level at t = 1.
-        count: number of paths that `path` has side by side, each with ends of its own.
+        start: initial value of the level at t = 0.
+        end: initial value of the level at t = 1.
+        count: number of parallel paths of `path`, each with its own ends.
     """
 
     def __init__(self, path: Schedule, start: float, end: float, count: int | None = None) -> None:
@@ -79,8 +84,9 @@ class Span(Schedule):
         return start + (end - start) * self.path(t)
 
 
+@final
 class Bands(Schedule):
-    """One of several paths for each coefficient (final).
+    """One of several paths for each coefficient.
 
     Args:
         paths: t -> (*t.shape, count).
@@ -90,15 +96,18 @@ class Bands(Schedule):
 
     def __init__(self, paths: Schedule, which: Tensor) -> None:
         super().__init__()
-        self.paths, self.which = paths, which
+        self.paths = paths
+        self._which = Placed(which)
 
     def forward(self, t: Tensor) -> Tensor:
-        level = self.paths(t)[..., self.which.to(t.device)]
-        return level.reshape(t.shape[: max(0, t.ndim - self.which.ndim)] + self.which.shape)
+        levels = self.paths(t)
+        which = self._which.on(levels.device)
+        return levels[..., which].reshape(t.shape[: max(0, t.ndim - which.ndim)] + which.shape)
 
 
+@final
 class FromGamma(Schedule):
-    """log abar_t = log sigmoid(-gamma_t) from gamma, VDM's minus the log-SNR (final)."""
+    """log abar_t = log sigmoid(-gamma_t) from gamma_t, VDM's negative log-SNR."""
 
     def __init__(self, gamma: Schedule) -> None:
         super().__init__()
@@ -109,7 +118,7 @@ class FromGamma(Schedule):
 
 
 def interior(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that move a learned path between its ends and leave the ends where they are.
+    """Parameters that change a learned path between its ends and not the ends.
 
     The bound of continuous time does not depend on them; they are trained to lower its variance.
     """

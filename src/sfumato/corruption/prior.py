@@ -2,7 +2,7 @@ r"""A prior is the law of x_1, where sampling starts.
 
 It is N(0, V_1) where the signal has vanished. Blur never removes the mean of an image, so there x_1
 is blurred data plus noise: a Gaussian fitted in the process's basis, or the low frequencies of
-training images kept in `Facts`.
+training images kept in `DataStatistics`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import TypeGuard, final
 
 import torch
 from torch import Tensor
 
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.operators import Diagonal, Operator
+from sfumato.algebra.place import Placed, sent
 from sfumato.corruption.boundary import shaped
-from sfumato.corruption.facts import Facts, corner, space
 from sfumato.corruption.process import Process
+from sfumato.corruption.statistics import DataStatistics, corner, space
+from sfumato.errors import Refused
 
 RandnLike = Callable[[Tensor], Tensor]
-"""x -> standard normal like x in shape, dtype and device; row i may come from its own stream."""
+"""x -> standard normal like x in shape, dtype and device; each row may have its own stream."""
 
 
 class Prior(ABC):
@@ -32,9 +34,9 @@ class Prior(ABC):
 
     @abstractmethod
     def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
-        """n draws in the place of `like`, a tensor (n, *shape) whose values are not read.
+        """n draws like `like` in dtype and device, a tensor (n, *shape) whose values are not read.
 
-        `classes` (n,) are those asked for, for a law that differs from class to class.
+        `classes` (n,) are the classes of the draws, for a law that differs from class to class.
         """
 
     @abstractmethod
@@ -42,8 +44,9 @@ class Prior(ABC):
         """log p(x_1) in nats; (n, *shape) -> (n,)."""
 
 
+@final
 class GaussianPrior(Prior):
-    """N(mean, cov) (final).
+    """N(mean, cov).
 
     Args:
         mean: (*shape).
@@ -52,17 +55,20 @@ class GaussianPrior(Prior):
 
     def __init__(self, mean: Tensor, cov: Operator) -> None:
         self.shape = tuple(mean.shape)
-        self.mean, self.cov, self._root = mean.to(torch.float64), cov, cov.sqrt()
+        self.mean = mean.to(torch.float64)
+        self.cov = cov
+        self._root = cov.sqrt()
+        self._mean = Placed(self.mean)
 
     def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
-        return self.mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
+        return self._mean.like(like) + self._root(randn_like(like))
 
     def log_prob(self, x: Tensor) -> Tensor:
         shaped("x", x, self.shape)
         logdet = self.cov.logdet(self.shape)
         _check_density(bool(torch.isneginf(logdet).any()))
-        white = self._root.inv()(x - self.mean.to(x.dtype).to(x.device)).flatten(1)
+        white = self._root.inv()(x - self._mean.like(x)).flatten(1)
         constant = 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
         return -0.5 * white.square().sum(1) - 0.5 * logdet.to(x) - constant
 
@@ -70,46 +76,49 @@ class GaussianPrior(Prior):
         return f"GaussianPrior(shape={self.shape})"
 
 
+@final
 class CorruptedData(Prior):
-    r"""C_1 x_0 + S_1 eps with x_0 a remembered training image (final).
+    r"""C_1 x_0 + S_1 eps with x_0 a stored training image.
 
-    On the low frequencies kept in `facts.low`, x_0 is one of the remembered images, drawn
-    uniformly; on the others it is Gaussian with the data's mean and spectrum. Where C_1 has removed
-    what was not kept, as heat blur does, this is the law of corrupted training images.
+    On the low frequencies in `stats.low`, x_0 is one of the stored images, drawn uniformly; on the
+    others it is Gaussian with the data's mean and spectrum. Where C_1 removes the frequencies that
+    are not stored, as heat blur does, this is the law of corrupted training images.
 
-    Where a class is asked for and `facts.labels` are known, the image is one of that class; a class
-    of which none is remembered is Gaussian on all frequencies.
+    Where classes are given and `stats.labels` is not None, the image is one of the class; a class
+    without stored images is Gaussian on all frequencies.
 
     Args:
-        facts: what was measured of the data.
-        process: any; for a density diagonal in `facts.basis` at t = 1, or a multiple of the
-            identity.
+        stats: what was measured of the data.
+        process: any; `log_prob` needs one that is diagonal in `stats.basis` at t = 1, or a multiple
+            of the identity.
     """
 
-    def __init__(self, facts: Facts, process: Process) -> None:
+    def __init__(self, stats: DataStatistics, process: Process) -> None:
         one = torch.ones((), dtype=torch.float64)
         signal, noise = process.signal.at(one), process.noise.at(one)
-        self.shape = tuple(facts.mean.shape)
-        self._facts, self._basis = facts, facts.basis
+        self.shape = tuple(stats.mean.shape)
+        self._stats = stats
+        self._basis = stats.basis
         self._rank = len(space(self.shape))
         self._signal, self._noise = signal, noise
-        self._cast: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+        self._mean, self._spread = Placed(stats.mean), Placed(stats.spectrum.sqrt())
 
     def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
         eps, rest = randn_like(like), randn_like(like)
-        mean, spread = self._moments(like)
-        u, low = mean + spread * rest, self._facts.low
-        # A normal draw read through its own distribution function is uniform: one kind of stream
-        # serves for everything.
+        u = self._mean.like(like) + self._spread.like(like) * rest
+        low = self._stats.low
+        # The normal distribution function of a normal draw is uniform, so that normal streams
+        # suffice.
         uniform = torch.special.ndtr(randn_like(like[:, :1].flatten(1)[:, :1]).cpu().double())
         found, chosen = self._chosen(uniform.flatten(), classes)
-        corner(u, self._rank)[found] = low[chosen].to(like.dtype).to(like.device)
+        corner(u, self._rank)[found] = sent(low[chosen], like)
         return self._signal(self._basis.synthesize(u)) + self._noise(eps)
 
     def _chosen(self, uniform: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which rows start from a remembered image, and the image of each of these."""
-        labels, count = self._facts.labels, len(self._facts.low)
+        """Which rows start from a stored image, and the image of each of these."""
+        labels = self._stats.labels
+        count = len(self._stats.low)
         fits = torch.ones(len(uniform), count, dtype=torch.bool)
         if labels is not None and classes is not None:
             fits = classes.cpu().unsqueeze(1) == labels
@@ -118,62 +127,53 @@ class CorruptedData(Prior):
         chosen = (fits.cumsum(1) > place.unsqueeze(1)).int().argmax(1)
         return fitting > 0, chosen[fitting > 0]
 
-    def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the coefficients in the place of `like`."""
-        place = (like.dtype, like.device)
-        if place not in self._cast:
-            moments = self._facts.mean, self._facts.spectrum.sqrt()
-            with torch.inference_mode(False):  # they outlive the inference they are asked for in
-                mean, spread = (x.to(like.dtype).to(like.device) for x in moments)
-            self._cast[place] = mean, spread
-        return self._cast[place]
-
     def log_prob(self, x: Tensor) -> Tensor:
         shaped("x", x, self.shape)
         if not (_diagonal_in(self._signal, self._basis) and _diagonal_in(self._noise, self._basis)):
-            raise ValueError(
+            raise Refused(
                 "the density of x_1 needs a process that is diagonal in the DCT basis at t = 1. "
                 "Use GaussianPrior."
             )
         u = self._basis.analyze(x.cpu().to(torch.float64))
         full = torch.ones(self.shape, dtype=torch.float64)
         gain, noise = full * self._signal.like(full), full * self._noise.like(full)
-        variance = noise.square() + gain.square() * self._facts.spectrum
+        variance = noise.square() + gain.square() * self._stats.spectrum
         _check_density(not bool(corner(noise, self._rank).all() and variance.all()))
-        alone = _normal(u, gain * self._facts.mean, variance)
+        alone = _normal(u, gain * self._stats.mean, variance)
         corner(alone, self._rank)[...] = 0
-        centres = corner(gain, self._rank) * self._facts.low
+        centres = corner(gain, self._rank) * self._stats.low
         distance = corner(u, self._rank).unsqueeze(1)
         nearby = _normal(distance, centres, corner(noise, self._rank).square()).flatten(2).sum(2)
-        mixture = torch.logsumexp(nearby, 1) - math.log(len(self._facts.low))
+        mixture = torch.logsumexp(nearby, 1) - math.log(len(self._stats.low))
         return (alone.flatten(1).sum(1) + mixture).to(x)
 
     def __repr__(self) -> str:
-        return f"CorruptedData({len(self._facts.low)} images, shape={self.shape})"
+        return f"CorruptedData({len(self._stats.low)} images, shape={self.shape})"
 
 
+@final
 class CorruptedGaussian(Prior):
-    r"""C_1 x_0 + S_1 eps with x_0 Gaussian of the data's mean and spectrum (final).
+    r"""C_1 x_0 + S_1 eps with x_0 Gaussian of the data's mean and spectrum.
 
     For processes that share no basis with the data's spectrum, where the sum of the two covariances
-    has no root: it can be drawn from, and has no density here.
+    has no root: it has `sample`, and no `log_prob`.
     """
 
-    def __init__(self, facts: Facts, process: Process) -> None:
+    def __init__(self, stats: DataStatistics, process: Process) -> None:
         one = torch.ones((), dtype=torch.float64)
-        self.shape = tuple(facts.mean.shape)
-        self._mean = facts.basis.synthesize(facts.mean)
-        self._root = Diagonal(facts.spectrum.log() / 2, None, facts.basis)
+        self.shape = tuple(stats.mean.shape)
+        self._mean = Placed(stats.basis.synthesize(stats.mean))
+        self._root = Diagonal(stats.spectrum.log() / 2, None, stats.basis)
         self._signal, self._noise = process.signal.at(one), process.noise.at(one)
 
     def sample(self, like: Tensor, randn_like: RandnLike, classes: Tensor | None = None) -> Tensor:
         shaped("like", like, self.shape)
         eps = randn_like(like)
-        x0 = self._mean.to(like.dtype).to(like.device) + self._root(randn_like(like))
+        x0 = self._mean.like(like) + self._root(randn_like(like))
         return self._signal(x0) + self._noise(eps)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        raise ValueError(
+        raise Refused(
             "this law of x_1 has no density: the process and the data's spectrum share no basis."
         )
 
@@ -187,15 +187,15 @@ def standard(process: Process, shape: tuple[int, ...]) -> GaussianPrior:
     return GaussianPrior(torch.zeros(shape, dtype=torch.float64), process.cov(one))
 
 
-def fitted(facts: Facts, process: Process) -> GaussianPrior | CorruptedGaussian:
+def fitted(stats: DataStatistics, process: Process) -> GaussianPrior | CorruptedGaussian:
     """The Gaussian with the mean and spectrum of corrupted data: N(C_1 m, C_1 S C_1^T + V_1)."""
     one = torch.ones((), dtype=torch.float64)
     signal = process.signal.at(one)
-    spectrum = Diagonal(facts.spectrum.log(), None, facts.basis)
-    mean = signal(facts.basis.synthesize(facts.mean))
+    spectrum = Diagonal(stats.spectrum.log(), None, stats.basis)
+    mean = signal(stats.basis.synthesize(stats.mean))
     cov = signal @ spectrum @ signal.T + process.cov(one)
     if not isinstance(cov, Diagonal):
-        return CorruptedGaussian(facts, process)
+        return CorruptedGaussian(stats, process)
     return GaussianPrior(mean, cov)
 
 
@@ -205,7 +205,7 @@ def _diagonal_in(operator: Operator, basis: Basis) -> TypeGuard[Diagonal]:
 
 def _check_density(singular: bool) -> None:
     if singular:
-        raise ValueError(
+        raise Refused(
             "the density of x_1 needs noise on every coefficient; the covariance is singular. "
             "Give the noise a floor."
         )

@@ -1,8 +1,8 @@
-r"""A schedule is a level that time drives: t in [0, 1] -> level, 0 clean, 1 most corrupted.
+r"""A schedule is a level as a function of time: t in [0, 1] -> level, 0 clean, 1 most corrupted.
 
-A level is whatever a family reads it as: a scale, a width of blur in samples, a log-SNR, the log of
-a signal's power. Schedules are differentiable in t (float64), and `nn.Module`s so that a level may
-be learned.
+The family defines what a level means: a scale, a width of blur in samples, a log-SNR, the log of a
+signal's power. Schedules are differentiable in t (float64), and `nn.Module`s so that a level may be
+learned.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.algebra.logs import log_of
+from sfumato.algebra.place import Placed
+from sfumato.errors import Refused
 
 RAISED = 2**0.5
-"""The largest time that EDM's churn takes a process to."""
+"""The largest time to which EDM's churn raises the noise."""
 
 
 class Schedule(nn.Module, ABC):
@@ -29,17 +32,18 @@ class Schedule(nn.Module, ABC):
 
     @property
     def formula(self) -> str:
-        """The level as a table may print it."""
+        """The level as a formula, for tables."""
         return f"{type(self).__name__.lower()}_t"
 
     @property
     def last(self) -> float:
-        """The last time that has a level: 1, or as far as churn goes where a line goes on."""
+        """The largest time that has a level: 1, or `RAISED` for constant and linear schedules."""
         return 1.0
 
 
+@final
 class Constant(Schedule):
-    """The same level at all times (final)."""
+    """The same level at all times."""
 
     def __init__(self, level: float) -> None:
         super().__init__()
@@ -60,8 +64,9 @@ class Constant(Schedule):
         return f"{self.level:g}"
 
 
+@final
 class Linear(Schedule):
-    """start + t (end - start) (final)."""
+    """start + t (end - start)."""
 
     def __init__(self, start: float, end: float) -> None:
         super().__init__()
@@ -84,8 +89,9 @@ class Linear(Schedule):
         return f"{self.start:g}, {self.end:g}"
 
 
+@final
 class Geometric(Schedule):
-    r"""start (end / start)^(t / until), then flat (final): equal ratios in equal times.
+    r"""start (end / start)^(t / until), then flat: equal ratios in equal times.
 
     The level of NCSN and VE (sigma), of IHDM and Soft Diffusion (blur width).
 
@@ -94,7 +100,7 @@ class Geometric(Schedule):
         end: level from t = `until` on, positive.
         until: time after which the level stays at `end`, in (0, 1].
         zero_at_start: shift and rescale the path so that it starts at exactly 0 and still ends at
-            `end`: a blur of this width starts at none.
+            `end`, for a blur of width 0 at t = 0.
     """
 
     def __init__(
@@ -102,14 +108,13 @@ class Geometric(Schedule):
     ) -> None:
         super().__init__()
         if not (start > 0 and end > 0):
-            raise ValueError(f"Geometric needs two positive levels; got {start:g} and {end:g}.")
+            raise Refused(f"Geometric needs two positive levels; got {start:g} and {end:g}.")
         if not 0 < until <= 1:
-            raise ValueError(f"Geometric needs `until` in (0, 1]; got {until:g}.")
+            raise Refused(f"Geometric needs `until` in (0, 1]; got {until:g}.")
         if zero_at_start and start == end:
-            raise ValueError(
-                f"Geometric from zero needs two different levels; got {start:g} twice."
-            )
-        self.start, self.end, self.until = float(start), float(end), float(until)
+            raise Refused(f"Geometric from zero needs two different levels; got {start:g} twice.")
+        self.start, self.end = float(start), float(end)
+        self.until = float(until)
         self.zero_at_start = zero_at_start
 
     def forward(self, t: Tensor) -> Tensor:
@@ -126,8 +131,9 @@ class Geometric(Schedule):
         return f"{self.start:g}, {self.end:g}, until={self.until:g}"
 
 
+@final
 class Sine(Schedule):
-    """end sin^2(pi t / 2) (final): the blur width of Blurring Diffusion."""
+    """end sin^2(pi t / 2): the blur width of Blurring Diffusion."""
 
     def __init__(self, end: float) -> None:
         super().__init__()
@@ -140,14 +146,16 @@ class Sine(Schedule):
         return f"{self.end:g}"
 
 
+@final
 class Sigmoid(Schedule):
-    """From start to end along a logistic ramp of steepness `slope` that meets both (final)."""
+    """From start to end along a logistic ramp of steepness `slope` that meets both."""
 
     def __init__(self, start: float, end: float, slope: float = 6.0) -> None:
         super().__init__()
         if not slope > 0:
-            raise ValueError(f"Sigmoid needs a positive slope; got {slope:g}.")
-        self.start, self.end, self.slope = float(start), float(end), float(slope)
+            raise Refused(f"Sigmoid needs a positive slope; got {slope:g}.")
+        self.start, self.end = float(start), float(end)
+        self.slope = float(slope)
 
     def forward(self, t: Tensor) -> Tensor:
         ramp = torch.tanh(self.slope * (t - 0.5) / 2) / (2 * math.tanh(self.slope / 4)) + 0.5
@@ -158,10 +166,10 @@ class Sigmoid(Schedule):
 
 
 class Table(Schedule):
-    """Levels at increasing times, linear between them (final).
+    """Levels at increasing times, linear between them.
 
-    Its slope jumps at each of its times, where a rate is that of the earlier, cleaner side: so do
-    the flows of methods that are a table of levels, such as ddpm, ni-ddpm and ihdm.
+    Its slope jumps at each of its times, where a rate is that of the earlier, cleaner side. So do
+    the flows of methods whose levels are a table, such as ddpm, ni-ddpm and ihdm.
     """
 
     def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
@@ -169,28 +177,31 @@ class Table(Schedule):
         times = torch.as_tensor(times, dtype=torch.float64)
         levels = torch.as_tensor(levels, dtype=torch.float64)
         if times.ndim != 1 or times.shape != levels.shape or len(times) < 2:
-            raise ValueError(
+            raise Refused(
                 "Table needs one level for each of two or more times; got shapes "
                 f"{tuple(times.shape)} and {tuple(levels.shape)}."
             )
         if not bool((times.diff() > 0).all()) or times[0] != 0 or times[-1] != 1:
-            raise ValueError("Table needs times that rise from 0 to 1.")
-        self.times, self.levels = times, levels
+            raise Refused("Table needs times that rise from 0 to 1.")
+        self._times, self._levels = Placed(times), Placed(levels)
 
     def forward(self, t: Tensor) -> Tensor:
-        times, levels = self.times.to(t.device), self.levels.to(t.device)
+        times, levels = self._times.on(t.device), self._levels.on(t.device)
         right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
-        t0, t1 = times[right - 1], times[right]
-        y0, y1 = levels[right - 1], levels[right]
+        # `take`, since indexing by a 0-d tensor reads its value.
+        t0, t1 = times.take(right - 1), times.take(right)
+        y0, y1 = levels.take(right - 1), levels.take(right)
         share = (t - t0) / (t1 - t0)
         return y0 + share * (y1 - y0)
 
     def extra_repr(self) -> str:
-        return f"{len(self.times)} levels, {self.levels[0]:.3g} to {self.levels[-1]:.3g}"
+        levels = self._levels.value
+        return f"{len(levels)} levels, {levels[0]:.3g} to {levels[-1]:.3g}"
 
 
+@final
 class CosineSNR(Schedule):
-    r"""log abar_t for the log-SNR -2 log tan(A t + B), a cosine in amplitude (final).
+    r"""log abar_t for the log-SNR -2 log tan(A t + B), a cosine in amplitude.
 
     abar = cos^2(A t + B), with B and A set by the largest and smallest log-SNR.
 
@@ -202,7 +213,7 @@ class CosineSNR(Schedule):
     def __init__(self, largest: float = 20.0, smallest: float = -20.0) -> None:
         super().__init__()
         if not largest > smallest:
-            raise ValueError(f"CosineSNR needs largest > smallest; got {largest:g}, {smallest:g}.")
+            raise Refused(f"CosineSNR needs largest > smallest; got {largest:g}, {smallest:g}.")
         self.largest, self.smallest = float(largest), float(smallest)
         self._offset = math.atan(math.exp(-largest / 2))
         self._slope = math.atan(math.exp(-smallest / 2)) - self._offset
@@ -217,8 +228,9 @@ class CosineSNR(Schedule):
         return f"{self.largest:g}, {self.smallest:g}"
 
 
+@final
 class LinearBeta(Schedule):
-    r"""log abar_t = -(beta_1 - beta_0) t^2 / 2 - beta_0 t (final): that of the VP SDE.
+    r"""log abar_t = -(beta_1 - beta_0) t^2 / 2 - beta_0 t: that of the VP SDE.
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
@@ -228,7 +240,7 @@ class LinearBeta(Schedule):
     def __init__(self, start: float = 0.1, end: float = 20.0) -> None:
         super().__init__()
         if not 0 <= start <= end or not end > 0:
-            raise ValueError(f"LinearBeta needs 0 <= start <= end; got {start:g} and {end:g}.")
+            raise Refused(f"LinearBeta needs 0 <= start <= end; got {start:g} and {end:g}.")
         self.start, self.end = float(start), float(end)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -238,8 +250,9 @@ class LinearBeta(Schedule):
         return f"{self.start:g}, {self.end:g}"
 
 
+@final
 class Betas(Schedule):
-    r"""log abar_t of a discrete chain (final): sum of log(1 - beta_k) up to k = t T.
+    r"""log abar_t of a discrete chain: sum of log(1 - beta_k) up to k = t T.
 
     Linear between steps. At t = k / T this is DDPM's own abar_k; t = 0 is clean, abar_0 = 1.
 
@@ -255,7 +268,7 @@ class Betas(Schedule):
         super().__init__()
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError("Betas needs a list of variances strictly between 0 and 1.")
+            raise Refused("Betas needs a list of variances strictly between 0 and 1.")
         log_power = torch.cat([torch.zeros(1).double(), torch.log1p(-betas).cumsum(0)])
         self.table = Table(
             torch.arange(len(betas) + 1) / torch.tensor(len(betas)).double(), log_power
@@ -265,8 +278,9 @@ class Betas(Schedule):
         return self.table(t)
 
 
+@final
 class Amplitude(Schedule):
-    """sqrt(abar_t) from a schedule of log abar_t (final): the signal's scale of VP processes."""
+    """sqrt(abar_t) from a schedule of log abar_t: the signal's scale of VP processes."""
 
     def __init__(self, log_power: Schedule) -> None:
         super().__init__()
@@ -280,8 +294,9 @@ class Amplitude(Schedule):
         return "sqrt(abar_t)"
 
 
+@final
 class Complement(Schedule):
-    """sqrt(1 - abar_t) from a schedule of log abar_t (final), by expm1: never 1 - c^2 in floats."""
+    """sqrt(1 - abar_t) from a schedule of log abar_t, by expm1 in place of 1 - c^2."""
 
     def __init__(self, log_power: Schedule) -> None:
         super().__init__()
@@ -296,7 +311,7 @@ class Complement(Schedule):
 
 
 def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Betas:
-    """DDPM's linear schedule; other lengths than 1000 keep its ends by scaling every variance."""
+    """DDPM's linear schedule; at lengths other than 1000 variances are scaled by 1000 / steps."""
     return Betas(torch.linspace(first, last, steps, dtype=torch.float64) * (1000 / steps))
 
 

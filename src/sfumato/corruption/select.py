@@ -1,10 +1,10 @@
 r"""Levels of corruption chosen from the data: steps of equal distance between marginals.
 
     D_ij = W2(q_i, q_j) for candidate times i, j;   an edge i -> j > i where D_ij <= epsilon;
-    the path with the fewest edges, and the epsilon by bisection at which it has as many levels as
-    asked for
+    the path with the fewest edges, and by bisection the epsilon at which it has the requested
+    number of levels
 
-The times of that path, at equal times of a process, are its clock: `Paced` families read it.
+The times of that path, at equal times of a process, are a time warp: `TimeWarped` families.
 
 References:
     Soft Diffusion: Score Matching for General Corruptions (Giannis Daras, Mauricio Delbracio,
@@ -21,14 +21,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal
-from sfumato.corruption.facts import Facts
-from sfumato.corruption.families import Fixed, Paced
+from sfumato.corruption.families import Fixed, TimeWarped
 from sfumato.corruption.process import Process
+from sfumato.corruption.statistics import DataStatistics
 from sfumato.corruption.tables import Cubic
+from sfumato.errors import Refused
 
 
-def gaussian(process: Process, facts: Facts, times: Tensor) -> Tensor:
+def gaussian(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
     r"""W2 between the marginals of Gaussian data with the measured mean and spectrum, (T, T).
 
     W2^2 = sum (c_t - c_s)^2 m^2 + (sqrt M_t - sqrt M_s)^2 over coefficients: exact where data and
@@ -36,22 +36,22 @@ def gaussian(process: Process, facts: Facts, times: Tensor) -> Tensor:
 
     Args:
         process: diagonal in one basis.
-        facts: of the data.
+        stats: of the data.
         times: (T,) in [0, 1].
 
     Raises:
         ValueError: a process without such a basis.
     """
-    mean, spread, gain, noise = _parts(process, facts, times)
+    mean, spread, gain, noise = _parts(process, stats, times)
     return _apart(gain * mean, (gain.square() * spread + noise.square()).sqrt())
 
 
-def coupled(process: Process, facts: Facts, times: Tensor) -> Tensor:
+def coupled(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
     r"""The bound on W2 by the same image and the same noise at both times, (T, T).
 
     E || (C_t - C_s) x_0 ||^2 + || S_t - S_s ||^2, of any data with the measured second moments.
     """
-    mean, spread, gain, noise = _parts(process, facts, times)
+    mean, spread, gain, noise = _parts(process, stats, times)
     return _apart(gain * (mean.square() + spread).sqrt(), noise)
 
 
@@ -105,7 +105,7 @@ def shortest(distances: Tensor, epsilon: float) -> list[int]:
     hops, before = _fewest(check(distances), epsilon)
     if hops[-1] == math.inf:
         least = float(distances.diagonal(1).max())
-        raise ValueError(
+        raise Refused(
             f"no path of levels has all its steps within epsilon = {epsilon:g}: neighbours among "
             f"the candidates are up to {least:.4g} apart. Use more candidates, or a larger epsilon."
         )
@@ -113,18 +113,17 @@ def shortest(distances: Tensor, epsilon: float) -> list[int]:
 
 
 def select(distances: Tensor, levels: int) -> list[int]:
-    """The path of so many levels with the least largest step: `shortest` with epsilon bisected.
+    """The path of `levels` candidates whose largest step is smallest: `shortest`, epsilon bisected.
 
     Raises:
-        ValueError: fewer than two levels, more than there are candidates, or nothing that changes.
+        ValueError: fewer than two levels, more than there are candidates, or all distances 0.
     """
-    distances, count = check(distances), len(distances)
+    distances = check(distances)
+    count = len(distances)
     if not 2 <= levels <= count:
-        raise ValueError(f"levels must be 2 to {count}, the number of candidates; got {levels}.")
+        raise Refused(f"levels must be 2 to {count}, the number of candidates; got {levels}.")
     if not float(distances.max()) > 0:
-        raise ValueError(
-            "the candidates are all alike: the corruption changes nothing of the data."
-        )
+        raise Refused("the candidates are all alike: the corruption changes nothing of the data.")
     found = distances.triu(1).flatten().unique()
     low, high = 0, len(found) - 1
     while low < high:
@@ -135,44 +134,44 @@ def select(distances: Tensor, levels: int) -> list[int]:
 
 
 def steady(distances: Tensor, levels: int) -> Tensor:
-    """Places among the candidates, (levels,), at equal parts of the way from each to its next.
+    """Places among the candidates, (levels,), at equal parts of their cumulative distance.
 
-    What the shortest path tends to where distances add up along it; places lie between candidates
-    too.
+    The limit of the shortest path where distances add up along it; places may lie between
+    candidates.
 
     Raises:
         ValueError: as `select`.
     """
     if levels < 2:
-        raise ValueError(f"levels must be 2 or more; got {levels}.")
+        raise Refused(f"levels must be 2 or more; got {levels}.")
     way = torch.cat([torch.zeros(1).double(), check(distances).diagonal(1).cumsum(0)])
     if not float(way[-1]) > 0:
-        raise ValueError(
-            "the candidates are all alike: the corruption changes nothing of the data."
-        )
+        raise Refused("the candidates are all alike: the corruption changes nothing of the data.")
     goal = torch.linspace(0, 1, levels, dtype=torch.float64) * way[-1]
     right = torch.searchsorted(way, goal).clamp(1, len(way) - 1)
     span = (way[right] - way[right - 1]).clamp(min=1e-300)
     return right - 1 + ((goal - way[right - 1]) / span).clamp(0, 1)
 
 
-def paced(process: Process, clock: Sequence[float] | Tensor, signal_only: bool = False) -> Process:
-    """`process` by another clock: at time t it is what it was at the clock's time.
+def time_warped(
+    process: Process, warp: Sequence[float] | Tensor, signal_only: bool = False
+) -> Process:
+    """`process` under a time warp: at time t it is `process` at time warp(t).
 
     Args:
         process: any.
-        clock: times that rise from 0 to 1, at equal times; between them a monotone cubic, so that
+        warp: times that rise from 0 to 1, at equal times; between them a monotone cubic, so that
             rates have no jumps.
         signal_only: whether the noise keeps its own time.
     """
-    clock = torch.as_tensor(clock, dtype=torch.float64)
-    read = Cubic(torch.linspace(0, 1, len(clock), dtype=torch.float64), clock)
-    noise = process.noise if signal_only else Paced(process.noise, read)
-    return Process(Paced(process.signal, read), noise)
+    warp = torch.as_tensor(warp, dtype=torch.float64)
+    read = Cubic(torch.linspace(0, 1, len(warp), dtype=torch.float64), warp)
+    noise = process.noise if signal_only else TimeWarped(process.noise, read)
+    return Process(TimeWarped(process.signal, read), noise)
 
 
 def still(process: Process, t: float) -> Process:
-    """`process` with the noise of time `t` at all times: what its signal alone does."""
+    """`process` with the noise of time `t` at all times, so that only the signal changes."""
     at = torch.tensor(t, dtype=torch.float64)
     return Process(process.signal, Fixed(process.noise.at(at)))
 
@@ -181,29 +180,27 @@ def check(distances: Tensor) -> Tensor:
     """Distances in float64 if they are a square of finite numbers; else ValueError."""
     distances = distances.double()
     if distances.ndim != 2 or len(distances) != distances.shape[-1] or len(distances) < 2:
-        raise ValueError(
+        raise Refused(
             f"distances must be between two candidates or more; got {tuple(distances.shape)}."
         )
     if not bool(distances.isfinite().all()):
-        raise ValueError("some distances are not finite numbers: are there NaNs in the data?")
+        raise Refused("some distances are not finite numbers: are there NaNs in the data?")
     return distances
 
 
-def _parts(process: Process, facts: Facts, times: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _parts(
+    process: Process, stats: DataStatistics, times: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and variances of the data in the process's basis, and gains (T, *shape) at the times."""
-    at = times.reshape(-1, *(1,) * facts.mean.ndim)
-    signal, noise = process.signal.at(at), process.noise.at(at)
-    joint = signal @ noise
-    if not (
-        isinstance(signal, Diagonal) and isinstance(noise, Diagonal) and isinstance(joint, Diagonal)
-    ):
-        raise ValueError(
+    at = times.reshape(-1, *(1,) * stats.mean.ndim)
+    if (gains := process.gains(at)) is None:
+        raise Refused(
             "exact distances need signal and noise in one basis. Use sliced distances, of images."
         )
-    basis = joint.basis or facts.basis
-    mean = basis.analyze(facts.basis.synthesize(facts.mean))
-    like = torch.zeros(len(times), *facts.mean.shape, dtype=torch.float64)
-    return mean, facts.cov(basis).gain, like + signal.gain, like + noise.gain
+    basis = gains.basis or stats.basis
+    mean = basis.analyze(stats.basis.synthesize(stats.mean))
+    like = torch.zeros(len(times), *stats.mean.shape, dtype=torch.float64)
+    return mean, stats.cov(basis).gain, like + gains.signal.gain, like + gains.noise.gain
 
 
 def _apart(*coordinates: Tensor) -> Tensor:
@@ -213,10 +210,11 @@ def _apart(*coordinates: Tensor) -> Tensor:
 
 
 def _fewest(distances: Tensor, epsilon: float) -> tuple[Tensor, list[int]]:
-    """Steps from the first candidate to each, inf where there is no way, and the one before it."""
+    """Steps from the first candidate to each, inf without a path, and each one's predecessor."""
     count = len(distances)
     hops = torch.full((count,), math.inf, dtype=torch.float64)
-    spent, before = hops.clone(), [-1] * count
+    spent = hops.clone()
+    before = [-1] * count
     hops[0] = spent[0] = 0.0
     for j in range(1, count):
         open_ = distances[:j, j] <= epsilon
@@ -234,12 +232,13 @@ def _exactly(distances: Tensor, epsilon: float, levels: int) -> list[int]:
     """The path of exactly `levels` candidates within epsilon, of the least sum of squares."""
     square = distances.square().triu(1) + torch.full_like(distances, math.inf).tril()
     square[distances > epsilon] = math.inf
-    spent, tables = square[0], []
+    spent = square[0]
+    tables = []
     for _ in range(levels - 2):
         best = (spent.unsqueeze(1) + square).min(0)
         tables.append(best.indices)
         spent = best.values
-    if spent[-1] == math.inf:  # no way that long: fewer levels do
+    if spent[-1] == math.inf:  # no path has that many levels: fewer suffice
         return shortest(distances, epsilon)
     path = [len(distances) - 1]
     for table in reversed(tables):
@@ -254,8 +253,8 @@ def _back(before: list[int], last: int) -> list[int]:
     return path[::-1]
 
 
-def clock(times: Tensor, path: Sequence[int] | Tensor) -> list[float]:
-    """The candidates' times at a path's places (whole or between two), as a clock from 0 to 1."""
+def time_warp(times: Tensor, path: Sequence[int] | Tensor) -> list[float]:
+    """The candidates' times at a path's places (whole or between two), as a warp from 0 to 1."""
     place = torch.as_tensor(path, dtype=torch.float64)
     low = place.floor().long().clamp(max=len(times) - 2)
     found = times[low] + (place - low) * (times[low + 1] - times[low])

@@ -8,26 +8,29 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from sfumato.algebra.operators import Operator
+from sfumato.errors import Refused
 
 EXACT = 4096
-"""Signals up to which all pairs are looked at."""
-SWEEPS, PAIRS = 16, 100_000
+"""Number of signals up to which all pairs are compared."""
+SWEEPS = 16
+PAIRS = 100_000
 
 
+@final
 class Farthest(NamedTuple):
-    """The largest distance between two signals lies between these (final).
+    """Bounds of the largest distance between two signals.
 
     Attributes:
-        low: found between two of them.
-        high: that no two of them exceed; equal to `low` where all pairs were looked at.
+        low: the largest distance found.
+        high: an upper bound; equal to `low` where all pairs were compared.
         beyond: share of all pairs that lie further apart than the largest of the random ones, at
-            most, with 95 % confidence; 0 where all were looked at.
+            most, with 95 % confidence; 0 where all were compared.
     """
 
     low: float
@@ -44,27 +47,27 @@ def farthest(
 ) -> Farthest:
     r"""The largest distance || L^-1 (x_i - x_j) || of two signals, in the noise's metric.
 
-    Up to `exact` signals by all pairs. Beyond, between two bounds: the furthest found by sweeps
-    (from a signal to that furthest from it, and on from there) and by random pairs, and the radius
-    around the mean twice, by the triangle inequality. Memory does not grow with their number then.
+    Up to `exact` signals by all pairs. Above, between two bounds: the largest distance found by
+    sweeps (from a signal to the one furthest from it, repeated) and by random pairs, and twice the
+    radius around the mean, by the triangle inequality. Memory then does not grow with their number.
 
     Args:
         batch: indices -> signals (n, *shape), such as `Data.batch`.
         count: how many there are.
         colour: L of the noise level_t L; white by default.
-        exact: as said.
+        exact: number of signals up to which all pairs are compared.
         chunk: signals in memory at once, on either side of a block of pairs.
 
     Raises:
         ValueError: fewer than two signals, or some that are not finite.
     """
     if count < 2:
-        raise ValueError(f"a distance needs two images or more; got {count}.")
+        raise Refused(f"a distance needs two images or more; got {count}.")
 
     def rows(some: Sequence[int]) -> Tensor:
         x = batch(some)
         if not bool(x.isfinite().all()):
-            raise ValueError("some images have values that are not finite numbers.")
+            raise Refused("some images have values that are not finite numbers.")
         return (x if colour is None else colour.inv()(x)).flatten(1)
 
     parts = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
@@ -73,12 +76,14 @@ def farthest(
         return Farthest(found, found, 0.0)
     center = torch.stack([rows(part).double().sum(0) for part in parts]).sum(0) / count
     radius, here = _furthest(rows, parts, center)
-    generator, low = torch.Generator().manual_seed(0), 0.0
+    generator = torch.Generator().manual_seed(0)
+    low = 0.0
     for _ in range(SWEEPS):
         away, there = _furthest(rows, parts, rows([here])[0])
         if away <= low:
             there = int(torch.randint(count, (), generator=generator))
-        low, here = max(low, away), there
+        low = max(low, away)
+        here = there
     for pair in torch.randint(count, (2, PAIRS), generator=generator).split(chunk, 1):
         apart = rows(pair[0].tolist()) - rows(pair[1].tolist())
         low = max(low, float(apart.square().sum(1).max()) ** 0.5)
@@ -86,7 +91,7 @@ def farthest(
 
 
 def looks(count: int, exact: int = EXACT) -> int:
-    """How many signals `farthest` asks for, of `count`."""
+    """How many signals `farthest` reads, of `count`, repeats included."""
     return count if count <= exact else (2 + SWEEPS) * count + 2 * PAIRS + SWEEPS
 
 
@@ -103,7 +108,7 @@ def _furthest(
 
 
 def _all_pairs(parts: Sequence[Tensor]) -> float:
-    """Candidates by products, each then measured by its difference, which keeps its digits."""
+    """The largest distance: candidates from products, then exact distances from differences."""
     best = 0.0
     for i, a in enumerate(parts):
         for b in parts[i:]:

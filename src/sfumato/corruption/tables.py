@@ -1,19 +1,22 @@
-"""A schedule through given levels without kinks: what a selection from data returns."""
+"""A schedule through given levels without kinks, such as levels selected from data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 
+from sfumato.algebra.place import Placed
 from sfumato.corruption.schedules import Table
 
 
+@final
 class Cubic(Table):
-    """Levels at increasing times, a monotone cubic between them (final): no jumps in its rate.
+    """Levels at increasing times, a monotone cubic between them: no jumps in its rate.
 
-    It rises, falls or stays where the levels do, and has their slope of three points elsewhere.
+    It rises, falls or stays where the levels do; slopes at the two ends are of three points.
 
     References:
         Monotone Piecewise Cubic Interpolation (F. N. Fritsch, R. E. Carlson, 1980),
@@ -24,8 +27,9 @@ class Cubic(Table):
 
     def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
         super().__init__(times, levels)
-        h, d = self.times.diff(), self.levels.diff() / self.times.diff()
-        slopes = torch.zeros_like(self.times)
+        nodes, heights = self._times.value, self._levels.value
+        h, d = nodes.diff(), heights.diff() / nodes.diff()
+        slopes = torch.zeros_like(nodes)
         if len(d) == 1:
             slopes[:] = d[0]
         else:
@@ -34,21 +38,22 @@ class Cubic(Table):
             slopes[1:-1] = torch.where(d[:-1] * d[1:] > 0, mean, 0.0)
             slopes[0] = _end(h[0], h[1], d[0], d[1])
             slopes[-1] = _end(h[-1], h[-2], d[-1], d[-2])
-        self.slopes = slopes
+        self._slopes = Placed(slopes)
 
     def forward(self, t: Tensor) -> Tensor:
-        times, levels, slopes = (x.to(t.device) for x in (self.times, self.levels, self.slopes))
+        read = self._times, self._levels, self._slopes
+        times, levels, slopes = (placed.on(t.device) for placed in read)
         right = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
         left = right - 1
-        h = times[right] - times[left]
-        u = (t - times[left]) / h
-        rise = levels[right] - levels[left]
-        ends = slopes[left] * (1 - u) - slopes[right] * u
-        return levels[left] + rise * u**2 * (3 - 2 * u) + h * u * (1 - u) * ends
+        t0, y0 = times.take(left), levels.take(left)
+        h, rise = times.take(right) - t0, levels.take(right) - y0
+        u = (t - t0) / h
+        ends = slopes.take(left) * (1 - u) - slopes.take(right) * u
+        return y0 + rise * u**2 * (3 - 2 * u) + h * u * (1 - u) * ends
 
 
 def _end(h0: Tensor, h1: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
-    """A slope at the end by three points, no steeper than keeps the first piece monotone."""
+    """The three-point slope at an end, limited so that the piece there is monotone."""
     slope = ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
     if slope * d0 <= 0:
         return torch.zeros_like(slope)

@@ -1,4 +1,4 @@
-r"""The ends of the likelihood bound: what x_1 tells of x_0, and what x_0 costs given x at t = 0.
+r"""The ends of the likelihood bound: the prior term at t = 1 and the reconstruction at t = 0.
 
     -log p(x_0) <= KL(q(x_1 | x_0) || N(0, I)) + E[-log p(x_0 | z)] + diffusion,  z ~ q(x_t=0 | x_0)
 
@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.operators import Diagonal, Operator, identity
+from sfumato.algebra.place import seen
+from sfumato.corruption.boundary import time
 from sfumato.corruption.process import Process
+from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser
 
 
@@ -35,8 +38,9 @@ def prior_term(
         mean: m, 0 by default.
         cov: P, the identity by default, diagonal in the same basis.
     """
-    one = torch.ones((), dtype=torch.float64)
-    shape, at = x0.shape[1:], process.signal.at(one)(x0)
+    one = time(1.0, x0)
+    shape = x0.shape[1:]
+    at = process.signal.at(one)(x0)
     back = identity() if cov is None else cov.inv()
     relative = back @ process.cov(one)
     off = at if mean is None else at - mean.to(at)
@@ -48,7 +52,7 @@ def prior_term(
 def discretised(
     denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, deviation: Tensor, bins: int
 ) -> Tensor:
-    r"""-log p(x_0 | x_t) in nats, (B,): N(x_0^, deviation^2) of each pixel over its value's cell.
+    r"""-log p(x_0 | x_t) in nats, (B,): N(x_0^, deviation^2) integrated over each value's cell.
 
     The first and last cells are open, as in DDPM.
 
@@ -57,7 +61,7 @@ def discretised(
         x0: (B, *shape), values -1 + 2 k / (bins - 1).
         eps: standard normal, like `x0`: the noise of x_t.
         t: () in (0, 1].
-        deviation: (), of p.
+        deviation: (), standard deviation of p.
         bins: number of values, 2 or more.
 
     Raises:
@@ -69,12 +73,13 @@ def discretised(
     """
     k = _cells(x0, bins)
     mean = denoiser(denoiser.process.corrupt(x0, t, eps), t).mean.double()
-    half, off = 1 / (bins - 1), x0.double() - mean
+    half = 1 / (bins - 1)
+    off = x0.double() - mean
     scale = deviation.to(off.device)
     inf = torch.full_like(off, math.inf)
     above = torch.where(k == bins - 1, inf, (off + half) / scale)
     below = torch.where(k == 0, -inf, (off - half) / scale)
-    # The tail on the side where both ends are negative keeps its digits.
+    # The tail where both ends are negative is the precise one.
     swap = below > 0
     above, below = torch.where(swap, -below, above), torch.where(swap, -above, below)
     top, low = torch.special.log_ndtr(above), torch.special.log_ndtr(below)
@@ -84,14 +89,14 @@ def discretised(
 def softmax(
     denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor, deviation: Tensor, bins: int
 ) -> Tensor:
-    """`reconstruction` as a decoder: VDM's, which does not ask the network."""
+    """`reconstruction` as a decoder: VDM's, which does not use the network."""
     return reconstruction(denoiser.process, x0, eps, bins)
 
 
 def reconstruction(process: Process, x0: Tensor, eps: Tensor, bins: int) -> Tensor:
     r"""-log p(x_0 | z) in nats, (B,), for z = C_0 x_0 + S_0 eps and values on a grid of `bins`.
 
-    Each pixel by itself: a softmax over the grid -1, ..., 1 of -(C_0^-1 z - value)^2 / 2 s^2, with
+    For each pixel a softmax over the grid -1, ..., 1 of -(C_0^-1 z - value)^2 / 2 s^2, with
     s^2 the mean variance of C_0^-1 S_0 eps.
 
     Args:
@@ -103,7 +108,8 @@ def reconstruction(process: Process, x0: Tensor, eps: Tensor, bins: int) -> Tens
     Raises:
         ValueError: `x0` has other values than these.
     """
-    zero, shape = torch.zeros((), dtype=torch.float64), x0.shape[1:]
+    zero = time(0.0, x0)
+    shape = x0.shape[1:]
     found = _cells(x0, bins)
     relative = process.signal.at(zero).inv() @ process.noise.at(zero)
     variance = (_trace(relative @ relative.T, shape) / math.prod(shape)).to(x0)
@@ -115,19 +121,19 @@ def reconstruction(process: Process, x0: Tensor, eps: Tensor, bins: int) -> Tens
 
 
 def _cells(x0: Tensor, bins: int) -> Tensor:
-    """Which of the `bins` values each pixel has; ValueError where one has another."""
+    """Which of the `bins` values each pixel has; ValueError for any other value."""
     place = (x0 + 1) / 2 * (bins - 1)
     found = place.round().clamp(0, bins - 1)
-    if x0.device.type == "cpu" and bool((place - found).abs().max() > 0.05):
+    if seen((place - found).abs() > 0.05):
         value = float(x0.flatten()[(place - found).abs().argmax()])
-        raise ValueError(
+        raise Refused(
             f"the bound needs data of {bins} evenly spaced values from -1 to 1; found {value:.4g}. "
-            "Say how many there are: --bins 17 for the digits."
+            "Give their number, such as --bins 17 for the digits."
         )
     return found
 
 
 def _trace(cov: Operator, shape: torch.Size) -> Tensor:
     if not isinstance(cov, Diagonal):
-        raise ValueError("the bound's ends need a process that is diagonal in one basis.")
+        raise Refused("the bound's ends need a process that is diagonal in one basis.")
     return cov.gain.expand(shape).sum()

@@ -3,28 +3,30 @@ r"""A limit is a function that every estimate of x_0 goes through, such as a cli
     x_0^ <- limit(x_0^)
 
 A limited denoiser's estimate is one share with the map I, under which every kernel runs unchanged.
-A step that carries noise over, K (x_t - C_t x_0^), takes the noise that the limited x_0^ leaves.
+A step that keeps noise, K (x_t - C_t x_0^), computes it from the limited x_0^.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal, identity
-from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Parametrization, Precondition
+from sfumato.algebra.combine import Spectra
+from sfumato.algebra.operators import Diagonal, identity, zero
+from sfumato.algebra.place import seen
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import Conditions, Denoiser, Estimator, Update
 
 Limit = Callable[[Tensor], Tensor]
 """x_0^ (B, *shape) -> x_0^."""
 
 
 def clip(x0: Tensor) -> Tensor:
-    """The nearest values in [-1, 1], as official code of DDPM has it (`clip_denoised`).
+    """The nearest values in [-1, 1], as in the official code of DDPM (`clip_denoised`).
 
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
@@ -33,30 +35,36 @@ def clip(x0: Tensor) -> Tensor:
     return x0.clamp(-1.0, 1.0)
 
 
-def limited(denoiser: Denoiser, limit: Limit) -> Denoiser:
+class _Limited(NamedTuple):
+    limit: Limit
+    estimate: Update
+
+    def __call__(self, x: Tensor, cond: Conditions, spectra: Spectra) -> tuple[Tensor, ...]:
+        return (self.limit(self.estimate(x, cond, spectra=spectra)),)
+
+
+@final
+class Limited(Denoiser):
     """The denoiser whose estimate is limit(x_0^); parameters are shared.
 
     Raises:
-        ValueError: (on use) it estimates a blurred image from which no x_0 can be had.
+        ValueError: (on use) the model estimates a blurred image from which no x_0 is recovered.
     """
-    means, cond = direct(denoiser.parametrization), denoiser.cond
-    return Denoiser(denoiser.process, means, denoiser.backbone, cond, denoiser.facts, limit)
 
+    def __init__(self, base: Denoiser, limit: Limit) -> None:
+        super().__init__()
+        self.base = base
+        self.limit = limit
+        self.process, self.stats = base.process, base.stats
 
-def direct(parametrization: Parametrization) -> Parametrization:
-    """The same estimate as one of x_0 itself: of = I, with of^-1 in skip and out."""
-
-    @functools.wraps(parametrization)
-    def direct_(process: Process, t: Tensor) -> Precondition:
-        pre = parametrization(process, t)
-        if isinstance(pre.of, Diagonal):
-            left = pre.of.log_gain[pre.of.log_gain.isfinite()]
-            if bool((left < math.log(torch.finfo(torch.float32).eps)).any()):
-                raise ValueError(
-                    "this model estimates an image so blurred that no x_0 can be had from it, and "
-                    "none be clipped. Sample it without clip."
+    def at(self, t: Tensor) -> Estimator:
+        found = self.base.at(t)
+        if isinstance(found.of, Diagonal):
+            left = found.of.log_gain
+            if seen(left.isfinite() & (left < math.log(torch.finfo(torch.float32).eps))):
+                raise Refused(
+                    "this model estimates an image so blurred that x_0 cannot be recovered from it "
+                    "to be clipped. Sample it without clip."
                 )
-        back = pre.of.inv()
-        return pre._replace(skip=back @ pre.skip, out=back @ pre.out, of=identity())
-
-    return direct_
+        estimate = found.update(zero(), identity())
+        return Estimator(identity(), (zero(), identity()), _Limited(self.limit, estimate))

@@ -1,4 +1,4 @@
-"""Blocks are finished parts of long work, each a file: work that was cut goes on from there."""
+"""Blocks are finished parts of long work, each a file, from which interrupted work resumes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfumato import files
+from sfumato.errors import Refused
 
 
 def kept(
@@ -21,13 +22,13 @@ def kept(
     first: int,
     make: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """The part of a piece of work that begins at number `first`: as it was kept, or made and kept.
+    """The part that begins at index `first`: read from its file, or computed and stored there.
 
     Args:
-        home: a folder, which several pieces of work may share; None keeps nothing.
-        about: all that decides the numbers, as JSON holds it: other work does not find this part.
-        first: of the part.
-        make: the part's arrays by name.
+        home: a folder, which several pieces of work may share; None stores nothing.
+        about: all that the numbers depend on, as JSON holds it; other work does not read this part.
+        first: index of the part's first item.
+        make: computes the part's arrays by name.
 
     Raises:
         ValueError: its file is damaged, or cannot be written.
@@ -44,12 +45,12 @@ def kept(
 
 
 def beside(out: Path) -> Path:
-    """Where the parts of the record `out` wait."""
+    """The folder of the parts of the record `out`."""
     return out.with_name(f"{out.name}.blocks")
 
 
 def forget(out: Path) -> None:
-    """Remove the parts of the record `out`, once it is there."""
+    """Remove the parts of the record `out`, once it is written."""
     shutil.rmtree(beside(out), ignore_errors=True)
 
 
@@ -58,4 +59,4 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return dict(held)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it to make it again.") from error
+        raise Refused(f"{path} is damaged: {error}. Remove it to compute it again.") from error

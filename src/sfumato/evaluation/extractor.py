@@ -3,8 +3,8 @@ r"""An extractor turns images into features, in which sets of images are compare
     extractor.features: uint8 images (n, C, H, W) -> (n, d)
 
 Scores of two extractors do not compare: each has a name and a hash, and every record carries them.
-For handwritten digits and Fashion-MNIST a classifier comes along; Inception, the standard for
-photographs, is an extra; anything else is the user's own function, or `pca`.
+For handwritten digits and Fashion-MNIST a classifier is bundled; Inception, the standard for
+photographs, is an extra; other data need the user's own function, or `pca`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from sfumato import pretrained
+from sfumato.errors import Refused
 from sfumato.methods import lookup
 from sfumato.names import nearest
 from sfumato.networks.classifier import Classifier
@@ -29,9 +31,10 @@ PCA = 64
 """Components that `pca` keeps."""
 
 
+@final
 @dataclass(frozen=True)
 class Extractor:
-    """Features of images (final).
+    """Features of images.
 
     Attributes:
         name: as `--extractor` spells it.
@@ -59,7 +62,7 @@ class Extractor:
         parts = [self.function(batch).flatten(1).float().cpu() for batch in images.split(BATCH)]
         features = torch.cat(parts)
         if len(features) != len(images) or not bool(features.isfinite().all()):
-            raise ValueError(
+            raise Refused(
                 f"extractor {self.name} must give one row of finite features for each image; "
                 f"got shape {tuple(features.shape)} for {len(images)} images."
             )
@@ -67,7 +70,7 @@ class Extractor:
 
     @torch.inference_mode()
     def shares(self, images: Tensor) -> dict[str, float] | None:
-        """Share of the images in each class, as the classifier sees them; None without one."""
+        """Share of the images in each class, by the classifier; None without one."""
         if self.classify is None:
             return None
         found = torch.cat([self.classify(batch).cpu() for batch in images.split(BATCH)])
@@ -83,7 +86,7 @@ def choose(spec: str, record: Record, reference: Tensor) -> Extractor:
 
     Args:
         spec: "auto" (the classifier for this data set), "pca", "inception", or `FILE.py:NAME`, a
-            function of the user's own; that file is run.
+            user-defined function; that file is run.
         record: of the data.
         reference: the real images, uint8 (n, C, H, W): what `pca` is fitted to.
 
@@ -99,17 +102,17 @@ def choose(spec: str, record: Record, reference: Tensor) -> Extractor:
     if spec == "inception":
         return inception()
     if spec != "auto":
-        raise ValueError(nearest("extractor", spec, ("auto", "pca", "inception")))
+        raise Refused(nearest("extractor", spec, ("auto", "pca", "inception")))
     if record.name not in pretrained.features():
-        raise ValueError(
-            f"no classifier comes along for {record.name}. Use --extractor FILE.py:NAME with "
-            "features of your own, inception for photographs, or pca (not comparable with others)."
+        raise Refused(
+            f"no classifier is bundled for {record.name}. Use --extractor FILE.py:NAME with your "
+            "own features, inception for photographs, or pca (not comparable with others)."
         )
     return shipped(record.name)
 
 
 def shipped(name: str) -> Extractor:
-    """The classifier that comes along for the data set `name`."""
+    """The bundled classifier for the data set `name`."""
     path = pretrained.classifier(name)
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
@@ -128,7 +131,7 @@ def shipped(name: str) -> Extractor:
 
 
 def pca(reference: Tensor, components: int = PCA) -> Extractor:
-    """Principal components of real pixels: for a look where nothing better is there.
+    """Principal components of real pixels: for rough scores where no better features exist.
 
     Args:
         reference: uint8 images (n, C, H, W).

@@ -1,6 +1,6 @@
-"""Inception-v3 as the literature's FIDs have it, by torch-fidelity, an extra of this package.
+"""Inception-v3 as in published FIDs, by torch-fidelity, an extra of this package.
 
-This module is apart because torch-fidelity needs torchvision, which the rest does without.
+It is a separate module because torch-fidelity needs torchvision, which the rest does not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.errors import Refused
+
 LAYER = "2048"
 
 
@@ -24,14 +26,14 @@ def load() -> tuple[Any, str]:
     """
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity  # pyright: ignore
-    except (ImportError, RuntimeError) as error:  # torchvision beside another build of torch
-        raise ValueError(
+    except (ImportError, RuntimeError) as error:  # torchvision for another build of torch
+        raise Refused(
             "inception needs torch-fidelity and a torchvision that fits this torch: "
             f"pip install 'sfumato[inception]' ({error})."
         ) from error
     given = os.environ.get("SFUMATO_INCEPTION")
     if given and not Path(given).is_file():
-        raise ValueError(f"$SFUMATO_INCEPTION names {given}, which is no file.")
+        raise Refused(f"$SFUMATO_INCEPTION names {given}, which is no file.")
     net = fidelity.FeatureExtractorInceptionV3(
         "inception-v3-compat", [LAYER], feature_extractor_weights_path=given
     )

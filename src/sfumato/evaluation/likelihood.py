@@ -3,114 +3,115 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato.corruption.prior import RandnLike
+from sfumato.errors import Refused
 from sfumato.evaluation import blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
 from sfumato.evaluation.samples import fingerprint
 from sfumato.model import Model
 from sfumato.sampling import likelihood
-from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform
+from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform_numbers
 from sfumato.sampling.sample import Seeds
+from sfumato.sampling.samplers import Sampler
 
 UNIFORM, FLOW, BOUND = ALL = ("uniform", "flow", "bound")
-"""The flow's density of data in uniform noise; the flow from the decoder on; the chain's bound."""
+"""The flow's density of data with uniform noise; the flow with the decoder; the chain's bound."""
+
+
+@final
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a likelihood, and how.
+
+    Attributes:
+        n: images, drawn without repetition.
+        which: some of `ALL`.
+        steps: of the chain that is bounded; 1,000 by default, or as many as the method has.
+        draws: steps of the chain evaluated for each image; all where None.
+        tolerance: of the solver of the flow.
+        probes: of the flow's divergence; 0 for the exact trace.
+        bins: values that a pixel can have; by default those of whole numbers in the data's range.
+        seed: of the images, the noise and the probes.
+    """
+
+    n: int
+    which: tuple[str, ...] = ALL
+    steps: int | None = None
+    draws: int | None = 100
+    tolerance: float = 1e-4
+    probes: int = 1
+    bins: int | None = None
+    seed: int = 0
+
+    def of(self, model: Model, data: RealImages) -> Measurement:
+        """The same, with what is left open as `model` and `data` have it.
+
+        Raises:
+            ValueError: more images than there are, or signals without a number of values.
+        """
+        if self.n > len(data):
+            raise Refused(
+                f"there are {len(data)} images; {self.n} were asked for. Use a smaller --n."
+            )
+        if self.bins is None and not data.record.pictures:
+            raise Refused("signals are not discrete; give the number of their values by --bins.")
+        steps = self.steps or model.recipe.finest
+        return replace(self, steps=steps, bins=self.bins or data.record.values)
 
 
 def measure(
     model: Model,
     data: RealImages,
-    n: int,
-    *,
-    which: Sequence[str] = ALL,
-    steps: int | None = None,
-    draws: int | None = 100,
-    tolerance: float = 1e-4,
-    probes: int = 1,
-    bins: int | None = None,
-    seed: int = 0,
+    wanted: Measurement,
     batch: int = 50,
     keep: Path | None = None,
     tick: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Bits per dimension of `n` images of `data`: the mean of each, with its standard error.
+    """Bits per dimension of images of `data`: the mean of each, with its standard error.
 
-    And of the gap, image by image, by which the bound is above the flow with the same decoder.
+    Also of the gap, image by image, between the bound and the flow with the same decoder.
 
     Args:
-        model: what is judged.
+        model: the model to measure.
         data: real images.
-        n: how many, drawn without repetition.
-        which: some of `ALL`.
-        steps: of the chain that is bounded; 1,000 by default, or as many as the method has.
-        draws: steps of the chain looked at for each image; all where None.
-        tolerance: of the solver of the flow.
-        probes: of the flow's divergence; 0 for the exact trace.
-        bins: values that a pixel can have; by default those of whole numbers in the data's range.
-        seed: of the images, the noise and the probes.
+        wanted: what, and how.
         batch: images at once.
-        keep: folder of finished batches, from which a cut measurement goes on; None keeps none.
-        tick: called with the number of images done, each by each of `which`.
+        keep: folder of finished batches, from which an interrupted measurement resumes; None
+            stores none.
+        tick: called with the number of images done, counted for each of `wanted.which`.
 
     Raises:
-        ValueError: more images than there are, or a method whose likelihood is not defined.
+        ValueError: as `Measurement.of`, or a method whose likelihood is not defined.
     """
-    if n > len(data):
-        raise ValueError(f"there are {len(data)} images; {n} were asked for. Use a smaller --n.")
-    steps = steps or model.recipe.finest
-    if bins is None and not data.record.pictures:
-        raise ValueError("signals have no natural cells; say by --bins how many values they have.")
-    bins = bins or data.record.values
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
-    about = {
-        "n": n,
-        "seed": seed,
-        "bins": bins,
-        "steps": steps,
-        "draws": draws,
-        "tolerance": tolerance,
-        "probes": probes,
-        "data": data.record.to_dict(),
-    }
+    wanted = wanted.of(model, data)
+    generator = torch.Generator().manual_seed(wanted.seed)
+    chosen = torch.randperm(len(data), generator=generator)[: wanted.n]
+    about = {**asdict(wanted), "data": data.record.to_dict()}
+    which = about.pop("which")
     shared = {"model": fingerprint(model), "batch": batch, "torch": torch.__version__}
-    work, done = about | shared | {"which": [*which]}, 0
+    work = about | shared | {"which": [*which]}
+    done = 0
 
     def told(count: int) -> None:
         nonlocal done
         done += count
         tick(count)
 
-    def nats(some: Tensor) -> dict[str, np.ndarray]:
-        x0, seeds = data.batch(chosen[some]), Seeds([seed * 2**32 + int(i) for i in some])
-        found: dict[str, Tensor] = {}
-        if UNIFORM in which:
-            filled = x0 + (2 / (bins - 1) * (uniform(x0, seeds) - 0.5)).to(x0)
-            log_prob = model.log_prob(filled, tolerance, probes, seeds)
-            found[UNIFORM] = -log_prob - x0[0].numel() * math.log(2 / (bins - 1))
-            told(len(x0))
-        if FLOW in which:
-            found[FLOW] = flow_bound(model, x0, steps, bins, tolerance, probes, seeds)
-            told(len(x0))
-        if BOUND in which:
-            terms = bound(model, x0, steps, bins, draws, seeds)
-            found |= {BOUND: terms.total, **terms._asdict()}
-            told(len(x0))
-        if FLOW in found and BOUND in found:
-            found["gap"] = found[BOUND] - found[FLOW]
-        return {name: value.double().cpu().numpy() for name, value in found.items()}
-
     parts = []
-    for some in torch.arange(n).split(batch):
-        parts.append(blocks.kept(keep, work, int(some[0]), partial(nats, some)))
-        told((int(some[-1]) + 1) * len(which) - done)  # where it was kept
+    for some in torch.arange(wanted.n).split(batch):
+        make = partial(_nats, model, data.batch(chosen[some]), some, wanted, told)
+        parts.append(blocks.kept(keep, work, int(some[0]), make))
+        told((int(some[-1]) + 1) * len(which) - done)  # for batches that were read
     size = math.prod(model.shape)
     return {
         "format": FORMAT,
@@ -124,6 +125,30 @@ def measure(
     }
 
 
+def _nats(
+    model: Model, x0: Tensor, some: Tensor, wanted: Measurement, told: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """-log p of each of the images x0, whose numbers among those measured are `some`."""
+    seeds = Seeds([wanted.seed * 2**32 + int(i) for i in some])
+    steps, bins, solver = wanted.steps, wanted.bins or 256, (wanted.tolerance, wanted.probes)
+    found: dict[str, Tensor] = {}
+    if UNIFORM in wanted.which:
+        filled = x0 + (2 / (bins - 1) * (uniform_numbers(x0, seeds) - 0.5)).to(x0)
+        log_prob = model.log_prob(filled, *solver, seeds)
+        found[UNIFORM] = -log_prob - x0[0].numel() * math.log(2 / (bins - 1))
+        told(len(x0))
+    if FLOW in wanted.which:
+        found[FLOW] = flow_bound(model, x0, steps, bins, *solver, seeds)
+        told(len(x0))
+    if BOUND in wanted.which:
+        terms = bound(model, x0, steps, bins, wanted.draws, seeds)
+        found |= {BOUND: terms.total, **terms._asdict()}
+        told(len(x0))
+    if FLOW in found and BOUND in found:
+        found["gap"] = found[BOUND] - found[FLOW]
+    return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+
 def bound(
     model: Model,
     x0: Tensor,
@@ -135,10 +160,11 @@ def bound(
     """The terms of the bound on -log p(x_0) in nats, (B,) each; see `sfumato.bound_terms`.
 
     For x_0 (B, *shape) of values -1 + 2 k / (bins - 1), on a chain of `steps` steps, of which
-    `draws` are looked at for each signal.
+    `draws` are evaluated for each signal.
     """
-    recipe, x0 = model.recipe, model.placed(x0)
-    grid = recipe.grid(steps or model.steps)
+    recipe = model.recipe
+    x0 = model.placed(x0)
+    grid = model.times(Sampler(steps=steps, grid="own"))
     denoiser = model.denoiser.eval()
     return bound_terms(denoiser, recipe.prior, x0, grid, recipe.evidence, bins, draws, randn_like)
 
@@ -153,8 +179,10 @@ def flow_bound(
     randn_like: RandnLike = torch.randn_like,
 ) -> Tensor:
     """`bound` with the flow in place of the chain, in nats, (B,); see `sfumato.flow_bound`."""
-    recipe, x0 = model.recipe, model.placed(x0)
-    grid, denoiser = recipe.grid(steps or model.steps), model.denoiser.eval()
+    recipe = model.recipe
+    x0 = model.placed(x0)
+    grid = model.times(Sampler(steps=steps, grid="own"))
+    denoiser = model.denoiser.eval()
     return likelihood.flow_bound(
         denoiser,
         recipe.prior,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities.data import dim_zero_cat
 
+from sfumato.errors import Refused
+
 ROWS = 1024
 """Rows of a matrix of distances in memory at once."""
 SUBSETS, SUBSET = 100, 1000
-"""Of KID: how many, and how large at most."""
+"""Of KID: their number, and their largest size."""
 PRECISION_K, DENSITY_K = 3, 5
-"""Neighbours, as the papers of precision and recall, and of density and coverage, take."""
+"""Neighbours, as in the papers of precision and recall, and of density and coverage."""
 
 
 def frechet(real: Tensor, fake: Tensor) -> float:
@@ -48,8 +50,9 @@ def frechet(real: Tensor, fake: Tensor) -> float:
     return float(metric.compute())
 
 
+@final
 class Kernel(NamedTuple):
-    """KID over subsets (final): mean, and standard deviation over the subsets."""
+    """KID over subsets: mean, and standard deviation over the subsets."""
 
     mean: float
     deviation: float
@@ -60,7 +63,7 @@ def kernel(
 ) -> Kernel:
     """Kernel distance of two sets of features, over `subsets` of `size` drawn from `seed`.
 
-    `size` is cut to the smaller set. The global generator is left as it was.
+    `size` is at most that of the smaller set. The state of the global generator is kept.
 
     Raises:
         ValueError: a set has fewer than two rows, or widths differ.
@@ -72,11 +75,11 @@ def kernel(
     _check(real, fake)
     size = min(size, len(real), len(fake))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it keeps all features in memory: so do we
+        warnings.simplefilter("ignore")  # about all features in memory, as intended
         metric = KernelInceptionDistance(_Given(real.shape[1]), subsets, size)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets from it
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws its subsets globally
         torch.manual_seed(seed)
         mean, deviation = metric.compute()
     return Kernel(float(mean), float(deviation))
@@ -96,7 +99,7 @@ class Neighbours(Metric, ABC):
     def __init__(self, k: int) -> None:
         super().__init__()
         if k < 1:
-            raise ValueError(f"neighbours need k of 1 or more; got {k}.")
+            raise Refused(f"neighbours need k of 1 or more; got {k}.")
         self.k = k
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("fake", [], dist_reduce_fx="cat")
@@ -106,7 +109,7 @@ class Neighbours(Metric, ABC):
         (self.real if real else self.fake).append(features)
 
     def sets(self) -> tuple[Tensor, Tensor]:
-        """All real and all sampled features, moved to the real mean: distances lose fewer digits.
+        """All real and all sampled features, minus the real mean: distances round less.
 
         Raises:
             ValueError: a set has not more than k rows, or widths differ.
@@ -117,8 +120,9 @@ class Neighbours(Metric, ABC):
         return real - mean, fake - mean
 
 
+@final
 class PrecisionRecall(Neighbours):
-    """Improved precision and recall (final): {"precision", "recall"} in [0, 1].
+    """Improved precision and recall: {"precision", "recall"} in [0, 1].
 
     Precision is the share of samples inside the ball of some real image; recall is the same with
     the sets exchanged.
@@ -142,8 +146,9 @@ class PrecisionRecall(Neighbours):
         return {"precision": _share(precise), "recall": _share(recalled)}
 
 
+@final
 class DensityCoverage(Neighbours):
-    """Density and coverage (final): {"density" >= 0, "coverage" in [0, 1]}.
+    """Density and coverage: {"density" >= 0, "coverage" in [0, 1]}.
 
     Density is the mean number of real balls that a sample lies in, over k; coverage is the share of
     real balls that hold a sample.
@@ -175,7 +180,7 @@ def radii(x: Tensor, k: int) -> Tensor:
     for start in range(0, len(x), ROWS):
         squared = _squared(x[start : start + ROWS], x)
         row = torch.arange(len(squared), device=x.device)
-        squared[row, start + row] = -1.0  # itself comes first, whatever rounding says
+        squared[row, start + row] = -1.0  # itself comes first despite rounding
         near.append(squared.topk(k + 1, dim=1, largest=False).values[:, -1])
     return torch.cat(near)
 
@@ -197,7 +202,7 @@ def _share(flags: list[Tensor]) -> Tensor:
 
 
 class _Given(nn.Module):
-    """What torchmetrics takes for an extractor, where the features are there already."""
+    """An identity as the extractor of torchmetrics, whose inputs here are features."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -210,12 +215,12 @@ class _Given(nn.Module):
 def _check(real: Tensor, fake: Tensor, least: int = 2) -> None:
     for name, x in (("real images", real), ("samples", fake)):
         if x.ndim != 2 or len(x) < least:
-            raise ValueError(
+            raise Refused(
                 f"this metric needs the features (n, d) of {least} {name} or more; "
                 f"got shape {tuple(x.shape)}."
             )
     if real.shape[1] != fake.shape[1]:
-        raise ValueError(
+        raise Refused(
             f"real images have {real.shape[1]} features and samples {fake.shape[1]}; "
             "use one extractor for both."
         )

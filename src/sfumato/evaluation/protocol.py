@@ -1,8 +1,8 @@
-r"""A protocol is a way to evaluate, and its record: a JSON that says all that decided the numbers.
+r"""A protocol is a way to evaluate, and its record: a JSON of all that the numbers depend on.
 
 Samples and real images pass through the same rounding to bytes and the same extractor. Beside every
-score stands its floor: the score of as many real images from the other split, which nobody beats
-but by chance.
+score stands its floor: the score of as many real images from the other split, which samples can
+beat by chance only.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
 
 from sfumato import files
+from sfumato.errors import Refused
 from sfumato.evaluation import metrics
 from sfumato.evaluation.extractor import Extractor
 from sfumato.evaluation.samples import Images, digest
+from sfumato.names import sampled
 from sfumato.pictures import to_uint8
 from sfumato.record import Record
 from sfumato.sampling.sample import divergence
 
 FORMAT = 1
 ENOUGH = 10_000
-"""Images below which a score says little about one's true value."""
+"""Number of images below which scores are strongly biased."""
 LEAST = metrics.DENSITY_K + 1
-"""Samples, and real images, without which there is no k-th neighbour."""
+"""Least number of samples, and of real images, for the k-th neighbours."""
 ROUNDING = "uint8, round((x + 1) 127.5)"
 ELSEWHERE = "images_sha256_elsewhere"
-"""Key of a result: the hash of its images by other kinds of processors."""
+"""Key of a result: the hashes of its images on other kinds of processors."""
 PACKAGES = ("sfumato", "torch", "torchmetrics", "diffusers", "numpy")
 
 
@@ -47,14 +49,15 @@ class RealImages(Protocol):
     def batch(self, indices: Tensor) -> Tensor: ...
 
 
+@final
 class Judge:
-    """Scores sets of images against real ones (final).
+    """Scores sets of images against real ones.
 
     Args:
         real: images to compare with.
         other: real images for the floor; None where there is no other split.
         choose: from a record and real images (n, C, H, W) of uint8 to the extractor.
-        count: images in a set; precision, recall, density and coverage see as many real ones.
+        count: images in a set; precision, recall, density and coverage use as many real ones.
         seed: of the choice of real images and of KID's subsets.
 
     Raises:
@@ -72,11 +75,13 @@ class Judge:
         real.record.check_pictures("evaluate")
         for what, found in (("samples", count), ("real images", len(real))):
             if found < LEAST:
-                raise ValueError(
+                raise Refused(
                     f"an evaluation needs {LEAST} {what} or more, for distances to the "
                     f"{LEAST - 1} nearest; got {found}."
                 )
-        self.real, self.count, self.seed = real, count, seed
+        self.real = real
+        self.count = count
+        self.seed = seed
         pixels = _some(real, len(real), seed)
         self.extractor = choose(real.record, pixels)
         self._features = self.extractor.features(pixels)
@@ -111,7 +116,7 @@ class Judge:
         }
 
     def record(self, subject: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - JSON
-        """All that decided the numbers, and the numbers, as JSON holds them.
+        """The numbers, and all that they depend on, as JSON holds them.
 
         Args:
             subject: what was evaluated.
@@ -147,7 +152,7 @@ class Judge:
         )
 
     def warnings(self) -> list[str]:
-        """What a reader of the numbers should be told."""
+        """Caveats for a reader of the numbers."""
         said = []
         if self.count < ENOUGH:
             said.append(
@@ -166,7 +171,7 @@ class Judge:
 def divergences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each set of samples of which some diverged."""
     return [
-        divergence(one["kernel"], one["diverged"], one["steps"])
+        divergence(one["sampler"], one["diverged"], one["steps"])
         for one in results
         if one.get("diverged")
     ]
@@ -180,7 +185,7 @@ def place() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor as far as the system tells; its instructions decide the last digits."""
+    """The processor as the system reports it; the last digits depend on its instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
@@ -197,12 +202,14 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a record: {error}.") from error
+        raise Refused(f"{path} cannot be read as a record: {error}.") from error
     tables = {"subject": dict, "results": list}
     whole = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in tables.items())
     if not whole or found.get("format") != FORMAT:
-        raise ValueError(f"{path} is no record of an evaluation in format {FORMAT}.")
-    return found
+        raise Refused(f"{path} is no record of an evaluation in format {FORMAT}.")
+    subject = sampled(found["subject"])
+    results = [sampled(one) for one in found["results"]]
+    return {**found, "subject": subject, "results": results}
 
 
 def write(record: Mapping[str, Any], path: Path) -> None:
@@ -213,9 +220,10 @@ def write(record: Mapping[str, Any], path: Path) -> None:
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float = 1e-3
 ) -> list[str]:
-    """Where a record made again differs: another hash of image bytes than this kind of processor
-    had, or an FID off by more than `tolerance`, relative. Empty where it holds."""
-    here, told = new["processor"], ", ".join(processors(old)) or "a processor not told"
+    """Where a reproduced record differs: another hash of image bytes than this kind of processor
+    had, or an FID off by more than `tolerance`, relative. Empty where it is reproduced."""
+    here = new["processor"]
+    told = ", ".join(processors(old)) or "an unknown processor"
     elsewhere = "" if here in processors(old) else f" (recorded on {told}; this is {here})"
     found = [*_others(old, new, tolerance)]
     for before, after in zip(old["results"], new["results"], strict=True):
@@ -228,9 +236,9 @@ def differences(
 def attested(
     old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float = 1e-3
 ) -> dict[str, Any] | None:
-    """`old` with the hashes of `new`, made again on a kind of processor that `old` does not know.
+    """`old` with the hashes of `new`, reproduced on a kind of processor that `old` does not list.
 
-    None where it knows this processor, or where more differs than the bytes of images.
+    None where it lists this processor, or where more differs than the bytes of images.
     """
     here = new["processor"]
     if here in processors(old) or any(_others(old, new, tolerance)):
@@ -243,13 +251,13 @@ def attested(
 
 
 def processors(record: Mapping[str, Any]) -> list[str]:
-    """The kinds of processors whose bytes `record` knows, that of its scores first."""
+    """The kinds of processors with hashes in `record`, that of its scores first."""
     first = [record["processor"]] if "processor" in record else []
     return [*first, *record["results"][0].get(ELSEWHERE, {})]
 
 
 def _others(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> Iterator[str]:
-    """What differs beside bytes of images, which processors round differently."""
+    """Differences other than in bytes of images, which depend on the processor's rounding."""
     for name in ("data", "extractor"):
         if old[name]["sha256"] != new[name]["sha256"]:
             yield f"{name} has another sha256 than recorded"

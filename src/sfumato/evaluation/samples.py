@@ -1,7 +1,7 @@
-"""Samples are the images that are judged: blocks of seeds of a model, or images made before.
+"""Samples are the images to evaluate: blocks of seeds of a model, or finished images.
 
-A block that is finished is kept, so that an evaluation that was cut goes on from there; it belongs
-to one network, sampler and set of seeds.
+A finished block is stored, so that an interrupted evaluation resumes from it; it belongs to one
+network, sampler and set of seeds.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from sfumato import files
 from sfumato.evaluation import blocks
-from sfumato.methods import lookup
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
-from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import Diverged, check_grid, diverged
+from sfumato.sampling.sample import Diverged, diverged
+from sfumato.sampling.samplers import Sampler
 
 BLOCK = 500
 """Images in one file."""
 
 
+@final
 class Images(NamedTuple):
-    """Images to judge (final).
+    """Images to evaluate.
 
     Attributes:
         pixels: uint8 (n, C, H, W).
@@ -44,37 +44,38 @@ class Images(NamedTuple):
     about: dict[str, Any]
 
 
+@final
 @dataclass(frozen=True)
-class Sampler:
-    """How a model's samples are drawn (final).
+class Drawing:
+    """How a model's samples are drawn.
 
     Attributes:
         model: what draws them.
         count: images, of the seeds 0 to count - 1.
-        kernel: as `--kernel` spells it; None for the model's own.
+        sampler: complete, as `Model.chosen` returns it.
         batch: images in memory at once.
-        keep: folder of finished blocks; None keeps none.
-        tick: called with the number of images in each block, once it is there.
-        grid: as `--grid` spells it; None for the method's own.
+        keep: folder of finished blocks; None stores none.
+        tick: called with the number of images in each block, once it is finished.
         clip: whether every estimate of x_0 is clipped.
     """
 
     model: Model
     count: int
-    kernel: str | None = None
+    sampler: Sampler
     batch: int = 100
     keep: Path | None = None
     tick: Callable[[int], None] = lambda _: None
-    grid: str | None = None
     clip: bool = False
 
-    def images(self, steps: int) -> Images:
-        """The images at `steps` steps, and the record of how they were drawn."""
-        about = self.about(steps)
-        parts, seconds, lost = [], 0.0, 0
+    def images(self) -> Images:
+        """The images, and the record of how they were drawn."""
+        about = self.about()
+        parts = []
+        seconds = 0.0
+        lost = 0
         for first in range(0, self.count, BLOCK):
             seeds = range(first, min(first + BLOCK, self.count))
-            make = functools.partial(self._block, seeds, steps)
+            make = functools.partial(self._block, seeds)
             block = blocks.kept(self.keep, about, first, make)
             parts.append(block["images"])
             seconds += float(block["seconds"])
@@ -84,15 +85,14 @@ class Sampler:
         about |= {"seconds_per_image": round(seconds / self.count, 5)}
         return Images(pixels, about | {"diverged": lost} if lost else about)
 
-    def about(self, steps: int) -> dict[str, Any]:
-        """What decides the images: network, sampler, grid, seeds, threads."""
-        grid = self._grid(steps)
+    def about(self) -> dict[str, Any]:
+        """What the images depend on: network, sampler, grid, seeds, threads."""
         about = {
             "model": fingerprint(self.model),
-            "kernel": self.kernel or self.model.kernel_name,
-            "steps": steps,
-            "network_calls": self.model.network_calls(steps, self._kernel()),
-            "grid": [round(float(t), 12) for t in grid],
+            "sampler": self.sampler.name,
+            "steps": self.sampler.whole[1],
+            "network_calls": self.model.network_calls(self.sampler),
+            "grid": [round(float(t), 12) for t in self._times],
             "seeds": f"0-{self.count - 1}",
             "batch": self.batch,
             "threads": torch.get_num_threads(),
@@ -100,37 +100,34 @@ class Sampler:
         }
         return about | ({"clip": True} if self.clip else {})
 
-    def _block(self, seeds: Sequence[int], steps: int) -> dict[str, np.ndarray]:
+    def _block(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         began = time.perf_counter()
         classes = None
         if self.model.config.conditional:
             known = len(self.model.config.record.classes or ())
             classes = [seed % known for seed in seeds]
-        times = self._grid(steps)
+        sampler = replace(self.sampler, grid=self._times)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Diverged)  # counted instead, over all blocks
-            made = self.model.sample(
-                seeds, steps, self.kernel, classes, self.batch, grid=times, clip=self.clip
-            )
+            made = self.model.sample(seeds, sampler, classes, self.batch, clip=self.clip)
         return {
             "images": to_uint8(made),
             "seconds": np.array(time.perf_counter() - began),
             "diverged": np.array(int(diverged(made).sum())),
         }
 
-    @functools.cache  # noqa: B019 - a search of seconds for some grids; a sampler lives no longer
-    def _grid(self, steps: int) -> Tensor:
-        return check_grid(self.model.grid(self.grid, steps, self._kernel()))
-
-    def _kernel(self) -> Kernel:
-        return self.model.kernel if self.kernel is None else lookup.kernel(self.kernel)
+    @functools.cached_property
+    def _times(self) -> Tensor:
+        """The sampler's times, computed once: some grids need a search of seconds."""
+        return self.model.times(self.sampler)
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 of all that decides a model's samples but the sampler: config, facts, weights."""
-    config = json.dumps(model.config.to_dict(), sort_keys=True).encode()
-    weights = files.plain(model.learned.state_dict())
-    return files.digest({**model.facts.tensors(), **weights}, config)
+    """SHA-256 of what a model's samples depend on beside the sampler: config, stats, weights."""
+    plain = {k: v for k, v in model.config.to_dict().items() if k != "sampler"}
+    config = json.dumps(plain, sort_keys=True).encode()
+    weights = files.plain(model.trainable.state_dict())
+    return files.digest({**model.stats.tensors(), **weights}, config)
 
 
 def digest(pixels: Tensor) -> str:

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 from sfumato.algebra.basis import dct
 from sfumato.corruption.coupling import ancestral
-from sfumato.corruption.facts import Facts, space
 from sfumato.corruption.families import Heat, Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, CosineSNR, Sine
-from sfumato.estimation.denoise import noise
+from sfumato.corruption.statistics import DataStatistics, space
+from sfumato.errors import Refused
 from sfumato.estimation.loss import simple
+from sfumato.estimation.predictions import noise
 from sfumato.methods.recipe import Recipe
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.samplers import Sampler
 
 
 def blurring(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     blur: float = 0.625,
     floor: float = 0.001,
@@ -37,16 +39,17 @@ def blurring(
 
     Args:
         shape: of one signal, (C, *space) or (n,).
-        facts: not used: the method knows nothing of the data.
+        stats: not used.
         blur: largest width as a fraction of the longest side; the paper's 20 px of 32 is 0.625.
-        floor: smallest share of a frequency that blur leaves, the paper's d_min.
+        floor: smallest gain of a frequency under blur, the paper's d_min.
         logsnr: log-SNR of the unblurred signal at both ends of time.
         steps: steps of the ancestral sampler; the deterministic one is the kernel ddim.
     """
     if blur < 0:
-        raise ValueError(f"blur must be 0 or more; got {blur:g}.")
+        raise Refused(f"blur must be 0 or more; got {blur:g}.")
     power = CosineSNR(*logsnr)
     heat = Heat(Sine(blur * max(space(shape))), dct(*space(shape)), floor)
     process = Process(signal=heat @ Scale(Amplitude(power)), noise=Scale(Complement(power)))
-    kernel, prior = reverse(ancestral), standard(process, shape)
-    return Recipe(process, noise, simple, kernel, prior, __doc__ or "", steps=steps)
+    sampler = Sampler(reverse(ancestral), steps)
+    prior = standard(process, shape)
+    return Recipe(process, noise, simple, sampler, prior, __doc__ or "")

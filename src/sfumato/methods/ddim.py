@@ -14,15 +14,16 @@ from dataclasses import replace
 from typing import Literal
 
 from sfumato.corruption import coupling
-from sfumato.corruption.facts import Facts
+from sfumato.corruption.statistics import DataStatistics
 from sfumato.methods.ddpm import ddpm
 from sfumato.methods.recipe import Recipe
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.samplers import Sampler
 
 
 def ddim(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     betas: Literal["linear", "cosine"] = "linear",
     eta: float = 0.0,
@@ -33,11 +34,12 @@ def ddim(
 
     Args:
         shape: of one signal, any.
-        facts: not used: the method knows nothing of the data.
+        stats: not used.
         betas: the chain's variances, as in ddpm.
         eta: share of DDPM's noise that is drawn, from 0 (none) to 1 (DDPM, small variance).
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler, at most one for each level of the chain.
     """
-    recipe = ddpm(shape, facts, betas=betas, length=length, steps=steps)
-    return replace(recipe, kernel=reverse(coupling.ddim(eta)), reference=__doc__ or "")
+    recipe = ddpm(shape, stats, betas=betas, length=length, steps=steps)
+    sampler = Sampler(reverse(coupling.ddim(eta))).over(recipe.sampler)
+    return replace(recipe, sampler=sampler, reference=__doc__ or "")

@@ -17,27 +17,29 @@ from __future__ import annotations
 from typing import Literal
 
 from sfumato.corruption.coupling import ancestral, ancestral_large
-from sfumato.corruption.facts import Facts
 from sfumato.corruption.families import Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, linear_betas
-from sfumato.estimation.denoise import angular, noise
-from sfumato.estimation.loss import unit
+from sfumato.corruption.statistics import DataStatistics
+from sfumato.errors import Refused
+from sfumato.estimation.loss import unit_target
+from sfumato.estimation.predictions import noise, velocity
 from sfumato.methods.recipe import Recipe
 from sfumato.methods.spacing import discrete
-from sfumato.names import nearest
+from sfumato.names import choose
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
+from sfumato.sampling.samplers import Sampler
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 VARIANCES = {"small": ancestral, "large": ancestral_large}
-PREDICTIONS = {"noise": noise, "velocity": angular}
+PREDICTIONS = {"noise": noise, "velocity": velocity}
 
 
 def ddpm(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     betas: Literal["linear", "cosine"] = "linear",
     variance: Literal["small", "large"] = "large",
@@ -49,33 +51,26 @@ def ddpm(
 
     Args:
         shape: of one signal, any.
-        facts: not used: the method knows nothing of the data.
+        stats: not used.
         betas: the chain's variances: linear from 1e-4 to 0.02 (scaled for other lengths than
             1000), or cosine.
         variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
-        prediction: of the network: the noise, with its plain error as the loss, as published; or
-            the velocity C_t eps - S_t x_0, likewise (progressive distillation's v), which few steps
-            of sampling like better.
+        prediction: of the network: the noise, with its unweighted error as the loss, as published;
+            or the velocity C_t eps - S_t x_0, likewise (progressive distillation's v), which gives
+            better samples in few steps.
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler, at most one for each level of the chain.
     """
     least = 21 if betas == "linear" else 1  # the linear variances reach 0.02 * 1000 / length
     if length < least:
-        raise ValueError(f"a {betas} chain needs a length of {least} or more; got {length}.")
-    for what, name, known in (
-        ("betas", betas, BETAS),
-        ("variance", variance, VARIANCES),
-        ("prediction", prediction, PREDICTIONS),
-    ):
-        if name not in known:
-            raise ValueError(nearest(what, name, known))
-    log_power = BETAS[betas](steps=length)
+        raise Refused(f"a {betas} chain needs a length of {least} or more; got {length}.")
+    step = choose("variance", variance, VARIANCES)
+    output = choose("prediction", prediction, PREDICTIONS)
+    log_power = choose("betas", betas, BETAS)(steps=length)
     process = Process(signal=Scale(Amplitude(log_power)), noise=Scale(Complement(log_power)))
-    kernel = reverse(VARIANCES[variance])
+    sampler = Sampler(reverse(step), steps)
     prior = standard(process, shape)
-    output = PREDICTIONS[prediction]
-    about, evidence = __doc__ or "", Evidence(backward=VARIANCES[variance])
-    recipe = Recipe(
-        process, output, unit(output), kernel, prior, about, steps=steps, evidence=evidence
-    )
+    evidence = Evidence(backward=step)
+    weighting = unit_target(output)
+    recipe = Recipe(process, output, weighting, sampler, prior, __doc__ or "", evidence=evidence)
     return discrete(recipe, length)

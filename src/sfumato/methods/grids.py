@@ -12,44 +12,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal
-from sfumato.corruption.facts import Facts
+from sfumato.corruption.statistics import DataStatistics
+from sfumato.errors import Refused
 from sfumato.methods.recipe import Recipe
 from sfumato.methods.spacing import SPACINGS, spaced
-from sfumato.names import nearest
+from sfumato.names import choose
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.predict import Predictor
-from sfumato.sampling.sample import even
+from sfumato.sampling.sample import check_grid, uniform_grid
+from sfumato.sampling.samplers import Sampler
 
-RHO, LARGEST = 7.0, 80.0
+RHO = 7.0
+LARGEST = 80.0
 FINE = 2000
 
-Grid = Callable[[Recipe, Facts, Kernel, int], Tensor]
-"""(recipe, facts, kernel, steps) -> falling times."""
+Grid = Callable[[Recipe, DataStatistics, Kernel, int], Tensor]
+"""(recipe, stats, kernel, steps) -> falling times."""
 
 
-def own(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
-    """The method's own."""
+def own(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
+    """The method's own grid."""
     return recipe.grid(steps)
 
 
-def uniform(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+def uniform(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
     """Equal steps in t."""
     first, last = _ends(recipe, steps)
-    return even(steps, first, last)
+    return uniform_grid(steps, first, last)
 
 
-def quadratic(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
-    """Equal steps in the root of t, so more of them where little is corrupted: DDIM's."""
+def quadratic(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
+    """Equal steps in the square root of t, so shorter ones at little corruption: DDIM's."""
     first, last = _ends(recipe, steps)
-    return last + (first - last) * even(steps).square()
+    return last + (first - last) * uniform_grid(steps).square()
 
 
-def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+def karras(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
     r"""Equal steps in sigma^(1/7), with sigma the noise over the signal: EDM's.
 
-    From sigma 80, EDM's largest, where the method's is larger. Of a process with many coefficients
-    sigma is their geometric mean, weighted by the data's spectrum.
+    It starts at sigma 80, EDM's largest, where the method's largest is above that. Where sigma
+    differs between coefficients, it is their geometric mean, weighted by the data's spectrum.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,
@@ -57,19 +59,18 @@ def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     """
     first, last = _ends(recipe, steps)
     fine = torch.linspace(max(last, first / FINE), first, FINE, dtype=torch.float64)
-    joint = recipe.process.signal.at(fine[0]) @ recipe.process.noise.at(fine[0])
-    basis = joint.basis if isinstance(joint, Diagonal) else None
-    weight, parts = facts.cov(basis).gain, []
-    for some in fine.reshape(-1, *(1,) * facts.mean.ndim).split(64):  # bounds the memory needed
+    gains = recipe.process.gains(fine[0])
+    basis = None if gains is None else gains.basis
+    weight = stats.cov(basis).gain
+    parts = []
+    for some in fine.reshape(-1, *(1,) * stats.mean.ndim).split(64):  # bounds the memory needed
         snr = recipe.process.log_snr(some)
         if snr is None:
-            raise ValueError(
-                "a karras grid needs signal and noise in one basis; use --grid uniform."
-            )
+            raise Refused("a karras grid needs signal and noise in one basis; use --grid uniform.")
         parts.append((snr.detach() * (weight / weight.sum())).flatten(1).sum(1))
     log_sigma = -torch.cat(parts) / 2
     if not bool((log_sigma.diff() > 0).all()):
-        raise ValueError("a karras grid needs noise that rises over the signal at all times.")
+        raise Refused("a karras grid needs noise that rises over the signal at all times.")
     log_sigma = log_sigma[log_sigma <= max(math.log(LARGEST), float(log_sigma[0]) + 1)]
     fine = fine[: len(log_sigma)]
     root = ((log_sigma - log_sigma[-1]) / RHO).exp()
@@ -80,17 +81,17 @@ def karras(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
     return torch.cat([times, torch.zeros(int(to_zero)).double()])
 
 
-def auto(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
-    """That of the least error predicted for Gaussian data with the measured spectrum."""
+def auto(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
+    """The grid of least predicted error for Gaussian data with the measured spectrum."""
     if recipe.context is not None:
-        raise ValueError("corruptions drawn for each image have no common grid; leave --grid out.")
-    return Predictor(recipe.process, facts, recipe.prior).best_grid(kernel, recipe.grid(steps))
+        raise Refused("corruptions drawn for each image have no common grid; leave --grid out.")
+    return Predictor(recipe.process, stats, recipe.prior).best_grid(kernel, recipe.grid(steps))
 
 
 def _on_levels(name: str) -> Grid:
-    def placed(recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
+    def placed(recipe: Recipe, stats: DataStatistics, kernel: Kernel, steps: int) -> Tensor:
         if recipe.levels is None:
-            raise ValueError(
+            raise Refused(
                 f"a {name} grid lies on the levels of a chain, and this method is trained at all "
                 "times; use --grid uniform."
             )
@@ -109,17 +110,25 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def grid(name: str, recipe: Recipe, facts: Facts, kernel: Kernel, steps: int) -> Tensor:
-    """The grid of that name.
+def times(sampler: Sampler, recipe: Recipe, stats: DataStatistics) -> Tensor:
+    """The falling times of a sampler of `recipe`, (steps + 1,), float64.
+
+    What the sampler leaves unset is the method's.
 
     Raises:
-        ValueError: no such grid, or a method that knows its own times alone.
+        ValueError: an unknown grid, or one that this method or kernel does not support.
     """
-    if name not in GRIDS:
-        raise ValueError(nearest("grid", name, GRIDS))
-    if recipe.fixed and name != "own":
-        raise ValueError("this method knows the times of its own grid alone; leave --grid out.")
-    return GRIDS[name](recipe, facts, kernel, steps)
+    chosen = sampler.over(recipe.sampler)
+    kernel, steps = chosen.whole
+    how = chosen.grid
+    if callable(how):
+        return how(steps)
+    if not isinstance(how, str):
+        return check_grid(torch.tensor(how, dtype=torch.float64))
+    grid = choose("grid", how, GRIDS)
+    if recipe.fixed and how != "own":
+        raise Refused("this method is defined on its own grid alone; leave --grid out.")
+    return grid(recipe, stats, kernel, steps)
 
 
 def _ends(recipe: Recipe, steps: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@ r"""IHDM: heat blur with a trace of noise, estimates of the next less blurred im
 
 q(x_k | x_0) = N(F_k x_0, sigma^2 I), F_k = exp(-Laplacian b_k^2 / 2) in the DCT basis, k = 1 .. K;
 the network predicts F_{k-1} x_0 - x_k, loss || F_{k-1} x_0 - (x_k + f) ||^2; the sampler sets
-x_{k-1} = x_k + f + delta z, and returns its last mean. It knows no levels but its own.
+x_{k-1} = x_k + f + delta z, and returns its last mean. It is defined at its own levels alone.
 
 References:
     Generative Modelling with Inverse Heat Dissipation (Severi Rissanen, Markus Heinonen, Arno
@@ -16,23 +16,25 @@ from torch import Tensor
 
 from sfumato.algebra.basis import dct
 from sfumato.algebra.operators import Operator
-from sfumato.corruption.coupling import naive, redrawn
-from sfumato.corruption.facts import Facts, space, typical
+from sfumato.corruption import coupling
 from sfumato.corruption.families import Heat, Scale
 from sfumato.corruption.prior import CorruptedData
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Table
-from sfumato.estimation.denoise import previous
-from sfumato.estimation.loss import levels as times
+from sfumato.corruption.statistics import DataStatistics, default_statistics, space
+from sfumato.errors import Refused
+from sfumato.estimation.loss import level_times
+from sfumato.estimation.predictions import previous
 from sfumato.methods.recipe import Recipe
 from sfumato.methods.spacing import every
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
+from sfumato.sampling.samplers import Sampler
 
 
 def ihdm(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     count: int = 200,
     blur: tuple[float, float] = (0.5, 0.75),
@@ -44,9 +46,8 @@ def ihdm(
 
     Args:
         shape: of one signal, (C, *space) or (n,).
-        facts: what is known of the data; a 1/f^2 spectrum where nothing is.
-        count: K, levels of blur and steps of the sampler, which no other number of steps can
-            replace.
+        stats: statistics of the data; by default a 1/f^2 spectrum.
+        count: K, the number of levels of blur and of steps of the sampler, which takes no other.
         blur: width of the first level in pixels, and of the last as a fraction of the longest side
             (the paper's 24 px of 32 is 0.75); geometric between, and none at level 0.
         sigma: noise in training for data in [0, 1], the paper's units.
@@ -55,11 +56,11 @@ def ihdm(
     """
     first, last = blur[0], blur[1] * max(space(shape))
     if count < 2 or not 0 < first < last:
-        raise ValueError(
+        raise Refused(
             f"ihdm needs two levels or more, from a small to a large blur; got {count} levels, "
             f"{first:g} to {last:g} pixels."
         )
-    facts = facts or typical(shape)
+    stats = stats or default_statistics(shape)
     widths = torch.logspace(0, 1, count, base=last / first, dtype=torch.float64) * first
     nodes = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     path = Table(nodes, torch.cat([torch.zeros(1), widths]))
@@ -71,16 +72,15 @@ def ihdm(
         """W = F_{k-1}: the error of the next image itself."""
         return estimated(process, t).of
 
+    step = coupling.ihdm(fresh)
     return Recipe(
         process,
         estimated,
         weighting,
-        reverse(redrawn(fresh)),
-        CorruptedData(facts.remembering(memory), process),
+        Sampler(reverse(step), count, every(count)),
+        CorruptedData(stats.remembering(memory), process),
         __doc__ or "",
-        times=times(count),
-        steps=count,
-        grid=every(count),
+        times=level_times(count),
         fixed=True,
-        evidence=Evidence(naive, redrawn(fresh)),
+        evidence=Evidence(coupling.naive, step),
     )

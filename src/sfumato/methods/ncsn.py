@@ -11,7 +11,7 @@ References:
     https://arxiv.org/abs/2006.09011 (techniques 1, 2 and 4)
     Adversarial Score Matching and Improved Sampling for Image Generation (Alexia
     Jolicoeur-Martineau, Rémi Piché-Taillefer, Rémi Tachet des Combes, Ioannis Mitliagkas, 2020),
-    https://arxiv.org/abs/2009.05475 (the final denoise; kernel annealed)
+    https://arxiv.org/abs/2009.05475 (the final denoise; sampler annealed)
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ import math
 import torch
 
 from sfumato.algebra.operators import Operator
-from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.families import Fixed, Scale
 from sfumato.corruption.prior import fitted
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Constant, Geometric
-from sfumato.estimation.denoise import noise, unit_input
-from sfumato.estimation.loss import levels, simple
+from sfumato.corruption.statistics import DataStatistics, default_statistics
+from sfumato.errors import Refused
+from sfumato.estimation.loss import level_times, simple
+from sfumato.estimation.predictions import noise, unit_input
 from sfumato.methods.recipe import Recipe, rising
 from sfumato.methods.spacing import every
 from sfumato.sampling.kernels import langevin
+from sfumato.sampling.samplers import Sampler
 
 
 def ncsn(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     sigma: tuple[float, float] = (0.01, 1.0),
     count: int = 10,
@@ -46,7 +48,7 @@ def ncsn(
 
     Args:
         shape: of one signal, any.
-        facts: what is known of the data, of which the sampler starts from a Gaussian.
+        stats: statistics of the data; the sampler starts from a Gaussian with these.
         sigma: smallest and largest noise for data in [0, 1], the paper's units; geometric between.
         count: number of levels, and steps of the sampler.
         delta: step of Langevin dynamics over the variance of the level, the paper's 2e-5 / 2 over
@@ -54,12 +56,12 @@ def ncsn(
         inner: Langevin steps at each level but the first, which the sampler starts from.
     """
     low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
-    return annealed(shape, facts, (low, high), count, delta, inner)
+    return annealed(shape, stats, (low, high), count, delta, inner)
 
 
 def ncsnv2(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     smallest: float = 0.01,
     largest: float = 0.0,
@@ -70,24 +72,24 @@ def ncsnv2(
 
     Args:
         shape: of one signal, any.
-        facts: what is known of the data.
+        stats: statistics of the data.
         smallest: noise for data in [0, 1], the paper's units.
         largest: likewise; 0 for the largest distance between two images (technique 1).
         count: number of levels, and steps of the sampler; 0 for technique 2.
         inner: Langevin steps at each level but the first, which the sampler starts from; their
             size is technique 4's for these levels.
     """
-    facts = facts or typical(shape)
+    stats = stats or default_statistics(shape)
     # Data span [-1, 1] here, [0, 1] in the paper.
-    low, high = rising("noise", (2 * smallest, 2 * largest if largest else facts.distance))
+    low, high = rising("noise", (2 * smallest, 2 * largest if largest else stats.distance))
     count = count or 1 + math.ceil(math.log(high / low) / math.log(ratio(math.prod(shape))))
     gamma = (high / low) ** (1 / max(1, count - 1))
-    return annealed(shape, facts, (low, high), count, step_size(gamma, inner), inner)
+    return annealed(shape, stats, (low, high), count, step_size(gamma, inner), inner)
 
 
 def annealed(
     shape: tuple[int, ...],
-    facts: Facts | None,
+    stats: DataStatistics | None,
     sigma: tuple[float, float],
     count: int,
     delta: float,
@@ -97,7 +99,7 @@ def annealed(
     """`count` geometric levels, from sigma[1] at t = 1 to sigma[0] at t = 1 / count."""
     low, high = rising("sigma", sigma)
     if count < 2:
-        raise ValueError(f"annealing needs two levels or more; got {count}.")
+        raise Refused(f"annealing needs two levels or more; got {count}.")
     start = low * (high / low) ** (-1 / (count - 1))
     level = Scale(Geometric(start, high))
     noise_ = level if colour is None else level @ Fixed(colour)
@@ -106,18 +108,16 @@ def annealed(
         process,
         unit_input(noise),
         simple,
-        langevin(delta, inner),
-        fitted(facts or typical(shape), process),
+        Sampler(langevin(delta, inner), count, every(count)),
+        fitted(stats or default_statistics(shape), process),
         __doc__ or "",
-        times=levels(count),
-        steps=count,
-        grid=every(count),
+        times=level_times(count),
         fixed=True,
     )
 
 
 def ratio(dimensions: int) -> float:
-    r"""gamma of technique 2: the share of a level's images that look like the next level's is 1/2.
+    r"""gamma of technique 2: half of the samples of a level have a norm typical of the next level.
 
     Phi(sqrt(2D) (gamma - 1) + 3 gamma) - Phi(sqrt(2D) (gamma - 1) - 3 gamma) = 1/2.
     """
@@ -132,7 +132,7 @@ def ratio(dimensions: int) -> float:
 
 
 def step_size(gamma: float, inner: int) -> float:
-    r"""delta of technique 4: after `inner` steps the variance is as near the level's as it gets.
+    r"""delta of technique 4: after `inner` steps the variance is as near the level's as possible.
 
     rho^2T (gamma^2 - w) + w with rho = 1 - delta, w = 1 / (1 - delta / 2), starting from gamma^2.
     """

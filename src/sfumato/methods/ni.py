@@ -20,7 +20,6 @@ from typing import Literal
 from sfumato.algebra.operators import Operator
 from sfumato.corruption.colours import colour
 from sfumato.corruption.coupling import ancestral, ancestral_large
-from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.families import Fixed, Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
@@ -33,29 +32,31 @@ from sfumato.corruption.schedules import (
     cosine_betas,
     linear_betas,
 )
-from sfumato.estimation.denoise import Parametrization, clean, coloured, gradient
-from sfumato.estimation.denoise import noise as whitened
-from sfumato.estimation.loss import simple, uniform
+from sfumato.corruption.statistics import DataStatistics, default_statistics
+from sfumato.estimation.loss import simple, uniform_times
+from sfumato.estimation.predictions import Parametrization, coloured_noise, score, x0
+from sfumato.estimation.predictions import noise as whitened
 from sfumato.methods.ncsn import annealed
 from sfumato.methods.recipe import Recipe, rising
 from sfumato.methods.spacing import discrete
-from sfumato.names import nearest
+from sfumato.names import choose
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.likelihood import Evidence
-from sfumato.sampling.sample import even
+from sfumato.sampling.sample import uniform_grid
+from sfumato.sampling.samplers import Sampler
 
 CHAINS = ("linear", "cosine", "sde")
 VARIANCES = {"small": ancestral, "large": ancestral_large}
 
 
 def predictions(level: Schedule) -> dict[str, Parametrization]:
-    """What the network may estimate, by name, where S_t = level_t L."""
-    return {"noise": whitened, "coloured": coloured(level), "score": gradient, "clean": clean}
+    """Parametrizations of the network by name, where S_t = level_t L."""
+    return {"noise": whitened, "coloured": coloured_noise(level), "score": score, "x0": x0}
 
 
 def ni_ddpm(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     covariance: Operator | None = None,
     *,
     noise: str = "power",
@@ -63,7 +64,7 @@ def ni_ddpm(
     dc: float = 1.0,
     chain: Literal["linear", "cosine", "sde"] = "linear",
     variance: Literal["small", "large"] = "small",
-    prediction: Literal["noise", "coloured", "score", "clean"] = "noise",
+    prediction: Literal["noise", "coloured", "score", "x0"] = "noise",
     length: int = 1000,
     steps: int = 1000,
 ) -> Recipe:
@@ -71,48 +72,43 @@ def ni_ddpm(
 
     Args:
         shape: of one signal, (C, *space) or (n,).
-        facts: what is known of the data, for its spectrum.
+        stats: statistics of the data, for its spectrum.
         covariance: Sigma as an operator with a root, in place of `noise`.
         noise: power (the Gaussian free field by default), data (its spectrum), white, or a
             covariance's .npy file.
         exponent: of the power law: gains |k|^-exponent, 1 for the free field.
-        dc: gain at frequency 0, in units of that at the lowest other one.
+        dc: gain at frequency 0, in units of the gain at the lowest other frequency.
         chain: variances of the chain: linear, cosine, or the NIVP SDE in continuous time.
         variance: of the ancestral step: the posterior's (small) or the forward kernel's (large).
         prediction: of the network: the whitened noise, the coloured noise, the score or x_0, all
             with the same loss.
-        length: number of steps of the chain, and of training times, but for the SDE.
+        length: number of steps of the chain, and of training times, except for the SDE.
         steps: steps of the sampler, at most one for each level of the chain.
     """
-    if chain not in CHAINS:
-        raise ValueError(nearest("chain", chain, CHAINS))
-    if variance not in VARIANCES:
-        raise ValueError(nearest("variance", variance, VARIANCES))
+    choose("chain", chain, CHAINS)
+    step = choose("variance", variance, VARIANCES)
     power: Schedule = LinearBeta()
     if chain != "sde":
         power = (linear_betas if chain == "linear" else cosine_betas)(steps=length)
     level = Complement(power)
-    known = predictions(level)
-    if prediction not in known:
-        raise ValueError(nearest("prediction", prediction, known))
-    root = _root(noise, shape, facts, exponent, dc, covariance)
+    output = choose("prediction", prediction, predictions(level))
+    root = _root(noise, shape, stats, exponent, dc, covariance)
     process = Process(signal=Scale(Amplitude(power)), noise=Scale(level) @ Fixed(root))
     recipe = Recipe(
         process,
-        known[prediction],
+        output,
         simple,
-        reverse(VARIANCES[variance]),
+        Sampler(reverse(step), steps),
         standard(process, shape),
         __doc__ or "",
-        steps=steps,
-        evidence=Evidence(backward=VARIANCES[variance]),
+        evidence=Evidence(backward=step),
     )
     return recipe if chain == "sde" else discrete(recipe, length)
 
 
 def ni_smld(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     covariance: Operator | None = None,
     *,
     noise: str = "power",
@@ -123,18 +119,18 @@ def ni_smld(
     delta: float = 0.1,
     inner: int = 100,
     sde: bool = False,
-    prediction: Literal["noise", "coloured", "score", "clean"] = "noise",
+    prediction: Literal["noise", "coloured", "score", "x0"] = "noise",
 ) -> Recipe:
     """Non-isotropic SMLD: coloured noise of geometric levels, preconditioned Langevin dynamics.
 
     Args:
         shape: of one signal, (C, *space) or (n,).
-        facts: what is known of the data.
+        stats: statistics of the data.
         covariance: Sigma as an operator with a root, in place of `noise`.
         noise: power (the Gaussian free field by default), data (its spectrum), white, or a
             covariance's .npy file.
         exponent: of the power law: gains |k|^-exponent, 1 for the free field.
-        dc: gain at frequency 0, in units of that at the lowest other one.
+        dc: gain at frequency 0, in units of the gain at the lowest other frequency.
         sigma: smallest and largest noise for data in [0, 1], as in ncsn.
         count: number of levels, and steps of the sampler.
         delta: step of Langevin dynamics over the variance of the level.
@@ -143,23 +139,25 @@ def ni_smld(
         prediction: of the network, as in ni-ddpm.
     """
     low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in NCSN's units
-    root = _root(noise, shape, facts, exponent, dc, covariance)
-    recipe = annealed(shape, facts, (low, high), count, delta, inner, root)
-    known = predictions(Geometric(low * (high / low) ** (-1 / (count - 1)), high))
-    if prediction not in known:
-        raise ValueError(nearest("prediction", prediction, known))
-    recipe = replace(recipe, parametrization=known[prediction], reference=__doc__ or "")
-    return replace(recipe, times=uniform, grid=even, fixed=False) if sde else recipe
+    root = _root(noise, shape, stats, exponent, dc, covariance)
+    recipe = annealed(shape, stats, (low, high), count, delta, inner, root)
+    level = Geometric(low * (high / low) ** (-1 / (count - 1)), high)
+    output = choose("prediction", prediction, predictions(level))
+    recipe = replace(recipe, parametrization=output, reference=__doc__ or "")
+    if not sde:
+        return recipe
+    sampler = Sampler(grid=uniform_grid).over(recipe.sampler)
+    return replace(recipe, times=uniform_times, sampler=sampler, fixed=False)
 
 
 def _root(
     noise: str,
     shape: tuple[int, ...],
-    facts: Facts | None,
+    stats: DataStatistics | None,
     exponent: float,
     dc: float,
     covariance: Operator | None,
 ) -> Operator:
     if covariance is not None:
         return covariance.sqrt()
-    return colour(noise, shape, facts or typical(shape), exponent, dc)
+    return colour(noise, shape, stats or default_statistics(shape), exponent, dc)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 from torch import Tensor
 
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
-from sfumato.corruption.select import paced
-from sfumato.estimation.denoise import Denoiser, Parametrization
-from sfumato.estimation.loss import Times, Weighting, uniform
-from sfumato.sampling.kernels import Kernel
+from sfumato.corruption.select import time_warped
+from sfumato.errors import Refused
+from sfumato.estimation.loss import Times, Weighting, uniform_times
+from sfumato.estimation.predictions import Parametrization
 from sfumato.sampling.likelihood import MARKOV, Evidence
-from sfumato.sampling.sample import even
+from sfumato.sampling.sample import uniform_grid
+from sfumato.sampling.samplers import Sampler
 
 FINEST = 1_000
 
@@ -22,12 +24,13 @@ Ends = Callable[[Process, Tensor, Tensor], Tensor]
 """(process, x0, eps) -> (B,): terms of the bound at the ends of time, added to the loss."""
 
 
+@final
 @dataclass(frozen=True)
 class Context:
-    """What is drawn of the corruption itself for each image, such as a random mask (final).
+    """A random parameter of the corruption, drawn for each image, such as a mask.
 
     Attributes:
-        channels: of the context, which the network is told beside x.
+        channels: of the context, which the network receives beside x.
         draw: (x, randn_like) -> context (B, channels, *space), for a batch like x.
         process: context -> the process of these images.
     """
@@ -36,43 +39,36 @@ class Context:
     draw: Callable[[Tensor, RandnLike], Tensor]
     process: Callable[[Tensor], Process]
 
-    def bind(self, denoiser: Denoiser, context: Tensor) -> Denoiser:
-        """The denoiser of images corrupted so; weights are shared."""
-        return denoiser.under(self.process(context), context=context)
 
-
+@final
 @dataclass(frozen=True)
 class Recipe:
-    """A method on signals of one shape (final).
+    """A method on signals of one shape.
 
     Attributes:
         process: q(x_t | x_0).
         parametrization: what the network's output means.
         weighting: the objective, || W (x_0^ - x_0) ||^2.
-        kernel: the sampler as published.
+        sampler: as published; its grid is a function of the steps.
         prior: the law of x_1.
         reference: title, authors, year and URL of the source.
         times: how training times are drawn from uniform numbers.
-        steps: steps of the sampler where nobody says otherwise.
-        fixed: whether the sampler takes that number of steps and no other.
-        levels: of a chain at whose times k / levels alone the network is trained; None for all.
+        fixed: whether the sampler takes no other number of steps.
+        levels: of the chain, where the network is trained at the times k / levels alone; else None.
         evidence: how the likelihood is bounded.
-        own_noise: whether the noise has a time of its own, that selected levels leave alone.
-        grid: number of steps -> falling times.
-        context: what is drawn of the corruption for each image; `process` is then a typical one.
+        own_noise: whether the noise keeps its own time where levels are selected.
+        context: the random parameter of the corruption; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
-        fourier: frequencies f of the features sin, cos(f pi x) that the network is told beside x.
+        fourier: frequencies f of the features sin, cos(f pi x) that the network receives beside x.
     """
 
     process: Process
     parametrization: Parametrization
     weighting: Weighting
-    kernel: Kernel
+    sampler: Sampler
     prior: Prior
     reference: str
-    times: Times = uniform
-    steps: int = 100
-    grid: Callable[[int], Tensor] = even
+    times: Times = uniform_times
     context: Context | None = None
     ends: Ends | None = None
     fourier: tuple[float, ...] = ()
@@ -82,28 +78,35 @@ class Recipe:
     own_noise: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a sampler needs one step or more; got {self.steps}.")
+        object.__setattr__(self, "sampler", self.sampler.over(Sampler(grid=uniform_grid)))
+        _ = self.sampler.whole
+
+    def grid(self, steps: int) -> Tensor:
+        """The method's own falling times for a number of steps, (steps + 1,), float64."""
+        own = self.sampler.grid
+        if not callable(own):
+            raise Refused("the grid of a method is a function of the number of steps.")
+        return own(steps)
 
     @property
     def finest(self) -> int:
-        """Steps of the grid that likelihoods are taken on: 1,000, or as many as the method has."""
-        return self.steps if self.fixed else min(FINEST, self.levels or FINEST)
+        """Steps of the grid for likelihoods: 1,000, or the method's number where it has one."""
+        return self.sampler.whole[1] if self.fixed else min(FINEST, self.levels or FINEST)
 
 
-def reclocked(recipe: Recipe, clock: Sequence[float]) -> Recipe:
-    """The same method by another clock: see `sfumato.paced`.
+def with_time_warp(recipe: Recipe, warp: Sequence[float]) -> Recipe:
+    """The same method at other times: see `time_warped`.
 
     Raises:
-        ValueError: a method that learns its own, or a clock that does not rise from 0 to 1.
+        ValueError: a method that learns its levels, or a warp that does not rise from 0 to 1.
     """
     if next(iter(recipe.process.parameters()), None) is not None:
-        raise ValueError("this method learns its own levels; train it without a clock.")
-    if len(clock) < 2 or clock[0] != 0 or clock[-1] != 1 or sorted({*clock}) != [*clock]:
-        raise ValueError("a clock is two times or more that rise from 0 to 1.")
+        raise Refused("this method learns its own levels; train it without a time warp.")
+    if len(warp) < 2 or warp[0] != 0 or warp[-1] != 1 or sorted({*warp}) != [*warp]:
+        raise Refused("a time warp is two times or more that rise from 0 to 1.")
 
     def read(process: Process) -> Process:
-        return paced(process, clock, recipe.own_noise)
+        return time_warped(process, warp, recipe.own_noise)
 
     context = recipe.context
     if context is not None:
@@ -116,5 +119,5 @@ def rising(name: str, levels: tuple[float, float], unit: float = 1.0) -> tuple[f
     """Two levels in units of `unit`, the small one first; ValueError where they are not that."""
     low, high = levels
     if not 0 < low < high:
-        raise ValueError(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
+        raise Refused(f"{name} goes from a small to a large level; got {low:g}, {high:g}.")
     return unit * low, unit * high

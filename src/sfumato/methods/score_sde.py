@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from sfumato.corruption.coupling import ancestral, ancestral_large
-from sfumato.corruption.facts import Facts, typical
 from sfumato.corruption.families import Scale
 from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, Constant, Geometric, LinearBeta
-from sfumato.estimation.denoise import noise, unit_input
-from sfumato.estimation.loss import rate, simple
+from sfumato.corruption.statistics import DataStatistics, default_statistics
+from sfumato.errors import Refused
+from sfumato.estimation.loss import likelihood, simple
+from sfumato.estimation.predictions import noise, unit_input
 from sfumato.methods.recipe import Recipe, rising
-from sfumato.names import nearest
+from sfumato.names import choose
 from sfumato.sampling.kernels import (
     Kernel,
     chain,
@@ -38,14 +39,15 @@ from sfumato.sampling.kernels import (
     reverse,
     reverse_diffusion,
 )
+from sfumato.sampling.samplers import Sampler
 
-WEIGHTS = {"simple": simple, "likelihood": rate}
-REVERSE = moves(reverse_diffusion, "reverse diffusion")
+WEIGHTS = {"simple": simple, "likelihood": likelihood}
+REVERSE = moves(reverse_diffusion)
 
 
 def ve(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     sigma: tuple[float, float] = (0.01, 0.0),
     weight: Literal["simple", "likelihood"] = "simple",
@@ -57,17 +59,17 @@ def ve(
 
     Args:
         shape: of one signal, any.
-        facts: what is known of the data, for the largest noise.
+        stats: statistics of the data, for the largest noise.
         sigma: smallest and largest noise for data in [0, 1], the paper's units; geometric between.
-            0 for the largest: the largest distance between two images, as the paper takes it
+            0 for the largest: the largest distance between two images, as in the paper
             (NCSNv2's technique 1; 50 on CIFAR-10).
         weight: of the loss: sigma^2, or g^2 for likelihood.
         predictor: reverse diffusion or ancestral sampling.
         snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
-        steps: times of the sampler, each of two network calls with a corrector.
+        steps: steps of the sampler, each of two network calls with a corrector.
     """
     # Data span [-1, 1] here, [0, 1] in the paper.
-    largest = 2 * sigma[1] if sigma[1] else (facts or typical(shape)).distance
+    largest = 2 * sigma[1] if sigma[1] else (stats or default_statistics(shape)).distance
     low, high = rising("sigma", (2 * sigma[0], largest))
     process = Process(signal=Scale(Constant(1.0)), noise=Scale(Geometric(low, high)))
     kernels = {"reverse": REVERSE, "ancestral": reverse(ancestral)}
@@ -77,7 +79,7 @@ def ve(
 
 def vp(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     beta: tuple[float, float] = (0.1, 20.0),
     weight: Literal["simple", "likelihood"] = "simple",
@@ -89,12 +91,12 @@ def vp(
 
     Args:
         shape: of one signal, any.
-        facts: not used.
+        stats: not used.
         beta: rate of the noise at both ends of time, linear between.
         weight: of the loss: sigma^2, or g^2 for likelihood.
         predictor: reverse diffusion or ancestral sampling (DDPM's, of large variance).
         snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
-        steps: times of the sampler, each of two network calls with a corrector.
+        steps: steps of the sampler, each of two network calls with a corrector.
     """
     power = LinearBeta(*beta)
     process = Process(signal=Scale(Amplitude(power)), noise=Scale(Complement(power)))
@@ -104,7 +106,7 @@ def vp(
 
 def subvp(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     beta: tuple[float, float] = (0.1, 20.0),
     weight: Literal["simple", "likelihood"] = "simple",
@@ -116,12 +118,12 @@ def subvp(
 
     Args:
         shape: of one signal, any.
-        facts: not used.
+        stats: not used.
         beta: rate of the noise at both ends of time, linear between.
         weight: of the loss: sigma^2, or g^2 for likelihood.
         predictor: reverse diffusion or ancestral sampling.
         snr: ratio of norms of the corrector, one Langevin step after each predictor; 0 for none.
-        steps: times of the sampler, each of two network calls with a corrector.
+        steps: steps of the sampler, each of two network calls with a corrector.
     """
     power = LinearBeta(*beta)
     level = Scale(Complement(power))
@@ -131,29 +133,25 @@ def subvp(
 
 
 def _corrected(kernels: dict[str, Kernel], predictor: str, snr: float) -> Kernel:
-    if predictor not in kernels:
-        raise ValueError(nearest("predictor", predictor, kernels))
-    return chain(kernels[predictor], corrector(snr)) if snr else kernels[predictor]
+    predict = choose("predictor", predictor, kernels)
+    return chain(predict, corrector(snr)) if snr else predict
 
 
 def _recipe(
     process: Process, shape: tuple[int, ...], weight: str, kernel: Kernel, steps: int, end: float
 ) -> Recipe:
-    if weight not in WEIGHTS:
-        raise ValueError(nearest("weight", weight, WEIGHTS))
+    weighting = choose("weight", weight, WEIGHTS)
 
     def times(u: Tensor) -> Tensor:
         return 1e-5 + (1 - 1e-5) * u
 
     def grid(count: int) -> Tensor:
-        """Down to `end`, and there the estimate of x_0."""
+        """Evenly from 1 to `end`, then 0: the last step returns the estimate of x_0."""
         if count < 1:
-            raise ValueError(f"sampling needs one step or more; got {count}.")
+            raise Refused(f"sampling needs one step or more; got {count}.")
         inner = torch.linspace(1, end, count, dtype=torch.float64)
         return torch.cat([inner, torch.zeros(1).double()])
 
     prior = standard(process, shape)
-    weighting = WEIGHTS[weight]
-    return Recipe(
-        process, noise, weighting, kernel, prior, __doc__ or "", times=times, steps=steps, grid=grid
-    )
+    sampler = Sampler(kernel, steps, grid)
+    return Recipe(process, noise, weighting, sampler, prior, __doc__ or "", times=times)

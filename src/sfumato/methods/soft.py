@@ -18,24 +18,26 @@ from sfumato.algebra.basis import dct
 from sfumato.algebra.operators import scaled
 from sfumato.corruption.colours import colour
 from sfumato.corruption.coupling import momentum
-from sfumato.corruption.facts import Facts, space, typical
-from sfumato.corruption.families import Fixed, Heat, Scale
+from sfumato.corruption.families import Family, Fixed, Heat, Scale
 from sfumato.corruption.prior import CorruptedData, fitted
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
-from sfumato.estimation.denoise import residual, wiener
-from sfumato.estimation.loss import simple, unit
+from sfumato.corruption.statistics import DataStatistics, default_statistics, space
+from sfumato.errors import Refused
+from sfumato.estimation.loss import simple, unit_target
+from sfumato.estimation.predictions import residual, wiener
 from sfumato.methods.recipe import Recipe, rising
-from sfumato.names import nearest
+from sfumato.names import choose
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.samplers import Sampler
 
-ASSUMED = {"wiener": lambda facts: scaled(0.25), "spectrum": Facts.power}
+ASSUMED = {"wiener": lambda stats: scaled(0.25), "spectrum": DataStatistics.power}
 PREDICTIONS = ("residual", *ASSUMED)
 
 
 def soft(
     shape: tuple[int, ...],
-    facts: Facts | None = None,
+    stats: DataStatistics | None = None,
     *,
     blur: tuple[float, float] = (0.005, 0.36),
     sigma: tuple[float, float] = (0.01, 0.1),
@@ -49,37 +51,51 @@ def soft(
 
     Args:
         shape: of one signal, (C, *space) or (n,).
-        facts: what is known of the data; a 1/f^2 spectrum where nothing is.
+        stats: statistics of the data; by default a 1/f^2 spectrum.
         blur: smallest and largest width of the blur as a fraction of the longest side. The paper's
             23 px of 64 is 0.36. Geometric between them and none at t = 0.
         sigma: smallest and largest noise for data in [0, 1], the paper's units.
-        knee: time from which the noise stays at its largest.
+        knee: time from which the noise is constant at its largest.
         noise: white, power (a free field), data (its spectrum), or a covariance's .npy file.
         prediction: of the network: the residual x_0 - x_t with the soft loss over sigma_t^2, as
-            published; or what a Wiener filter leaves, for white data of deviation 1/2 (wiener) or
-            for the data's measured spectrum, with targets and losses of unit size (EDM's
-            preconditioning, for each frequency).
+            published; or the scaled error of a Wiener filter, for white data of standard deviation
+            1/2 (wiener) or for the data's measured spectrum (spectrum), with targets and losses of
+            unit variance (EDM's preconditioning, for each frequency).
         memory: training images whose low frequencies start the sampler; 0 fits a Gaussian instead.
         steps: steps of the sampler.
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(nearest("prediction", prediction, PREDICTIONS))
+    choose("prediction", prediction, PREDICTIONS)
     if memory < 0:
-        raise ValueError(f"memory must be 0 or more; got {memory}.")
+        raise Refused(f"memory must be 0 or more; got {memory}.")
     rising("blur", blur)
-    facts = facts or typical(shape)
+    stats = stats or default_statistics(shape)
     longest = max(space(shape))
-    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
     width = Geometric(blur[0] * longest, blur[1] * longest, zero_at_start=True)
-    grow = Scale(Geometric(low, high, until=knee))
-    grow = grow if noise == "white" else grow @ Fixed(colour(noise, shape, facts))
-    process = Process(signal=Heat(width, dct(*space(shape))), noise=grow)
-    remembered = facts.remembering(memory) if memory else None
-    prior = fitted(facts, process) if remembered is None else CorruptedData(remembered, process)
-    output, weighting = residual, simple
+    heat = Heat(width, dct(*space(shape)))
+    process = Process(signal=heat, noise=little_noise(shape, stats, sigma, knee, noise))
+    remembered = stats.remembering(memory) if memory else None
+    prior = fitted(stats, process) if remembered is None else CorruptedData(remembered, process)
+    output = residual
+    weighting = simple
     if prediction in ASSUMED:
-        output = wiener(ASSUMED[prediction](facts))
-        weighting = unit(output)
+        output = wiener(ASSUMED[prediction](stats))
+        weighting = unit_target(output)
     about = __doc__ or ""
-    kernel = reverse(momentum)
-    return Recipe(process, output, weighting, kernel, prior, about, steps=steps, own_noise=True)
+    sampler = Sampler(reverse(momentum), steps)
+    return Recipe(process, output, weighting, sampler, prior, about, own_noise=True)
+
+
+def little_noise(
+    shape: tuple[int, ...],
+    stats: DataStatistics,
+    sigma: tuple[float, float],
+    knee: float,
+    noise: str,
+) -> Family:
+    """The noise of the soft methods: sigma_t geometric up to `knee`, times the root of a colour.
+
+    `sigma` is for data in [0, 1], the paper's units.
+    """
+    low, high = rising("sigma", sigma, 2.0)  # data span [-1, 1] here, [0, 1] in the paper
+    level = Scale(Geometric(low, high, until=knee))
+    return level if noise == "white" else level @ Fixed(colour(noise, shape, stats))

@@ -6,7 +6,7 @@ A chain of T levels has its level k at t = k / T. For N steps, with i = 0, ..., 
     trailing     k_i = round(T - i T / N)
     linspace     k_i = 1 + round((T - 1) (1 - i / (N - 1)))
 
-The last step returns the estimate of x_0 made at k_{N-1}: level 1, but for trailing, which stops
+The last step returns the estimate of x_0 at k_{N-1}: level 1, except for trailing, which stops
 about T / N above it. The names are those of diffusers.
 
 References:
@@ -24,11 +24,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sfumato.estimation.loss import levels
+from sfumato.errors import Refused
+from sfumato.estimation.loss import level_times
 from sfumato.methods.recipe import Recipe
+from sfumato.sampling.samplers import Sampler
 
 Spacing = Callable[[int, int], Tensor]
-"""(count, steps) -> the levels asked, falling, (steps,) of float64."""
+"""(count, steps) -> the levels visited, falling, (steps,) of float64."""
 
 
 def leading(count: int, steps: int) -> Tensor:
@@ -42,7 +44,7 @@ def trailing(count: int, steps: int) -> Tensor:
 
 
 def linspace(count: int, steps: int) -> Tensor:
-    """Evenly from the noisiest level to level 1, both asked; the noisiest alone for one step."""
+    """Evenly from the noisiest level to level 1, both included; the noisiest alone for one step."""
     return 1 + torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
 
 
@@ -58,7 +60,7 @@ def spaced(count: int, spacing: Spacing) -> Callable[[int], Tensor]:
 
     def grid(steps: int) -> Tensor:
         if not 1 <= steps <= count:
-            raise ValueError(
+            raise Refused(
                 f"a chain of {count} levels is sampled in 1 to {count} steps; got {steps}."
             )
         asked = spacing(count, steps) / count
@@ -70,15 +72,11 @@ def spaced(count: int, spacing: Spacing) -> Callable[[int], Tensor]:
 def discrete(recipe: Recipe, count: int, spacing: Spacing = trailing) -> Recipe:
     """The recipe on a chain: trained on `count` levels alone, and sampled on some of them.
 
-    In at most one step a level, where nobody says how many.
+    By default in at most one step a level.
     """
-    return replace(
-        recipe,
-        times=levels(count),
-        grid=spaced(count, spacing),
-        levels=count,
-        steps=min(recipe.steps, count),
-    )
+    kernel, steps = recipe.sampler.whole
+    sampler = Sampler(kernel, min(steps, count), spaced(count, spacing))
+    return replace(recipe, times=level_times(count), sampler=sampler, levels=count)
 
 
 def every(count: int) -> Callable[[int], Tensor]:
@@ -91,7 +89,7 @@ def every(count: int) -> Callable[[int], Tensor]:
 
     def grid(steps: int) -> Tensor:
         if steps != count:
-            raise ValueError(
+            raise Refused(
                 f"this model was trained on {count} levels and takes no other number of steps; "
                 f"got {steps}. Use --steps {count}."
             )

@@ -1,32 +1,54 @@
-"""A table of the registry: what each method of METHODS is made of, asked of the method itself."""
+"""A table of the registry: the components of each method of METHODS, read from its recipe."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 
 from sfumato.algebra.linear import Operator
 from sfumato.algebra.operators import Diagonal
+from sfumato.errors import Refused
 from sfumato.methods import METHODS
 from sfumato.names import called
 
 
+@final
+class Source(NamedTuple):
+    """A paper."""
+
+    title: str
+    authors: str
+    year: int
+    url: str
+
+    @property
+    def short(self) -> str:
+        """Surnames, or the first and "et al.", with the year."""
+        surnames = [name.strip().split()[-1] for name in self.authors.split(",")]
+        if "et al" in self.authors:
+            return f"{self.authors} {self.year}"
+        if len(surnames) > 2:
+            return f"{surnames[0]} et al. {self.year}"
+        return f"{' and '.join(surnames)} {self.year}"
+
+
+@final
 class Row(NamedTuple):
-    """One method in words (final).
+    """One method in words.
 
     Attributes:
-        name: as METHODS has it.
+        name: its key in METHODS.
         signal, cov: C_t and Sigma_t; Lambda are the basis's squared frequencies, L a fixed colour.
         basis: where both are diagonal; "any" for multiples of the identity.
         target: what the network predicts.
         weight: the objective's weighting.
-        kernel: the sampler.
-        reference: authors and year of the method's own paper.
-        url: where that paper is.
+        sampler: its kernel.
+        reference: authors and year of the method's own paper, in short.
+        source: that paper.
     """
 
     name: str
@@ -35,25 +57,27 @@ class Row(NamedTuple):
     basis: str
     target: str
     weight: str
-    kernel: str
+    sampler: str
     reference: str
-    url: str
+    source: Source
 
 
-HEADINGS = ("method", "C_t", "Sigma_t", "basis", "target", "weight", "kernel", "reference")
-"""What the first columns of a row are called."""
+HEADINGS = ("method", "C_t", "Sigma_t", "basis", "target", "weight", "sampler", "reference")
+"""Headings of the first columns of a row."""
 
 
 def rows(shape: tuple[int, ...] = (1, 28, 28)) -> list[Row]:
-    """One row for each of METHODS, as it is for signals of `shape`."""
+    """One row for each of METHODS, for signals of `shape`."""
     return [row(name, shape) for name in METHODS]
 
 
 def row(name: str, shape: tuple[int, ...] = (1, 28, 28)) -> Row:
     """The row of one method."""
     recipe = METHODS[name](shape)
-    process, half = recipe.process, torch.tensor(0.5, dtype=torch.float64)
+    process = recipe.process
+    half = torch.tensor(0.5, dtype=torch.float64)
     parts = process.signal.at(half), process.noise.at(half)
+    source = first_source(recipe.reference)
     return Row(
         name,
         " ".join(process.signal.factors) or "1",
@@ -61,8 +85,9 @@ def row(name: str, shape: tuple[int, ...] = (1, 28, 28)) -> Row:
         _basis(parts),
         called(recipe.parametrization),
         called(recipe.weighting),
-        recipe.kernel.name,
-        *_reference(recipe.reference),
+        re.sub(r"\d+\.\d{4,}", lambda m: f"{float(m[0]):.3g}", recipe.sampler.name),
+        source.short,
+        source,
     )
 
 
@@ -83,16 +108,17 @@ def _basis(parts: Sequence[Operator]) -> str:
     return ", ".join(names) or "any"
 
 
-def _reference(text: str) -> tuple[str, str]:
-    """(authors and year, address) of the first entry under References."""
+def first_source(text: str) -> Source:
+    """The first paper under References, which is the method's own.
+
+    Raises:
+        Refused: it is not of the form: title (authors, year), address.
+    """
     entry = " ".join(inspect.cleandoc(text).partition("References:")[2].split())
-    found = re.search(r"\((?P<authors>[^()]+), (?P<year>\d{4})\)\W*(?P<url>https?://\S+)", entry)
+    found = re.match(r"(.*?) \(([^()]+), (\d{4})\)\W*(https?://[^\s,]+)", entry)
     if found is None:
-        return "", ""
-    authors = [name.strip().split()[-1] for name in found["authors"].split(",")]
-    who = found["authors"] if "et al" in found["authors"] else authors[0]
-    if len(authors) == 2:
-        who = " and ".join(authors)
-    elif len(authors) > 2:
-        who = f"{authors[0]} et al."
-    return f"{who} {found['year']}", found["url"]
+        raise Refused(
+            "a method's References need a first entry of the form: title (authors, year), "
+            f"address; got '{entry[:60]}'."
+        )
+    return Source(found[1], found[2], int(found[3]), found[4])

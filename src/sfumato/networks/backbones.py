@@ -2,8 +2,8 @@ r"""A backbone is a function F(x, label) of a batch of images and one number per
 
     F: (B, C, H, W) x (B,) -> (B, C, H, W)
 
-Any `nn.Module` with this signature is one. `UNet` is the one that comes along: diffusers' blocks,
-arranged so that a small model trains on a laptop's processor. Three choices make it cheap:
+Any `nn.Module` with this signature is one. `UNet` is the bundled one: diffusers' blocks, arranged
+so that a small model trains on a laptop's processor. Three choices make it cheap:
 
 * The image is cut into patches that become channels (space to depth), so that no convolution runs
   at full resolution; `patch = 1` switches this off.
@@ -26,11 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
+
+from sfumato.errors import Refused
 
 LABEL_SCALE = 1000.0
 """The sinusoids of the label have periods from 6 to 60000; labels are near [-1, 1]."""
@@ -38,14 +41,14 @@ LABEL_SCALE = 1000.0
 
 def _positive(name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
+        raise Refused(f"{name} must be a whole number from 1; got {value!r}.")
 
 
 def _whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise ValueError(f"{name} must be a list of whole numbers; got {values!r}.")
+        raise Refused(f"{name} must be a list of whole numbers; got {values!r}.")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise ValueError(f"{name} must be whole numbers; got {tuple(values)}.")
+        raise Refused(f"{name} must be whole numbers; got {tuple(values)}.")
     return tuple(values)
 
 
@@ -78,23 +81,24 @@ class UNetOptions:
         for name in ("width", "blocks", "patch"):
             _positive(name, getattr(self, name))
         if self.width % 8:
-            raise ValueError(f"width must be a multiple of 8; got {self.width}.")
+            raise Refused(f"width must be a multiple of 8; got {self.width}.")
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(
+            raise Refused(
                 f"multipliers must be whole numbers from 1, one per level; got {self.multipliers}."
             )
         unknown = set(self.attention) - set(range(len(self.multipliers)))
         if unknown:
-            raise ValueError(
+            raise Refused(
                 f"attention names level {min(unknown)}; with {len(self.multipliers)} multipliers "
                 f"the levels are 0 (finest) to {len(self.multipliers) - 1}."
             )
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be at least 0 and below 1; got {self.dropout}.")
+            raise Refused(f"dropout must be at least 0 and below 1; got {self.dropout}.")
 
 
+@final
 class UNet(nn.Module):
-    r"""A U-Net of residual blocks (final), told a number and perhaps a class per image.
+    r"""A U-Net of residual blocks, conditioned on a number and optionally a class per image.
 
     Untrained it returns exactly zero: its last convolution starts there.
 
@@ -102,9 +106,9 @@ class UNet(nn.Module):
         shape: (C, H, W) of the images, of any sizes.
         options: its size.
         classes: the number of classes, or None for an unconditional network.
-        context: channels told beside the image's own, such as a mask.
-        fourier: frequencies f of the features sin, cos(f pi x) told beside the image: what VDM
-            needs to see the last bits of a pixel.
+        context: channels received beside the image's own, such as a mask.
+        fourier: frequencies f of the features sin, cos(f pi x) received beside the image; VDM
+            needs them to resolve the last bits of a pixel.
 
     Raises:
         ValueError: `shape` or `classes` is not made of positive whole numbers.
@@ -121,7 +125,7 @@ class UNet(nn.Module):
         super().__init__()
         self.shape = _whole_numbers("shape", shape)
         if len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"shape must be (channels, height, width) from 1; got {self.shape}.")
+            raise Refused(f"shape must be (channels, height, width) from 1; got {self.shape}.")
         if classes is not None:
             _positive("classes", classes)
         self.options = options
@@ -159,16 +163,17 @@ class UNet(nn.Module):
             a tensor like x.
 
         Raises:
-            ValueError: a shape or dtype is another, or a network without classes gets some.
+            ValueError: a wrong shape or dtype, or classes for a network without classes.
         """
         check_inputs(x, label, self.shape)
         if (0 if context is None else context.shape[1]) != self.context:
-            raise ValueError(f"this network was built for a context of {self.context} channels.")
-        told = [x, *waves(x, self.fourier)]
+            raise Refused(f"this network was built for a context of {self.context} channels.")
+        told = [x, *fourier_features(x, self.fourier)]
         if context is not None:
             told.append(context.to(x))
         x = torch.cat(told, 1)
-        patch, (height, width) = self.options.patch, self.shape[1:]
+        patch = self.options.patch
+        height, width = self.shape[1:]
         top, left = (-height % patch) // 2, (-width % patch) // 2
         if height % patch or width % patch:
             bottom, right = -height % patch - top, -width % patch - left
@@ -181,26 +186,27 @@ class UNet(nn.Module):
     def _classes(self, x: Tensor, classes: Tensor | None) -> Tensor | None:
         if self.classes is None:
             if classes is not None:
-                raise ValueError("this network was built without classes; call it without classes.")
+                raise Refused("this network was built without classes; call it without classes.")
             return None
         if classes is None:
             return torch.full((len(x),), self.classes, device=x.device)
         if classes.dtype not in (torch.int64, torch.int32) or classes.shape != x.shape[:1]:
-            raise ValueError(
+            raise Refused(
                 f"classes must be {len(x)} integers, one per image; "
                 f"got {classes.dtype} of shape {tuple(classes.shape)}."
             )
         # Only on the CPU: elsewhere, reading the values would make the device wait.
         if classes.device.type == "cpu" and ((classes < 0) | (classes > self.classes)).any():
-            raise ValueError(
+            raise Refused(
                 f"classes must be 0 to {self.classes - 1}, or {self.classes} for none; "
                 f"got {classes.min()} to {classes.max()}."
             )
         return classes
 
 
+@final
 class Enlarge(nn.Module):
-    r"""Nearest-neighbour enlargement to a fixed size, in place of diffusers' `Upsample2D` (final).
+    r"""Nearest-neighbour enlargement to a fixed size, in place of diffusers' `Upsample2D`.
 
     Args:
         size: (H, W) of the output; odd sizes are met exactly.
@@ -218,18 +224,18 @@ class Enlarge(nn.Module):
 def check_inputs(x: Tensor, label: Tensor, shape: tuple[int, ...]) -> None:
     """ValueError unless x is (B, *shape) and `label` is one floating-point number for each."""
     if tuple(x.shape[1:]) != shape:
-        raise ValueError(
+        raise Refused(
             f"this network works on signals of shape {shape}, (B, *shape) in all; "
             f"got {tuple(x.shape)}."
         )
     if label.shape != x.shape[:1] or not label.is_floating_point():
-        raise ValueError(
+        raise Refused(
             f"label must be {len(x)} floating-point numbers, one per signal; "
             f"got {label.dtype} of shape {tuple(label.shape)}."
         )
 
 
-def waves(x: Tensor, frequencies: Sequence[float]) -> list[Tensor]:
+def fourier_features(x: Tensor, frequencies: Sequence[float]) -> list[Tensor]:
     """sin and cos of f pi x for each frequency f."""
     angles = [frequency * math.pi * x for frequency in frequencies]
     return [wave for angle in angles for wave in (angle.sin(), angle.cos())]

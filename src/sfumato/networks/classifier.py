@@ -1,9 +1,9 @@
-r"""A classifier is a function of images whose last hidden layer measures what they show.
+r"""A classifier is a function of images whose last hidden layer gives features of their content.
 
     features: (B, C, H, W) -> (B, F),        logits: features -> (B, classes)
 
 Residual blocks at full, half and quarter resolution; the features are spatial means, as the pool3
-layer of Inception is, so that they see texture as well as shape.
+layer of Inception is, so that they depend on texture as well as shape.
 
 References:
     Deep Residual Learning for Image Recognition (K. He, X. Zhang, S. Ren, J. Sun, 2015),
@@ -12,12 +12,15 @@ References:
 
 from __future__ import annotations
 
+from typing import final
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+@final
 class Classifier(nn.Module):
-    """A small residual network (final).
+    """A small residual network.
 
     Args:
         channels: of the images, whatever their size.
@@ -34,7 +37,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last layer sees of images (B, C, H, W) in [-1, 1]; (B, widths[-1]), >= 0."""
+        """Inputs of the last layer for images (B, C, H, W) in [-1, 1]; (B, widths[-1]), >= 0."""
         x = self.stem(x)
         for i, block in enumerate(self.blocks):
             x = block(F.avg_pool2d(x, 2) if i else x)

@@ -6,7 +6,7 @@ r"""Backbones for signals of any rank: `network` picks one by the shape.
     (C, D, H, W)     UNet3D    diffusers' 3-D U-Net: volumes, videos
 
 All are F(x, label, classes, context) -> like x, with the sizes of `UNetOptions` as far as they
-apply (`patch` and `attention` are for images), and zero before training. Waves and volumes are told
+apply (`patch` and `attention` are for images), and zero before training. Waves and volumes receive
 classes as channels.
 
 References:
@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,17 @@ from diffusers.models.unets.unet_1d import UNet1DModel
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
-from sfumato.networks.backbones import LABEL_SCALE, UNet, UNetOptions, check_inputs, waves
+from sfumato.errors import Refused
+from sfumato.networks.backbones import (
+    LABEL_SCALE,
+    UNet,
+    UNetOptions,
+    check_inputs,
+    fourier_features,
+)
 
 TOLD = 8
-"""Channels, or values, that tell a class."""
+"""Channels, or values, that encode a class."""
 
 HEAD = 32
 """Channels of a head of attention in diffusers' 1-D blocks."""
@@ -52,25 +60,27 @@ def network(
         return UNet(shape, options, classes, context, fourier)
     kinds = {1: MLP, 2: UNet1D, 4: UNet3D}
     if len(shape) not in kinds:
-        raise ValueError(
+        raise Refused(
             f"there is a backbone for vectors (n,), waves (C, L), images and volumes; got {shape}. "
-            "Pass one of your own as `backbone`."
+            "Pass your own as `backbone`."
         )
-    told = Told(tuple(shape), classes, context, tuple(fourier))
+    told = InputFeatures(tuple(shape), classes, context, tuple(fourier))
     return Network(told, kinds[len(shape)](told.channels, shape[0], options))
 
 
+@final
 class Network(nn.Module):
-    """F(x, label, classes, context) = core(what is told, label) (final).
+    """F(x, label, classes, context) = core(input features, label).
 
     Args:
-        told: puts beside x what is told.
+        told: appends features of x, classes and context to x.
         core: (B, channels, *space) and labels (B,) -> (B, C, *space).
     """
 
-    def __init__(self, told: Told, core: nn.Module) -> None:
+    def __init__(self, told: InputFeatures, core: nn.Module) -> None:
         super().__init__()
-        self.told, self.core = told, core
+        self.told = told
+        self.core = core
 
     def forward(
         self,
@@ -84,14 +94,18 @@ class Network(nn.Module):
         return self.core(self.told(x, classes, context), label)
 
 
-class Told(nn.Module):
-    """x with what is told beside it: features of x, classes and context, as channels (final)."""
+@final
+class InputFeatures(nn.Module):
+    """x with further channels: features of x, classes and context."""
 
     def __init__(
         self, shape: tuple[int, ...], classes: int | None, context: int, fourier: tuple[float, ...]
     ) -> None:
         super().__init__()
-        self.shape, self.classes, self.context, self.fourier = shape, classes, context, fourier
+        self.shape = shape
+        self.classes = classes
+        self.context = context
+        self.fourier = fourier
         self.names = None if classes is None else nn.Embedding(classes + 1, TOLD)
 
     @property
@@ -103,10 +117,10 @@ class Told(nn.Module):
     def forward(self, x: Tensor, classes: Tensor | None, context: Tensor | None) -> Tensor:
         """(B, *shape) -> (B, channels, *space)."""
         if (0 if context is None else context.shape[1]) != self.context:
-            raise ValueError(f"this network was built for a context of {self.context} channels.")
-        parts = [x, *waves(x, self.fourier)]
+            raise Refused(f"this network was built for a context of {self.context} channels.")
+        parts = [x, *fourier_features(x, self.fourier)]
         if self.names is None and classes is not None:
-            raise ValueError("this network was built without classes; call it without classes.")
+            raise Refused("this network was built without classes; call it without classes.")
         if self.names is not None and self.classes is not None:
             none = torch.full((len(x),), self.classes, device=x.device)
             named = self.names(none if classes is None else classes).to(x.dtype)
@@ -117,8 +131,9 @@ class Told(nn.Module):
         return torch.cat(parts, 1)
 
 
+@final
 class MLP(nn.Module):
-    """Residual blocks of two linear layers, scaled and shifted by the label (final).
+    """Residual blocks of two linear layers, scaled and shifted by the label.
 
     Hidden width is `options.width` times the largest multiplier; there are `options.blocks` blocks
     for each multiplier.
@@ -132,7 +147,7 @@ class MLP(nn.Module):
         self.first = nn.Linear(values, hidden)
         count = options.blocks * len(options.multipliers)
         self.blocks = nn.ModuleList(_Block(hidden, options.dropout) for _ in range(count))
-        self.last = _silent(nn.Linear(hidden, out))
+        self.last = zero_init(nn.Linear(hidden, out))
 
     def forward(self, u: Tensor, label: Tensor) -> Tensor:
         """(B, values) -> (B, out)."""
@@ -148,7 +163,8 @@ class _Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
         self.film = nn.Linear(hidden, 2 * hidden)
-        self.inner, self.outer = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.inner = nn.Linear(hidden, hidden)
+        self.outer = nn.Linear(hidden, hidden)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, u: Tensor, when: Tensor) -> Tensor:
@@ -157,14 +173,16 @@ class _Block(nn.Module):
         return u + self.outer(self.drop(F.silu(inner)))
 
 
+@final
 class UNet1D(nn.Module):
-    """diffusers' 1-D U-Net for waves of any length (final)."""
+    """diffusers' 1-D U-Net for waves of any length."""
 
     def __init__(self, channels: int, out: int, options: UNetOptions) -> None:
         super().__init__()
-        levels, last = len(options.multipliers), options.width * options.multipliers[-1]
+        levels = len(options.multipliers)
+        last = options.width * options.multipliers[-1]
         if last % HEAD:
-            raise ValueError(
+            raise Refused(
                 f"the 1-D network's last level needs a multiple of {HEAD} channels; got {last}. "
                 f"Use --width {HEAD}."
             )
@@ -178,7 +196,7 @@ class UNet1D(nn.Module):
             block_out_channels=tuple(options.width * m for m in options.multipliers),
             layers_per_block=options.blocks,
         )
-        self.last = _silent(nn.Conv1d(options.width, out, 1))
+        self.last = zero_init(nn.Conv1d(options.width, out, 1))
         # The middle block halves twice more, and reflects three samples at the ends.
         self.multiple = 2 ** (levels + 1)
 
@@ -190,15 +208,17 @@ class UNet1D(nn.Module):
         return self.last(self.net(u, label * LABEL_SCALE, return_dict=False)[0])[..., :length]
 
 
+@final
 class UNet3D(nn.Module):
-    """diffusers' 3-D U-Net for volumes (C, D, H, W), with nothing for text to attend to (final).
+    """diffusers' 3-D U-Net for volumes (C, D, H, W), without conditioning on text.
 
     Levels halve H and W; D is mixed by convolutions and attention along it.
     """
 
     def __init__(self, channels: int, out: int, options: UNetOptions) -> None:
         super().__init__()
-        levels, groups = len(options.multipliers), max(1, options.width // 4)
+        levels = len(options.multipliers)
+        groups = max(1, options.width // 4)
         self.net = UNet3DConditionModel(
             in_channels=channels,
             out_channels=out,
@@ -210,8 +230,8 @@ class UNet3D(nn.Module):
             cross_attention_dim=TOLD,
             attention_head_dim=8,
         )
-        _silent(self.net.conv_out)
-        for module in self.net.modules():  # its blocks drop a tenth by themselves
+        zero_init(self.net.conv_out)
+        for module in self.net.modules():  # its blocks have a dropout of 0.1 by default
             if isinstance(module, nn.Dropout):
                 module.p = options.dropout
         self.multiple = 2 ** (levels - 1)
@@ -221,13 +241,13 @@ class UNet3D(nn.Module):
         height, width = u.shape[3:]
         right, below = -width % self.multiple, -height % self.multiple
         u = F.pad(u, (0, right, 0, below, 0, 0), mode="replicate")
-        nobody = u.new_zeros(len(u), 1, TOLD)
-        out = self.net(u, label * LABEL_SCALE, nobody, return_dict=False)[0]
+        text = u.new_zeros(len(u), 1, TOLD)
+        out = self.net(u, label * LABEL_SCALE, text, return_dict=False)[0]
         return out[..., :height, :width]
 
 
-def _silent(layer: nn.Module) -> nn.Module:
-    """The layer, made to answer 0."""
+def zero_init(layer: nn.Module) -> nn.Module:
+    """The layer, with zero output."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

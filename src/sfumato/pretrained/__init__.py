@@ -1,4 +1,4 @@
-"""Pretrained: weights that come with the package, by name, each with a card (README.md).
+"""Pretrained: bundled weights by name, each with a model card (README.md).
 
 features-NAME.safetensors    a classifier whose features measure images of the data set NAME
 NAME/                        a model's folder, as `save_pretrained` writes it
@@ -12,12 +12,12 @@ HOME = Path(__file__).parent
 
 
 def models() -> tuple[str, ...]:
-    """Names of the models that come along."""
+    """Names of the bundled models."""
     return tuple(sorted(config.parent.name for config in HOME.glob("*/config.json")))
 
 
 def features() -> tuple[str, ...]:
-    """Names of the data sets that a classifier comes along for."""
+    """Names of the data sets with a bundled classifier."""
     return tuple(sorted(path.stem.partition("-")[2] for path in HOME.glob("features-*")))
 
 

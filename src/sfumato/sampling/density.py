@@ -11,11 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sfumato.algebra.operators import Diagonal
 from sfumato.corruption.boundary import expect, shaped
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, velocity
+from sfumato.estimation.denoise import Denoiser, flow_velocity
 from sfumato.sampling.flow import RK4, Tableau, solved
 from sfumato.sampling.sample import check_grid
 
@@ -33,8 +32,8 @@ def log_prob(
 ) -> Tensor:
     r"""log p(x) of the probability flow at grid[-1], in nats, (B,).
 
-    The divergence is estimated by probes of +-1 in the coordinates of the process's basis, which
-    has no variance where the estimate acts on each coefficient alone, or is exact.
+    The divergence is estimated by probes of +-1 in the coordinates of the process's basis, without
+    variance where the estimate acts on each coefficient separately; with 0 probes it is exact.
 
     Args:
         denoiser: the estimate, differentiable in x.
@@ -44,7 +43,7 @@ def log_prob(
         solver: of the steps of the grid, upwards; None for Dormand and Prince's method between the
             grid's ends, to `tolerance`.
         probes: number of probes; 0 for the exact trace, of one backward pass for each value.
-        randn_like: where probes come from.
+        randn_like: source of the probes.
 
     Raises:
         ValueError: no noise at the end of the grid, or a prior without density.
@@ -64,7 +63,8 @@ def log_prob(
 
     gained = torch.zeros(len(x), dtype=torch.float64)
     if solver is None:
-        start, ends = (x, gained.to(x)), times[[0, -1]]
+        start = (x, gained.to(x))
+        ends = times[[0, -1]]
         x, gained = solved(lambda t, now: rates(t, now[0]), start, ends, tolerance, tolerance)
         gained = gained.cpu().double()
     else:
@@ -75,7 +75,7 @@ def log_prob(
 
 
 def check_model(denoiser: Denoiser, prior: Prior, x: Tensor) -> None:
-    """Raise TypeError unless these are what a likelihood is asked of, in this order."""
+    """Raise TypeError or ValueError unless these are a denoiser, a prior and its signals."""
     expect(denoiser, Denoiser, "a likelihood needs a Denoiser first")
     expect(prior, Prior, "a likelihood needs a Prior after the denoiser")
     shaped("x", x, prior.shape)
@@ -85,14 +85,15 @@ def _rates(denoiser: Denoiser, x: Tensor, t: Tensor, probes: list[Tensor]) -> tu
     """The flow's velocity at x and its divergence, (B,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        slope = velocity(denoiser, x, t)
+        slope = flow_velocity(denoiser, x, t)
         if probes:
             pulls = [
                 (torch.autograd.grad(slope, x, probe, retain_graph=True)[0] * probe).flatten(1)
                 for probe in probes
             ]
             return slope.detach(), torch.stack(pulls).sum(2).mean(0)
-        flat, total = slope.flatten(1), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        flat = slope.flatten(1)
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         for i in range(flat.shape[1]):
             (row,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
             total = total + row.flatten(1)[:, i]
@@ -107,7 +108,8 @@ def _climbed(
     x: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One Runge-Kutta step from t up to s, of x and of the integral of the divergence."""
-    span, slopes = float(s - t), []
+    span = float(s - t)
+    slopes = []
     gain = torch.zeros(len(x), dtype=torch.float64)
     after = x
     for node, weights, share in zip(solver.c, solver.a, solver.b, strict=True):
@@ -124,7 +126,7 @@ def _climbed(
 def _probe(process: Process, t: Tensor, normal: Tensor) -> Tensor:
     """+-1 for each coefficient of the process's basis, as a signal."""
     signs = torch.where(normal < 0, -1.0, 1.0).to(normal)
-    joint = process.signal.at(t) @ process.noise.at(t)
-    if isinstance(joint, Diagonal) and joint.basis is not None:
-        return joint.basis.synthesize(signs)
+    gains = process.gains(t)
+    if gains is not None and gains.basis is not None:
+        return gains.basis.synthesize(signs)
     return signs

@@ -8,26 +8,32 @@ and its order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from sfumato.algebra.combine import apply
 from sfumato.algebra.operators import Operator, scaled
-from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Precondition, flow_operators, velocity
-from sfumato.sampling.kernels import Ending, Kernel, Pulls, Table, estimated, moved, pulled
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import Denoiser, Update, flow_operators, flow_velocity
+from sfumato.names import value
+from sfumato.sampling.kernels import Call, Ending, Kernel, Loop, estimated
+from sfumato.sampling.operator_table import OperatorTable
 
 
+@final
 class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method (final)."""
+    """An explicit Runge-Kutta method."""
 
     order: int
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return _name(self)
 
 
 EULER = Tableau(1, (0.0,), ((),), (1.0,))
@@ -53,34 +59,42 @@ TABLEAUX = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 Velocity = Callable[[Process, Tensor], tuple[Operator, Operator]]
 """(process, t) -> (D, G)."""
 
-Stage = tuple[Precondition, Pulls]
-Clocked = tuple[Denoiser, Table, list[float]]
-"""A denoiser, its operators and the time that each step spans."""
+Stages = tuple[Update, ...]
+"""The velocity at each node of a tableau."""
 
 
-def flow(tableau: Tableau) -> Kernel:
+@final
+@value
+class flow(Kernel):
     """The probability flow by a Runge-Kutta method; one network call for each stage.
 
     Never evaluated where S_t = 0, where the flow has no velocity: end the grid at 0 (the loop then
     ends with x_0^) or above it.
     """
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
+    tableau: Tableau
+
+    @property
+    def name(self) -> str:
+        return _name(self.tableau)
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         spans = torch.diff(grid.to(torch.float64)).tolist()
-        return denoiser, Table(lambda t, s: stages(denoiser, tableau, t, s), x, grid), spans
+        table = OperatorTable(lambda t, s: stages(denoiser, self.tableau, t, s), x, grid)
 
-    def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
-        denoiser, table, spans = state
-        return slopes(denoiser, tableau, table[i], x, spans[i]), state
+        def step(state: None, x: Tensor, i: int, call: Call) -> tuple[Tensor, None]:
+            return slopes(self.tableau, table[i], x, spans[i], call), state
 
-    return Kernel(init, step, _name(tableau))
+        return Loop(step, estimated(denoiser, grid[-1]))
 
 
-def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
+@final
+@value
+class dopri5(Kernel):
     """The probability flow by Dormand and Prince's method, from one time of the grid to the next.
 
-    Steps are as long as the tolerances allow to the whole batch, so that image i depends on its
-    neighbours to about that much; network calls are not known before.
+    Steps are as long as the tolerances allow for the whole batch, so that image i depends on the
+    others within about these tolerances; the number of network calls is not known beforehand.
 
     Args:
         rtol, atol: error of a step, relative and absolute.
@@ -88,23 +102,30 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5) -> Kernel:
     References:
         torchdiffeq (R. T. Q. Chen, 2018), https://github.com/rtqichen/torchdiffeq
     """
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"tolerances must be positive; got rtol={rtol:g}, atol={atol:g}.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Tensor]:
-        return denoiser, grid.to(torch.float64)
+    rtol: float = 1e-5
+    atol: float = 1e-5
 
-    def step(
-        state: tuple[Denoiser, Tensor], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, tuple[Denoiser, Tensor]]:
-        denoiser, grid = state
+    def __post_init__(self) -> None:
+        if not (self.rtol > 0 and self.atol > 0):
+            raise Refused(
+                f"tolerances must be positive; got rtol={self.rtol:g}, atol={self.atol:g}."
+            )
 
-        def rates(t: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (velocity(denoiser, now[0], t),)
+    @property
+    def name(self) -> str:
+        return "dopri5"
 
-        return solved(rates, (x,), grid[i : i + 2], rtol, atol)[0], state
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        grid = grid.to(torch.float64)
 
-    return Kernel(init, step, "dormand-prince")
+        def step(state: None, x: Tensor, i: int, call: Call) -> tuple[Tensor, None]:
+            def rates(t: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return (flow_velocity(denoiser, now[0], t, call.cond),)
+
+            return solved(rates, (x,), grid[i : i + 2], self.rtol, self.atol)[0], state
+
+        return Loop(step, estimated(denoiser, grid[-1]))
 
 
 def solved(
@@ -116,8 +137,8 @@ def solved(
 ) -> tuple[Tensor, ...]:
     """`state` after Dormand and Prince's method, from the first of two times to the second.
 
-    `rates` is asked at times between the two alone: the solver's first look, which finds a step,
-    may go beyond them, where there is no process.
+    `rates` is evaluated only between the two: the solver's choice of a first step may go beyond
+    them, where there is no process.
     """
     from torchdiffeq import odeint
 
@@ -135,65 +156,78 @@ def solved(
     return tuple(part[-1] for part in way)
 
 
-def churn(
-    tableau: Tableau, amount: float, low: float = 0.0, high: float = 1.0, noise: float = 1.0
-) -> Kernel:
+@final
+@value
+class churn(Kernel):
     r"""EDM's stochastic sampler: noise up to t^ = t (1 + gamma), then the flow from there.
 
     gamma = min(amount / N, sqrt(2) - 1) on N times between `low` and `high`, else 0; noise is added
     by the Markov process itself, so that x keeps its law. Where sigma_t is proportional to t, as in
     EDM, this is its Algorithm 2, from the first step, where t^ is above 1, to the last, which ends
-    with the estimate at t^. A process that has no times above 1 is not taken there.
+    with the estimate at t^. t^ is at most the last time of the process.
 
     Args:
         tableau: of the flow.
         amount: S_churn, >= 0; at 0 this is `flow(tableau)`.
         low: S_min / sigma_max.
         high: S_max / sigma_max.
-        noise: S_noise, the deviation of what is added over that of the Markov process.
+        noise: S_noise, the deviation of the added noise relative to that of the Markov process.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
         Algorithm 2, https://arxiv.org/abs/2206.00364
     """
-    if not amount >= 0 or not 0 <= low <= high or not noise > 0:
-        raise ValueError(
-            "churn needs an amount >= 0, 0 <= low <= high and a positive noise; got "
-            f"{amount:g}, {low:g}, {high:g}, {noise:g}."
-        )
 
-    def raised(process: Process, t: Tensor, steps: int) -> Tensor:
-        gamma = min(amount / steps, 2**0.5 - 1)
+    tableau: Tableau
+    amount: float
+    low: float = 0.0
+    high: float = 1.0
+    noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.amount >= 0 or not 0 <= self.low <= self.high or not self.noise > 0:
+            raise Refused(
+                "churn needs an amount >= 0, 0 <= low <= high and a positive noise; got "
+                f"{self.amount:g}, {self.low:g}, {self.high:g}, {self.noise:g}."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{_name(self.tableau)} with churn"
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        process = denoiser.process
+        grid = grid.to(torch.float64)
+        count = len(grid)
+
+        def make(t: Tensor, s: Tensor) -> tuple[Operator, Operator, Stages]:
+            up = self._raised(process, t, count)
+            return *self._lift(process, t, up), stages(denoiser, self.tableau, up, s)
+
+        spans = (grid[1:] - self._raised(process, grid[:-1], count)).tolist()
+        table = OperatorTable(make, x, grid)
+
+        def step(state: None, x: Tensor, i: int, call: Call) -> tuple[Tensor, None]:
+            forward, fresh, parts = table[i]
+            x = apply((forward, x), (fresh, call.randn_like(x)))
+            return slopes(self.tableau, parts, x, spans[i], call), state
+
+        return Loop(step, self._end(denoiser, grid[-1], count))
+
+    def _raised(self, process: Process, t: Tensor, steps: int) -> Tensor:
+        gamma = min(self.amount / steps, 2**0.5 - 1)
         up = (t * (1 + gamma)).clamp(max=process.last)
-        return torch.where((t >= low) & (t <= high), up, t)
+        return torch.where((t >= self.low) & (t <= self.high), up, t)
 
-    def lift(process: Process, t: Tensor, up: Tensor) -> tuple[Operator, Operator]:
+    def _lift(self, process: Process, t: Tensor, up: Tensor) -> tuple[Operator, Operator]:
         forward, cov = process.transition(t, up)
-        return forward, scaled(noise) @ cov.sqrt()
+        return forward, scaled(self.noise) @ cov.sqrt()
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
-        process, grid = denoiser.process, grid.to(torch.float64)
-
-        def make(t: Tensor, s: Tensor) -> tuple[Operator, Operator, tuple[Stage, ...]]:
-            up = raised(process, t, len(grid))
-            return *lift(process, t, up), stages(denoiser, tableau, up, s)
-
-        spans = grid[1:] - raised(process, grid[:-1], len(grid))
-        return denoiser, Table(make, x, grid), spans.tolist()
-
-    def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
-        denoiser, table, spans = state
-        forward, fresh, parts = table[i]
-        x = apply((forward, x), (fresh, randn_like(x)))
-        return slopes(denoiser, tableau, parts, x, spans[i]), state
-
-    def end(denoiser: Denoiser, grid: Tensor) -> Ending:
-        process, last = denoiser.process, grid[-1]
-        up = raised(process, last, len(grid))
-        (forward, fresh), finish = lift(process, last, up), estimated(denoiser, up.reshape(1))
-        return lambda x, randn_like: finish(apply((forward, x), (fresh, randn_like(x))), randn_like)
-
-    return Kernel(init, step, f"{_name(tableau)} with churn", end)
+    def _end(self, denoiser: Denoiser, last: Tensor, steps: int) -> Ending:
+        up = self._raised(denoiser.process, last, steps)
+        forward, fresh = self._lift(denoiser.process, last, up)
+        finish = estimated(denoiser, up)
+        return lambda x, call: finish(apply((forward, x), (fresh, call.randn_like(x))), call)
 
 
 def _name(tableau: Tableau) -> str:
@@ -206,31 +240,30 @@ def stages(
     t: Tensor,
     s: Tensor,
     operators: Velocity = flow_operators,
-) -> tuple[Stage, ...]:
-    """What each stage of a step from t to s needs: dx/dt = D x_0^ + G x of `operators`."""
+) -> Stages:
+    """The velocity at each stage of a step from t to s: dx/dt = D x_0^ + G x of `operators`."""
     made = []
     for node in tableau.c:
         at = t + node * (s - t)
-        pre = denoiser.precondition(at)
         drift, grow = operators(denoiser.process, at)
-        made.append((pre, pulled(denoiser, pre, grow, drift)))
+        made.append(denoiser.at(at).update(grow, drift))
     return tuple(made)
 
 
 def slopes(
-    denoiser: Denoiser,
     tableau: Tableau,
-    parts: tuple[Stage, ...],
+    parts: Stages,
     x: Tensor,
     span: float,
+    call: Call,
     noise: Tensor | None = None,
 ) -> Tensor:
     """One step of the method over `span` of time, with `noise` added at its end."""
     found: list[Tensor] = []
-    for (pre, pulls), node, weights in zip(parts, tableau.c, tableau.a, strict=True):
+    for velocity, node, weights in zip(parts, tableau.c, tableau.a, strict=True):
         at = _advance(x, span, weights, found)
         at = at if noise is None or not node else torch.add(at, noise, alpha=node)
-        found.append(moved(denoiser, pre, pulls, at))
+        found.append(velocity(at, call.cond))
     x = _advance(x, span, tableau.b, found)
     return x if noise is None else x + noise
 

@@ -1,120 +1,104 @@
 r"""A kernel moves x from one time of a grid to the next, by an estimate of x_0.
 
-    init(denoiser, x, grid) -> state      every operator of the loop, once, in float64, cast once
-    step(state, x, i, randn_like) -> (x, state)      from grid[i] to grid[i + 1]
+    prepare(denoiser, x, grid) -> loop           every operator, once, in float64, cast once
+    loop.step(state, x, i, call) -> (x, state)   from grid[i] to grid[i + 1]
 
-Kernels are values: `reverse(coupling)`, `flow(tableau)`, `langevin(delta, steps)`, and `chain` of
-them.
+Kernels are values, equal where their parameters are: `reverse(coupling)`, `flow(tableau)`,
+`langevin(delta, steps)`, and `chain` of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from sfumato.algebra.combine import Spectra, apply
-from sfumato.algebra.operators import Diagonal, Operator, identity, scaled, zero
-from sfumato.corruption.coupling import Coupling, ancestral, matched
+from sfumato.algebra.operators import Operator, identity, scaled, zero
+from sfumato.corruption import coupling
+from sfumato.corruption.coupling import Coupling, ancestral
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Precondition
-from sfumato.names import called
-
-# Steps whose operators are held in memory at once: bounds what a long grid of large images needs.
-BLOCK = 64
-
-Pulls = tuple[Operator, ...]
-"""One operator for each value of an estimate, and before them one for x."""
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import NONE, Conditions, Denoiser, Update
+from sfumato.names import called, value
+from sfumato.sampling.operator_table import OperatorTable
 
 
-def pulled(denoiser: Denoiser, pre: Precondition, carry: Operator, pull: Operator) -> Pulls:
-    """carry x + pull x_0^ as operators on x and on each value of the estimate."""
-    of_x, *maps = denoiser.maps(pre)
-    keep = carry if of_x.vanishes else carry + pull @ of_x
-    return keep, *(pull @ share for share in maps)
-
-
-def moved(
-    denoiser: Denoiser,
-    pre: Precondition,
-    pulls: Pulls,
-    x: Tensor,
-    *drawn: tuple[Operator, Tensor],
-) -> Tensor:
-    """The operators of `pulled` on x and its estimate, and what is drawn afresh."""
-    spectra: Spectra = {}
-    values = denoiser.values(x, pre, spectra)
-    return apply(*zip(pulls, (x, *values), strict=True), *drawn, spectra=spectra)
-
-
-Ending = Callable[[Tensor, RandnLike], Tensor]
-"""(x at the last time of a grid, randn_like) -> x_0^."""
-
-
-def estimated(denoiser: Denoiser, grid: Tensor) -> Ending:
-    """The estimate of x_0 at the last time of `grid`, what most kernels end with."""
-    pre = denoiser.precondition(grid[-1])
-    pulls = pulled(denoiser, pre, zero(), identity())
-    return lambda x, randn_like: moved(denoiser, pre, pulls, x)
-
-
-class Kernel(NamedTuple):
-    """A sampler's step (final): see the module.
+@final
+class Call(NamedTuple):
+    """What a loop receives besides x.
 
     Attributes:
-        init, step: of the loop.
-        name: for error sentences and records.
-        end: (denoiser, grid above 0) -> how a grid that goes on to 0 is ended.
+        randn_like: source of the noise.
+        cond: what the network receives besides x and t.
     """
 
-    init: Callable[[Denoiser, Tensor, Tensor], Any]
-    step: Callable[[Any, Tensor, int, RandnLike], tuple[Tensor, Any]]
-    name: str = "a kernel"
-    end: Callable[[Denoiser, Tensor], Ending] = estimated
+    randn_like: RandnLike = torch.randn_like
+    cond: Conditions = NONE
 
 
-class Table:
-    """Operators for each step of a grid, made in blocks by one call over the block's times (final).
+Step = Callable[[Any, Tensor, int, Call], tuple[Tensor, Any]]
+"""(state, x, i, call) -> (x, state): from grid[i] to grid[i + 1]."""
+
+Ending = Callable[[Tensor, Call], Tensor]
+"""(x at the last time of a grid, call) -> x_0^."""
+
+
+@final
+class Loop(NamedTuple):
+    """A kernel along a grid, prepared.
+
+    Attributes:
+        step: from each time of the grid to the next.
+        end: the last step of a grid that ends at 0.
+        state: the initial state of `step`.
+    """
+
+    step: Step
+    end: Ending
+    state: Any = None
+
+
+class Kernel(ABC):
+    """A step of a sampler (abstract: `name`, `prepare`)."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name in error sentences."""
+
+    @abstractmethod
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        """The loop along `grid`, falling times above 0, for any signal like `x` (B, *shape)."""
+
+
+def estimated(denoiser: Denoiser, t: Tensor) -> Ending:
+    """The estimate of x_0 at `t`, the last time of a grid above 0: what most kernels end with."""
+    estimate = denoiser.at(t).update(zero(), identity())
+    return lambda x, call: estimate(x, call.cond)
+
+
+def looped(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: Tensor,
+    make: Callable[[Tensor, Tensor], Any],
+    take: Callable[[Any, Tensor, Call], Tensor],
+) -> Loop:
+    """The loop of a kernel without state, ended by the estimate of x_0.
 
     Args:
-        make: (t, s) -> operators and labels, nested in tuples, for times (N, 1, ..., 1) or ().
-        x: the signal they will act on; gives rank, dtype and device.
-        grid: falling times.
+        denoiser, x, grid: as in `Kernel.prepare`.
+        make: (t, s) -> what a step needs, as in `OperatorTable`.
+        take: (what `make` made, x, call) -> x.
     """
-
-    def __init__(self, make: Callable[[Tensor, Tensor], Any], x: Tensor, grid: Tensor) -> None:
-        self._make, self._x, self._grid = make, x, grid.to(torch.float64)
-        self._start, self._rows = 0, []
-
-    def __getitem__(self, i: int) -> Any:  # noqa: ANN401 - what `make` makes
-        if not self._start <= i < self._start + len(self._rows):
-            self._start = i - i % BLOCK
-            stop = min(self._start + BLOCK, len(self._grid) - 1)
-            self._rows = self._block(self._grid[self._start : stop + 1])
-        return self._rows[i - self._start]
-
-    def _block(self, grid: Tensor) -> list[Any]:
-        times = grid.reshape(-1, *(1,) * (self._x.ndim - 1))
-        # Operators that are not gains (matrix-free ones, say), or gains that differ from sample to
-        # sample and so have no room for a batch of times, are made one time at a time. Where there
-        # is one sample, none differs.
-        if len(self._x) > 1 and not all(map(self._one, _leaves(self._make(grid[0], grid[1])))):
-            return [self._make(t, s) for t, s in pairwise(grid)]
-        made = self._make(times[:-1], times[1:])
-        if not all(isinstance(leaf, Diagonal | Tensor) for leaf in _leaves(made)):
-            return [self._make(t, s) for t, s in pairwise(grid)]
-        return _unbind(made, len(grid) - 1, self._x)
-
-    def _one(self, leaf: object) -> bool:
-        """Whether `leaf`, made for one time, is gains or a label that all samples share."""
-        if not isinstance(leaf, Diagonal | Tensor):
-            return False
-        values = leaf.log_gain if isinstance(leaf, Diagonal) else leaf
-        return values.ndim < self._x.ndim or len(values) == 1
+    table = OperatorTable(make, x, grid)
+    return Loop(
+        lambda state, x, i, call: (take(table[i], x, call), state), estimated(denoiser, grid[-1])
+    )
 
 
 class Move(NamedTuple):
@@ -125,24 +109,67 @@ class Move(NamedTuple):
     fresh: Operator
 
 
-def reverse(coupling: Coupling) -> Kernel:
+Rule = Callable[[Process, Tensor, Tensor], Move]
+"""(process, t, s) -> Move."""
+
+
+def moved(rule: Rule, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+    """The loop of a rule, whose operators are made once for every step of the grid."""
+
+    def make(t: Tensor, s: Tensor) -> tuple[Update, Operator]:
+        carry, pull, fresh = rule(denoiser.process, t, s)
+        return denoiser.at(t).update(carry, pull), fresh
+
+    def take(row: tuple[Update, Operator], x: Tensor, call: Call) -> Tensor:
+        update, fresh = row
+        drawn = () if fresh.is_zero else ((fresh, call.randn_like(x)),)
+        return update(x, call.cond, *drawn)
+
+    return looped(denoiser, x, grid, make, take)
+
+
+@final
+@value
+class reverse(Kernel):
     r"""x_s = C_s x_0^ + K (x_t - C_t x_0^) + L eps for a coupling (K, L).
 
     With `ancestral`, `ddim(eta)`, `momentum`, `naive`, `cold`, `annealed` ... this is DDPM, DDIM,
     Soft Diffusion's samplers, Cold Diffusion, consistent annealed sampling.
     """
 
-    def rule(process: Process, t: Tensor, s: Tensor) -> Move:
-        carry, fresh = coupling(process, t, s)
-        return Move(carry, process.signal.at(s) - carry @ process.signal.at(t), fresh)
+    coupling: Coupling
 
-    return moves(rule, called(coupling))
+    @property
+    def name(self) -> str:
+        return called(self.coupling)
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        def rule(process: Process, t: Tensor, s: Tensor) -> Move:
+            carry, fresh = self.coupling(process, t, s)
+            return Move(carry, process.signal.at(s) - carry @ process.signal.at(t), fresh)
+
+        return moved(rule, denoiser, x, grid)
+
+
+@final
+@value
+class moves(Kernel):
+    """The kernel of a rule (process, t, s) -> `Move`, such as `reverse_diffusion`."""
+
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        return called(self.rule)
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        return moved(self.rule, denoiser, x, grid)
 
 
 def reverse_diffusion(process: Process, t: Tensor, s: Tensor) -> Move:
-    r"""Score SDE's reverse-diffusion predictor, for any Markov process.
+    r"""Score SDE's reverse-diffusion predictor, for any Markov process: a rule of `moves`.
 
-    The forward step x_t = A x_s + N(0, Q) taken back as it stands, x_s = (2 I - A) x_t + Q score +
+    The forward step x_t = A x_s + N(0, Q) reversed in one step, x_s = (2 I - A) x_t + Q score +
     Q^1/2 eps. First order in the step; on VE it is `momentum`.
 
     Raises:
@@ -158,53 +185,38 @@ def reverse_diffusion(process: Process, t: Tensor, s: Tensor) -> Move:
     return Move(carry, toward @ process.signal.at(t), cov.sqrt())
 
 
-def moves(rule: Callable[[Process, Tensor, Tensor], Move], name: str) -> Kernel:
-    """The kernel of a rule (process, t, s) -> `Move`, made once for every step of the grid."""
-
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
-        process = denoiser.process
-
-        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
-            pre, (carry, pull, fresh) = denoiser.precondition(t), rule(process, t, s)
-            return pre, pulled(denoiser, pre, carry, pull), fresh
-
-        return denoiser, Table(make, x, grid)
-
-    def step(
-        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
-        denoiser, table = state
-        pre, pulls, fresh = table[i]
-        drawn = [] if fresh.vanishes else [(fresh, randn_like(x))]
-        return moved(denoiser, pre, pulls, x, *drawn), state
-
-    return Kernel(init, step, name)
-
-
-def exact_variance(coupling: Coupling = ancestral) -> Kernel:
-    """`reverse` of `matched`: fresh noise by the spectrum measured of the data, `denoiser.facts`.
+@final
+@value
+class analytic_variance(Kernel):
+    """`reverse` of `analytic_variance`: fresh noise by the data's spectrum, `denoiser.stats`.
 
     Data that are Gaussian with that spectrum keep their variance in any number of steps.
 
     Raises:
-        ValueError: (on use) a denoiser without facts.
+        ValueError: (on use) a denoiser without statistics.
     """
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
-        if denoiser.facts is None:
-            raise ValueError(
-                "exact-variance needs what was measured of the data. Give the Denoiser its facts, "
-                "as in facts=sf.measure(batches, shape)."
+    coupling: Coupling = ancestral
+
+    @property
+    def name(self) -> str:
+        return f"analytic-variance {called(self.coupling)}"
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        if denoiser.stats is None:
+            raise Refused(
+                "analytic-variance needs statistics of the data. Give them to the denoiser, as in "
+                "stats=sf.measure(batches, shape)."
             )
-        joint = denoiser.process.signal.at(grid[0]) @ denoiser.process.noise.at(grid[0])
-        cov = denoiser.facts.cov(joint.basis if isinstance(joint, Diagonal) else None)
-        return reverse(matched(coupling, cov)).init(denoiser, x, grid)
-
-    return Kernel(init, reverse(coupling).step, f"exact-variance {called(coupling)}")
+        gains = denoiser.process.gains(grid[0])
+        cov = denoiser.stats.cov(None if gains is None else gains.basis)
+        return reverse(coupling.analytic_variance(self.coupling, cov)).prepare(denoiser, x, grid)
 
 
-def langevin(delta: float, steps: int = 1) -> Kernel:
-    r"""Langevin steps at the time arrived at, preconditioned by V_s.
+@final
+@value
+class langevin(Kernel):
+    r"""Langevin steps at the time s of the step's end, preconditioned by V_s.
 
     x <- x - delta (x - C_s x_0^) + sqrt(2 delta) S_s eps. Preconditioned so, the drift V_s score is
     minus the residual, and NCSN's rule alpha_i ~ sigma_i^2 is one constant
@@ -215,110 +227,110 @@ def langevin(delta: float, steps: int = 1) -> Kernel:
         Generative Modeling by Estimating Gradients of the Data Distribution (Y. Song, S. Ermon,
         2019), https://arxiv.org/abs/1907.05600
     """
-    if not 0 < delta < 2:
-        raise ValueError(f"langevin needs delta in (0, 2), else it diverges; got {delta:g}.")
-    if steps < 1:
-        raise ValueError(f"langevin needs one step or more; got {steps}.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+    delta: float
+    steps: int = 1
+
+    @property
+    def name(self) -> str:
+        return "langevin"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta < 2:
+            raise Refused(f"langevin needs delta in (0, 2), else it diverges; got {self.delta:g}.")
+        if self.steps < 1:
+            raise Refused(f"langevin needs one step or more; got {self.steps}.")
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         process = denoiser.process
+        delta = self.delta
 
-        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator]:
-            pre, pull = denoiser.precondition(s), scaled(delta) @ process.signal.at(s)
-            pulls = pulled(denoiser, pre, scaled(1 - delta), pull)
-            return pre, pulls, scaled((2 * delta) ** 0.5) @ process.noise.at(s)
+        def make(t: Tensor, s: Tensor) -> tuple[Update, Operator]:
+            pull = scaled(delta) @ process.signal.at(s)
+            update = denoiser.at(s).update(scaled(1 - delta), pull)
+            return update, scaled((2 * delta) ** 0.5) @ process.noise.at(s)
 
-        return denoiser, Table(make, x, grid)
+        def take(row: tuple[Update, Operator], x: Tensor, call: Call) -> Tensor:
+            update, fresh = row
+            for _ in range(self.steps):
+                x = update(x, call.cond, (fresh, call.randn_like(x)))
+            return x
 
-    def step(
-        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
-        denoiser, table = state
-        pre, pulls, fresh = table[i]
-        for _ in range(steps):
-            x = moved(denoiser, pre, pulls, x, (fresh, randn_like(x)))
-        return x, state
-
-    return Kernel(init, step, "langevin")
+        return looped(denoiser, x, grid, make, take)
 
 
-def corrector(snr: float) -> Kernel:
-    r"""Score SDE's Langevin corrector: one step at the time arrived at, sized by a ratio of norms.
+@final
+@value
+class corrector(Kernel):
+    r"""Score SDE's Langevin corrector: one step at time s, its size set by a ratio of norms.
 
     x <- x - delta r + sqrt(2 delta) S_s eps with r = x - C_s x_0^ and delta = 2 (snr ||eps|| /
     ||S_s^-1 r||)^2 for each sample, never its batch's mean; for white noise the published step
-    2 (snr ||z|| / ||score||)^2 score, without the factor 1 - beta that VP has there. No larger than
-    1, where a step forgets x: a network that sees no noise would ask for an infinite one.
+    2 (snr ||z|| / ||score||)^2 score, without the factor 1 - beta that VP has there. At most 1,
+    where a step discards x: for an estimate with residual 0 the ratio is infinite.
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
         2020), Algorithms 4 and 5, https://arxiv.org/abs/2011.13456
     """
-    if not snr > 0:
-        raise ValueError(f"corrector needs a positive ratio; got {snr:g}.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> tuple[Denoiser, Table]:
+    snr: float
+
+    @property
+    def name(self) -> str:
+        return "corrector"
+
+    def __post_init__(self) -> None:
+        if not self.snr > 0:
+            raise Refused(f"corrector needs a positive ratio; got {self.snr:g}.")
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         process = denoiser.process
 
-        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Operator, Operator]:
-            pre, pull = denoiser.precondition(s), scaled(-1.0) @ process.signal.at(s)
+        def make(t: Tensor, s: Tensor) -> tuple[Update, Operator, Operator]:
+            pull = scaled(-1.0) @ process.signal.at(s)
             level = process.noise.at(s)
-            return pre, pulled(denoiser, pre, identity(), pull), level, level.inv()
+            return denoiser.at(s).update(identity(), pull), level, level.inv()
 
-        return denoiser, Table(make, x, grid)
+        def take(row: tuple[Update, Operator, Operator], x: Tensor, call: Call) -> Tensor:
+            update, level, back = row
+            away = update(x, call.cond)
+            eps = call.randn_like(x)
+            shape = (-1, *(1,) * (x.ndim - 1))
+            white, drawn = (y.flatten(1).square().sum(1).reshape(shape) for y in (back(away), eps))
+            delta = (2 * self.snr**2 * drawn / white).clamp(max=1.0)
+            return x - delta * away + (2 * delta).sqrt() * level(eps)
 
-    def step(
-        state: tuple[Denoiser, Table], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, tuple[Denoiser, Table]]:
-        denoiser, table = state
-        pre, pulls, level, back = table[i]
-        away, eps = moved(denoiser, pre, pulls, x), randn_like(x)
-        shape = (-1, *(1,) * (x.ndim - 1))
-        white, drawn = (y.flatten(1).square().sum(1).reshape(shape) for y in (back(away), eps))
-        delta = (2 * snr**2 * drawn / white).clamp(max=1.0)
-        return x - delta * away + (2 * delta).sqrt() * level(eps), state
-
-    return Kernel(init, step, "corrector")
+        return looped(denoiser, x, grid, make, take)
 
 
-def chain(*kernels: Kernel) -> Kernel:
+@final
+@value
+class chain(Kernel):
     """One kernel after another; only the first should move in time.
 
     Predictor-corrector is chain(flow(...), langevin(...)).
     """
-    if not kernels:
-        raise ValueError("chain needs one kernel or more; got none.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> list[Any]:
-        return [kernel.init(denoiser, x, grid) for kernel in kernels]
+    kernels: tuple[Kernel, ...]
 
-    def step(
-        states: list[Any], x: Tensor, i: int, randn_like: RandnLike
-    ) -> tuple[Tensor, list[Any]]:
-        after = []
-        for kernel, state in zip(kernels, states, strict=True):
-            x, state = kernel.step(state, x, i, randn_like)
-            after.append(state)
-        return x, after
+    def __init__(self, *kernels: Kernel) -> None:
+        if not kernels:
+            raise Refused("chain needs one kernel or more; got none.")
+        object.__setattr__(self, "kernels", kernels)
 
-    return Kernel(init, step, " + ".join(kernel.name for kernel in kernels), kernels[0].end)
+    @property
+    def name(self) -> str:
+        return " + ".join(kernel.name for kernel in self.kernels)
 
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        loops = [kernel.prepare(denoiser, x, grid) for kernel in self.kernels]
 
-def _leaves(tree: Any) -> Sequence[Any]:  # noqa: ANN401
-    return [leaf for part in tree for leaf in _leaves(part)] if isinstance(tree, tuple) else [tree]
+        def step(states: list[Any], x: Tensor, i: int, call: Call) -> tuple[Tensor, list[Any]]:
+            after = []
+            for loop, state in zip(loops, states, strict=True):
+                x, state = loop.step(state, x, i, call)
+                after.append(state)
+            return x, after
 
-
-def _unbind(tree: Any, count: int, x: Tensor) -> list[Any]:  # noqa: ANN401
-    """A tree of operators over `count` times as `count` trees of operators."""
-    if isinstance(tree, tuple):
-        columns = [_unbind(part, count, x) for part in tree]
-        rows = zip(*columns, strict=True)
-        return [Precondition(*row) if isinstance(tree, Precondition) else row for row in rows]
-    if isinstance(tree, Diagonal):
-        return tree.unbind(x) if _batched(tree.log_gain, count, x) else [tree] * count
-    label = tree.to(x.dtype).to(x.device)
-    return list(label.flatten(1)) if _batched(tree, count, x) else [label] * count
-
-
-def _batched(value: Tensor, count: int, x: Tensor) -> bool:
-    return value.ndim == x.ndim and len(value) == count
+        return Loop(step, loops[0].end, [loop.state for loop in loops])

@@ -3,8 +3,8 @@ r"""The variational bound of every process whose reverse steps keep the marginal
     -log p(x_0) <= KL(q(x_1 | x_0) || p_1) + sum_k KL(q(x_s | x_t, x_0) || p(x_s | x_t))
                    + E[-log p(x_0 | x_t1)],  t1 the last time above 0
 
-In nats for each signal, of data on a grid of values; with the flow's density of x_t1 in place of
-the first two terms as well.
+In nats for each signal, of data on a grid of values. `flow_bound` has the flow's density of x_t1 in
+place of the first two terms.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from sfumato.algebra.operators import Diagonal, Operator
 from sfumato.corruption.coupling import Coupling, ancestral
 from sfumato.corruption.prior import GaussianPrior, Prior, RandnLike
 from sfumato.corruption.process import Process
+from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.ends import discretised, prior_term
-from sfumato.estimation.loss import bound
+from sfumato.estimation.loss import variational_bound
 from sfumato.sampling.density import check_model, log_prob
 from sfumato.sampling.flow import Tableau
 from sfumato.sampling.sample import check_grid
@@ -32,14 +33,15 @@ Decoder = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """(denoiser, x0, eps, t1, deviation, bins) -> -log p(x_0 | x_t1) in nats, (B,)."""
 
 
+@final
 class Evidence(NamedTuple):
-    """How a method bounds the likelihood (final).
+    """How a method bounds the likelihood.
 
     Attributes:
         forward: q(x_s | x_t, x_0), a coupling that keeps the marginals.
         backward: p(x_s | x_t), of the same carry K; `forward` with x_0^ for x_0 by default.
         decoder: p(x_0 | x_t1).
-        to_zero: whether x at t = 0, which then has noise, is what the decoder reads.
+        to_zero: whether the decoder reads x at t = 0, which then has noise.
     """
 
     forward: Coupling = ancestral
@@ -52,8 +54,9 @@ MARKOV = Evidence()
 """The Markov chain, and a discretised Gaussian at its end."""
 
 
+@final
 class Terms(NamedTuple):
-    """The terms of the bound in nats, (B,) each (final)."""
+    """The terms of the bound in nats, (B,) each."""
 
     prior: Tensor
     steps: Tensor
@@ -78,22 +81,22 @@ def bound_terms(
 ) -> Terms:
     r"""The three terms of the bound on -log p(x_0), in nats, (B,) each.
 
-    With one draw of x_t at each step looked at. What the reverse steps draw afresh may differ from
-    q's, as IHDM's delta does from its sigma; the divergence has that too.
+    With one draw of x_t at each step evaluated. The fresh noise of the reverse steps may differ
+    from q's, as IHDM's delta does from its sigma; the divergence includes the difference.
 
     Args:
         denoiser: the estimate.
         prior: the law of x_1 of the model.
         x0: (B, *shape), values -1 + 2 k / (bins - 1).
-        grid: falling times of the chain, from 1; its last above 0 is what the decoder reads.
+        grid: falling times of the chain, from 1; the decoder reads x at the last one above 0.
         evidence: how the method bounds; the Markov chain and a discretised Gaussian by default.
-        bins: values that a pixel can have.
-        draws: steps looked at for each signal, more often where white Gaussian data of variance 1
-            would cost more; all where None.
-        randn_like: where noise comes from, and which steps are looked at.
+        bins: number of values that a pixel can have.
+        draws: number of steps evaluated for each signal, chosen in proportion to their divergence
+            for white Gaussian data of variance 1; all where None.
+        randn_like: source of the noise, and of the choice of steps.
 
     Raises:
-        ValueError: a coupling that does not keep the marginals, whose bound would not be one.
+        ValueError: a coupling that does not keep the marginals, which gives no bound.
 
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020), Eq. 5,
@@ -102,10 +105,14 @@ def bound_terms(
         https://arxiv.org/abs/2107.00630
     """
     check_model(denoiser, prior, x0)
-    evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
+    evidence = evidence or MARKOV
+    process = denoiser.process
+    grid = check_grid(grid)
     if not evidence.to_zero:
         grid = grid[grid > 0]
-    size, one, axes = len(x0), grid[0], (1,) * (x0.ndim - 1)
+    size = len(x0)
+    one = grid[0]
+    axes = (1,) * (x0.ndim - 1)
     if isinstance(prior, GaussianPrior):
         first = prior_term(process, x0, prior.mean, prior.cov)
     else:
@@ -137,9 +144,9 @@ def flow_bound(
 ) -> Tensor:
     r"""The bound on -log p(x_0) with the flow's density in place of the chain's, in nats, (B,).
 
-    E[log q(x_t1 | x_0) - log p_t1(x_t1) - log p(x_0 | x_t1)]: the noise of x_t1 fills the cells of
-    the values, where uniform noise would, and the decoder is that of `bound_terms`. For data with
-    many equal values, such as black backgrounds, the uniform noise costs much more.
+    E[log q(x_t1 | x_0) - log p_t1(x_t1) - log p(x_0 | x_t1)]: the noise of x_t1 dequantises the
+    values in place of uniform noise, and the decoder is that of `bound_terms`. For data with many
+    equal values, such as black backgrounds, the bound by uniform noise is much higher.
 
     Args:
         solver, probes, tolerance: as `log_prob`.
@@ -150,10 +157,13 @@ def flow_bound(
         J. Chen, J. Zhu, 2023), https://arxiv.org/abs/2305.03935
     """
     check_model(denoiser, prior, x0)
-    evidence, process, grid = evidence or MARKOV, denoiser.process, check_grid(grid)
+    evidence = evidence or MARKOV
+    process = denoiser.process
+    grid = check_grid(grid)
     if not evidence.to_zero:
         grid = grid[grid > 0]
-    eps, last = randn_like(x0), grid[-1]
+    eps = randn_like(x0)
+    last = grid[-1]
     x = process.corrupt(x0, last, eps)
     way = grid if solver is not None else grid[[0, -1]]
     density = log_prob(denoiser, prior, x, way, solver, probes, randn_like, tolerance)
@@ -170,12 +180,12 @@ def _decoded(
 
 
 def bits_per_dim(nats: Tensor, values: int) -> Tensor:
-    """Nats for a signal of so many values as bits for each."""
+    """Nats per signal of `values` values as bits per value."""
     return nats / (values * math.log(2))
 
 
-def uniform(x: Tensor, randn_like: RandnLike) -> Tensor:
-    """Numbers uniform in (0, 1) like `x`, float64 on the CPU, of the same kind of stream."""
+def uniform_numbers(x: Tensor, randn_like: RandnLike) -> Tensor:
+    """Numbers uniform in (0, 1) like `x`, float64 on the CPU, from a stream of normal ones."""
     return torch.special.ndtr(randn_like(x).cpu().double())
 
 
@@ -187,9 +197,9 @@ def _looked_at(
     x0: Tensor,
     randn_like: RandnLike,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Which steps of the chain for each signal, and how often each is expected: (B,) or () both.
+    """Steps of the chain for each signal, and the expected count of each: (B,) or () both.
 
-    One of each stratum of equal cost. The last steps of a chain cost the most, by far.
+    One from each stratum of equal divergence, most of which is in the last steps of a chain.
     """
     count = len(grid) - 1
     if draws is None or draws >= count:
@@ -197,18 +207,18 @@ def _looked_at(
             yield torch.tensor(k), torch.ones((), dtype=torch.float64)
         return
     costs = torch.stack([_cost(process, t, s, evidence) for t, s in pairwise(grid)])
-    # A tenth is spread evenly, so that a step that costs more than it would cannot count too much.
+    # A tenth is spread evenly, which bounds the weight of a step whose divergence is larger.
     shares = 0.9 * costs / costs.sum() + 0.1 / count if costs.sum() > 0 else costs + 1 / count
     edges = shares.cumsum(0)
     for j in range(draws):
-        u = uniform(x0.flatten(1)[:, :1], randn_like).flatten()
+        u = uniform_numbers(x0.flatten(1)[:, :1], randn_like).flatten()
         at = torch.searchsorted(edges, (j + u) / draws).clamp(max=count - 1)
         yield at, shares[at] * draws
 
 
 def _cost(process: Process, t: Tensor, s: Tensor, evidence: Evidence) -> Tensor:
-    """Twice the divergence of a step of white Gaussian data of variance 1 for each coefficient."""
-    weight = bound(evidence.forward)(process, t, s)
+    """Twice the divergence of a step per coefficient, for white Gaussian data of variance 1."""
+    weight = variational_bound(evidence.forward)(process, t, s)
     snr = process.log_snr(t)
     if snr is None or not isinstance(weight, Diagonal):
         return torch.ones((), dtype=torch.float64)
@@ -219,8 +229,9 @@ def _divergence(
     denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, evidence: Evidence
 ) -> Tensor:
     """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) at one x_t, (B,)."""
-    process, rest = denoiser.process, torch.zeros((), dtype=torch.float64)
-    weight = bound(evidence.forward)(process, t, s)
+    process = denoiser.process
+    rest = torch.zeros((), dtype=torch.float64)
+    weight = variational_bound(evidence.forward)(process, t, s)
     if evidence.backward is not None:
         q, p = evidence.forward(process, t, s), evidence.backward(process, t, s)
         ratio = p.fresh.inv() @ q.fresh
@@ -232,21 +243,22 @@ def _divergence(
 
 
 def _spread(ratio: Operator, x0: Tensor) -> Tensor:
-    """sum (r^2 - 1 - log r^2) / 2 over coefficients: what a wrong variance costs."""
+    """sum (r^2 - 1 - log r^2) / 2 over coefficients: the divergence by different variances."""
     if not isinstance(ratio, Diagonal):
-        raise ValueError("the bound's variances must be diagonal in one basis.")
+        raise Refused("the bound's variances must be diagonal in one basis.")
     log = (2 * ratio.log_gain).expand(torch.broadcast_shapes(ratio.log_gain.shape, x0.shape[1:]))
     return (log.exp() - 1 - log).reshape(-1, math.prod(x0.shape[1:])).sum(1) / 2
 
 
 def _deviation(process: Process, grid: Tensor, evidence: Evidence, x0: Tensor) -> Tensor:
-    """Of p(x_0 | x_t1) for each pixel: what the last step that draws anything draws afresh.
+    """Of p(x_0 | x_t1) for each pixel: the fresh noise of the last step that has any.
 
     With the forward kernel's variance that is the step from t1 to 0, DDPM's sqrt(beta_1); with the
     posterior's, which is 0 there, the step before it, as in the code of DDPM. Where the decoder
     reads x at t = 0, or no step draws, the noise at t1.
     """
-    back, last = evidence.backward or evidence.forward, grid[-1]
+    back = evidence.backward or evidence.forward
+    last = grid[-1]
     if not evidence.to_zero:
         for t, s in ((last, torch.zeros_like(last)), *pairwise(grid[-2:])):
             found = _rms(back(process, t, s).fresh, x0)
@@ -257,5 +269,5 @@ def _deviation(process: Process, grid: Tensor, evidence: Evidence, x0: Tensor) -
 
 def _rms(operator: Operator, x0: Tensor) -> Tensor:
     if not isinstance(operator, Diagonal):
-        raise ValueError("the bound's decoder needs noise that is diagonal in one basis.")
+        raise Refused("the bound's decoder needs noise that is diagonal in one basis.")
     return operator.gain.detach().square().expand(x0.shape[1:]).mean().sqrt()

@@ -1,20 +1,20 @@
-r"""Multistep exponential integrators of the flow, for each coefficient on its own clock.
+r"""Multistep exponential integrators of the flow, in half the log-SNR of each coefficient.
 
 Where C_t and S_t share a basis, lambda = log(C_t / S_t) of a coefficient, half its log-SNR, is a
-clock on which the flow from t to s is an average of the estimate:
+time variable in which the flow from t to s is an average of the estimate:
 
     x_s = K x_t + (C_s - K C_t) mean(x_0^),   K = S_s S_t^-1,   density e^lambda from t to s.
 
-Holding x_0^ still is `ddim`; putting the polynomial through the last estimates in its place gives
-every higher order, with no more network calls. For white noise and a fading signal all coefficients
-share one clock, and these are the known solvers; blur, bands and coloured noise have one for each.
+A constant x_0^ gives `ddim`; the polynomial through the last estimates in its place gives every
+higher order, with no more network calls. For white noise and a fading signal all coefficients share
+one lambda, and these are the known solvers; with blur, bands and coloured noise each has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -23,47 +23,53 @@ from torch import Tensor
 from sfumato.algebra.combine import apply
 from sfumato.algebra.logs import log_of
 from sfumato.algebra.operators import Diagonal, Operator
-from sfumato.corruption.prior import RandnLike
+from sfumato.algebra.place import Placed
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Precondition
-from sfumato.sampling.kernels import Kernel, Table
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import Denoiser, Estimator
+from sfumato.names import value
+from sfumato.sampling.kernels import Call, Kernel, Loop, estimated
+from sfumato.sampling.operator_table import OperatorTable
 
 NEAR = 0.1
-"""A span of the clock shorter than this share of the step's tells nothing of the slope."""
+"""Smallest span of lambda, as a share of the step's, over which a slope is taken."""
 
 DEAF = -18.0
-"""Log-SNR under which an estimate knows nothing of a coefficient, and is no slope's end."""
+"""Log-SNR below which a coefficient's estimate is independent of x_t and not used in slopes."""
+
+_GAUSS = [Placed(torch.from_numpy(a)) for a in np.polynomial.legendre.leggauss(12)]
 
 LONG = 2.0
-"""A step of the clock from which moments are closed forms; below it they are quadratures."""
+"""Step of lambda above which moments are in closed form; below it they are by quadrature."""
 
 
+@final
 class Past(NamedTuple):
-    """What a multistep kernel remembers (final).
+    """The state of a multistep kernel.
 
     Attributes:
-        denoiser, table: as in other kernels.
-        targets: of x_0^ at the times before, the latest first.
-        x: what the step before set out from; None at first.
+        totals: estimates `of` x_0 at earlier times, the latest first; see `Estimator.total`.
+        x: that at the start of the previous step; None at first.
     """
 
-    denoiser: Denoiser
-    table: Table
-    targets: tuple[Tensor, ...] = ()
+    totals: tuple[Tensor, ...] = ()
     x: Tensor | None = None
 
 
-def multistep(order: int = 2, corrector: bool = False) -> Kernel:
+@final
+@value
+class multistep(Kernel):
     r"""The flow by the polynomial through the last `order` estimates; one network call a step.
 
     Order 1 is `ddim`, order 2 DPM-Solver++(2M), order 3 UniP-3 (whose second derivative is that of
     the interpolant; DPM-Solver++(3M) as published has half of it). With `corrector` each point is
     corrected by the estimate made there, which the next step needs anyway: UniPC of that order,
-    one order higher. Order 3 corrects its first point, which a single estimate led to. A
-    coefficient whose clock stood still, or that was not heard before, takes fewer estimates.
+    one order higher. Order 3 always corrects its first point, which a single estimate led to. A
+    coefficient whose lambda did not change, or whose log-SNR was below `DEAF`, uses fewer
+    estimates.
 
     Args:
-        order: estimates that a step looks at, 1 to 3.
+        order: number of estimates that a step uses, 1 to 3.
         corrector: correct each point by the estimate made there.
 
     Raises:
@@ -75,50 +81,61 @@ def multistep(order: int = 2, corrector: bool = False) -> Kernel:
         UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models (W.
         Zhao, L. Bai, Y. Rao, J. Zhou, J. Lu, 2023), https://arxiv.org/abs/2302.04867
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"multistep looks at 1, 2 or 3 estimates; got {order}.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Past:
-        process, before = denoiser.process, _earlier(grid)
+    order: int = 2
+    corrector: bool = False
 
-        def make(t: Tensor, s: Tensor) -> tuple[Precondition, Pulls, Pulls]:
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise Refused(f"multistep uses 1, 2 or 3 estimates; got {self.order}.")
+
+    @property
+    def name(self) -> str:
+        return f"multistep {self.order}{' with corrector' if self.corrector else ''}"
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
+        process = denoiser.process
+        before = _earlier(grid)
+        order = self.order
+
+        def make(t: Tensor, s: Tensor) -> tuple[Estimator, Combination, Combination]:
             times = [before(t, k) for k in range(order + 1)]
-            pres = [denoiser.precondition(u) for u in times]
-            back = [pre.of.inv() for pre in pres]
+            known = [denoiser.at(u) for u in times]
+            back = [estimator.of.inv() for estimator in known]
             ahead = _step(process, s, times[:order], back[:order])
             again = _step(process, t, times[1:], back[1:], new=back[0])
-            return pres[0], ahead, again
+            return known[0], ahead, again
 
-        return Past(denoiser, Table(make, x, grid))
+        table = OperatorTable(make, x, grid)
 
-    def step(state: Past, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Past]:
-        pre, ahead, again = state.table[i]
-        target = state.denoiser.target(x, pre)
-        known = (target, *state.targets)
-        if state.x is not None and (corrector or (order == 3 and i == 1)):
-            x = _taken(again, state.x, known)
-        known = known[:order]
-        return _taken(ahead, x, known), state._replace(targets=known, x=x)
+        def step(past: Past, x: Tensor, i: int, call: Call) -> tuple[Tensor, Past]:
+            estimator, ahead, again = table[i]
+            known = (estimator.total(x, call.cond), *past.totals)
+            if past.x is not None and (self.corrector or (order == 3 and i == 1)):
+                x = _taken(again, past.x, known)
+            known = known[:order]
+            return _taken(ahead, x, known), Past(known, x)
 
-    return Kernel(init, step, f"multistep {order}{' with corrector' if corrector else ''}")
-
-
-Pulls = tuple[Operator, ...]
-"""An operator on x, and one on each target, the latest first."""
+        return Loop(step, estimated(denoiser, grid[-1]), Past())
 
 
-def _taken(pulls: Pulls, x: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    # Where fewer targets are known than there are operators, the operators of the others are 0.
-    return apply((pulls[0], x), *zip(pulls[1:], targets, strict=False))
+Combination = tuple[Operator, ...]
+"""An operator on x, and one on each total, the latest first."""
+
+
+def _taken(of: Combination, x: Tensor, totals: Sequence[Tensor]) -> Tensor:
+    # Where there are fewer totals than operators, the operators of the others are 0.
+    return apply((of[0], x), *zip(of[1:], totals, strict=False))
 
 
 def _earlier(grid: Tensor) -> Callable[[Tensor, int], Tensor]:
     """(times of the grid, k) -> the times k before them; the first where there are none."""
-    grid = grid.cpu().to(torch.float64)
+    placed = Placed(grid.cpu().to(torch.float64))
 
     def earlier(t: Tensor, k: int) -> Tensor:
-        at = torch.searchsorted(-grid, -t.contiguous()) - k
-        return grid[at.clamp(min=0)]
+        known = placed.on(t.device)
+        at = torch.searchsorted(-known, -t.contiguous()) - k
+        return known.take(at.clamp(min=0))
 
     return earlier
 
@@ -129,17 +146,17 @@ def _step(
     times: Sequence[Tensor],
     back: Sequence[Operator],
     new: Operator | None = None,
-) -> Pulls:
-    """Operators of the step from times[0] to s on x and on the targets there and before.
+) -> Combination:
+    """Operators of the step from times[0] to s on x and on the totals there and before.
 
-    With `new`, the way back from a target made at s itself, that target is looked at too.
+    `back` take a total to x_0^ at each time; with `new`, that at s, the total at s is used too.
     """
     t = times[0]
     carry = process.noise.at(s) @ process.noise.at(t).inv()
     pull = process.signal.at(s) - carry @ process.signal.at(t)
     weights = _weights(*_clock(process, s, times), corrects=new is not None)
-    joint = process.signal.at(t) @ process.noise.at(t)
-    basis = joint.basis if isinstance(joint, Diagonal) else None
+    gains = process.gains(t)
+    basis = None if gains is None else gains.basis
     shares = [Diagonal(log_of(w.abs()), _sign(w), basis) for w in weights]
     ways = [*back] if new is None else [new, *back]
     return carry, *(pull @ share @ way for share, way in zip(shares, ways, strict=True))
@@ -150,15 +167,15 @@ def _sign(w: Tensor) -> Tensor:
 
 
 def _clock(process: Process, s: Tensor, times: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """How far the clock goes from times[0] to s, and how far it went between the times before.
+    """The change of lambda from times[0] to s, and those between the times before.
 
-    0 where an end of the span tells nothing.
+    0 where an end of the span has no finite log-SNR, or starts below `DEAF`.
     """
     read = [process.log_snr(u) for u in (s, *times)]
     if any(snr is None for snr in read):
-        raise ValueError(
-            "multistep needs a process that is diagonal in one basis, whose coefficients have a "
-            "clock each. Use ddim or heun."
+        raise Refused(
+            "multistep needs a process that is diagonal in one basis, where each coefficient has a "
+            "log-SNR. Use ddim or heun."
         )
     snr = torch.broadcast_tensors(*(x for x in read if x is not None))
     spans = [(late - early) / 2 for late, early in pairwise(snr)]
@@ -168,15 +185,15 @@ def _clock(process: Process, s: Tensor, times: Sequence[Tensor]) -> tuple[Tensor
 
 
 def _weights(step: Tensor, gaps: Sequence[Tensor], corrects: bool) -> list[Tensor]:
-    """Weights of the estimates: at s where it corrects, at t, and one for each of `gaps` back.
+    """Weights of the estimates: at s if it corrects, at t, and at one earlier time for each gap.
 
-    They integrate the polynomial through the estimates, on as many as have a clock to go by.
+    They integrate the polynomial through as many estimates as are at distinct lambda.
     """
     alive = step.abs() > 1e-9
     span = torch.where(alive, step, 1.0)
     moments = _moments(span, 2 + len(gaps))
     one, none = torch.ones_like(span), torch.zeros_like(span)
-    # Of two nodes the midpoint rule is as good as the integral, and it is what both papers have.
+    # With two nodes the midpoint rule has the integral's order, and both papers use it.
     nodes, first = ([one, none], [one / 2, one / 2]) if corrects else ([none], [one])
     found = [*first, *[none] * len(gaps)]
     place = none
@@ -190,10 +207,11 @@ def _weights(step: Tensor, gaps: Sequence[Tensor], corrects: bool) -> list[Tenso
         else:
             powers = torch.stack([torch.stack(nodes, -1) ** i for i in range(len(nodes))], -2)
             target = torch.stack(moments[: len(nodes)], -1)
-            better = list(torch.linalg.solve(powers, target).unbind(-1))
+            # `solve` itself would wait for a device, to check whether a matrix is singular.
+            better = list(torch.linalg.solve_ex(powers, target).result.unbind(-1))
         better += [none] * (len(gaps) - k - 1)
         found = [torch.where(alive, b, f) for b, f in zip(better, found, strict=True)]
-    if corrects:  # where the clock stood still there is nothing to correct
+    if corrects:  # where lambda did not change there is nothing to correct
         still = step.abs() <= 1e-9
         found = [torch.where(still, x, f) for x, f in zip([none, one], found, strict=False)] + (
             found[2:]
@@ -204,13 +222,14 @@ def _weights(step: Tensor, gaps: Sequence[Tensor], corrects: bool) -> list[Tenso
 def _moments(span: Tensor, count: int) -> list[Tensor]:
     r"""Means of z^i over a step of length `span`: int z^i e^(span z) dz / int e^(span z) dz on
     [0, 1], i = 0 .. count - 1."""
-    places, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(12))
+    places, weights = (placed.on(span.device) for placed in _GAUSS)
     z = (places + 1) / 2
     density = weights * torch.exp(-(1 - z) * span.unsqueeze(-1).clamp(-LONG, LONG))
     near = [(density * z**i).sum(-1) / density.sum(-1) for i in range(count)]
     long = torch.where(span.abs() > LONG, span, LONG)
     whole = -torch.expm1(-long)
-    far, held = [torch.ones_like(span)], whole
+    far = [torch.ones_like(span)]
+    held = whole
     for i in range(1, count):
         held = 1 - i / long * held
         far.append(held / whole)

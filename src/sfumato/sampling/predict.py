@@ -1,21 +1,21 @@
-r"""What a sampler would do to Gaussian data: its moments, exact, without a network or a sample.
+r"""Exact moments of a sampler's output for Gaussian data, without a network or samples.
 
 With data N(m, S) diagonal in the process's basis, the exact estimate is affine and so is every step
 of a kernel: the law of the samples is Gaussian, and each coefficient's mean and variance follow
-from what the kernel makes of units. Their distance from the data's law,
+from the kernel's output for unit inputs. Their distance from the data's law,
 
     W2^2 = sum (mean_i - m_i)^2 + (sqrt P_i - sqrt S_i)^2,
 
 ranks kernels, and chooses grids of few steps, for any process and kernel: docs/mathematics.md,
 "Predictions for Gaussian data".
-The data are not Gaussian and networks err: what is chosen so is a prediction.
+Real data are not Gaussian and networks are not exact: for them the result is a prediction.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -24,19 +24,21 @@ from torch import Tensor, nn
 
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.operators import Diagonal, identity
-from sfumato.corruption.facts import Facts
 from sfumato.corruption.prior import GaussianPrior, Prior
 from sfumato.corruption.process import Process
+from sfumato.corruption.statistics import DataStatistics
 from sfumato.corruption.tables import Cubic
-from sfumato.estimation.denoise import Denoiser, wiener
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import NetworkDenoiser
+from sfumato.estimation.predictions import wiener
 from sfumato.sampling.kernels import Kernel
 from sfumato.sampling.sample import check_grid, sample
 from sfumato.threads import threads
 
 WARPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Powers of even steps that a search for a grid starts from, the best of them."""
+"""Powers of even steps; a search for a grid starts from the best of them."""
 KNOTS = 6
-"""Pieces of the cubic that a searched grid is."""
+"""Number of pieces of the monotone cubic of a searched grid."""
 NO_NOISE = (
     "a prediction needs noise on every coefficient at t = 1; without it the exact estimate is x_0 "
     "itself, whatever the kernel and the grid. Use a method with noise, such as soft."
@@ -44,8 +46,9 @@ NO_NOISE = (
 NO_BASIS = "a prediction needs a process whose signal and noise share a basis; this one's do not."
 
 
+@final
 class Moments(NamedTuple):
-    """Of each coefficient of the samples, and of the data, float64, `shape` each (final)."""
+    """Mean and variance of each coefficient, of samples and of data; float64, `shape` each."""
 
     mean: Tensor
     variance: Tensor
@@ -60,12 +63,13 @@ class Moments(NamedTuple):
         return float((off.sum() / self.data_variance.sum()).sqrt())
 
 
+@final
 class Predictor:
-    """The moments of a process's samples of Gaussian data, for any kernel and grid (final).
+    """The moments of a process's samples of Gaussian data, for any kernel and grid.
 
     Args:
         process: diagonal in one basis.
-        facts: of the data: mean and spectrum.
+        stats: of the data: mean and spectrum.
         prior: the law of x_1 that sampling starts from; that of the data at t = 1 where it has no
             moments in the basis.
 
@@ -73,21 +77,20 @@ class Predictor:
         ValueError: a process without such a basis, or without noise.
     """
 
-    def __init__(self, process: Process, facts: Facts, prior: Prior | None = None) -> None:
+    def __init__(self, process: Process, stats: DataStatistics, prior: Prior | None = None) -> None:
         one = torch.ones((), dtype=torch.float64)
-        joint = process.signal.at(one) @ process.noise.at(one)
-        if not isinstance(joint, Diagonal):
-            raise ValueError(NO_BASIS)
-        noise = process.noise.at(one)
-        if isinstance(noise, Diagonal) and bool(torch.isneginf(noise.log_gain).any()):
-            raise ValueError(NO_NOISE)
-        self.process, self.facts = process, facts
-        self.basis: Basis = joint.basis or facts.basis
-        self.cov = facts.cov(self.basis)
-        self.mean = self.basis.analyze(facts.basis.synthesize(facts.mean))
+        if (gains := process.gains(one)) is None:
+            raise Refused(NO_BASIS)
+        if bool(torch.isneginf(gains.noise.log_gain).any()):
+            raise Refused(NO_NOISE)
+        self.process = process
+        self.stats = stats
+        self.basis: Basis = gains.basis or stats.basis
+        self.cov = stats.cov(self.basis)
+        self.mean = self.basis.analyze(stats.basis.synthesize(stats.mean))
         self.shape = tuple(self.mean.shape)
         self._drift = _Mean(process, self.cov, self.basis.synthesize(self.mean))
-        self.denoiser = Denoiser(process, wiener(self.cov), self._drift, facts=facts)
+        self.denoiser = NetworkDenoiser(process, wiener(self.cov), self._drift, stats=stats)
         self.start = self._start(prior, one)
 
     def __call__(self, kernel: Kernel, grid: Tensor) -> Moments:
@@ -98,7 +101,8 @@ class Predictor:
         """
         draws = self._draws(kernel, grid)
         probe = torch.zeros(3 + draws, *self.shape, dtype=torch.float64)
-        probe[0], probe[1] = 1.0, 2.0
+        probe[0] = 1.0
+        probe[1] = 2.0
         noise = iter(range(draws))
         one = self.basis.synthesize(torch.ones(self.shape, dtype=torch.float64))
 
@@ -112,8 +116,8 @@ class Predictor:
         shift, gain = rows[2], rows[0] - rows[2]
         bent = float((rows[1] - shift - 2 * gain).abs().max())
         if not bent <= 1e-6 * (1 + float(rows[:3].abs().max())):
-            raise ValueError(
-                f"kernel {kernel.name} sizes its steps by x, and so has no moments to predict."
+            raise Refused(
+                f"kernel {kernel.name} sizes its steps by x, so its moments cannot be predicted."
             )
         mean, variance = self.start
         fresh = (rows[3:] - shift).square().sum(0)
@@ -125,7 +129,7 @@ class Predictor:
         )
 
     def calls(self, kernel: Kernel, grid: Tensor) -> int:
-        """How often `kernel` asks the network along `grid`."""
+        """The number of network calls of `kernel` along `grid`."""
         before = self._drift.calls
         self._draws(kernel, grid)
         return self._drift.calls - before
@@ -140,17 +144,19 @@ class Predictor:
     ) -> Tensor:
         """The grid of as many steps as `start`, between its ends, with the least error predicted.
 
-        A local search from the best of even steps to some powers and of `start`, no worse than
-        these, among grids that are a monotone cubic of few knots: neighbours are of like length.
+        A local search among grids that are a monotone cubic of few knots, so that neighbouring
+        steps are of similar length. It starts from the best of `start` and of even steps to the
+        powers `WARPS`, and its result is no worse than these.
 
         Args:
-            kernel: what samples.
+            kernel: the sampler's kernel.
             start: falling times.
             tick: called with the error after each round.
-            rounds: of the search, at most.
+            rounds: the largest number of rounds of the search.
         """
         start = check_grid(start)
-        first, last, count = float(start[0]), float(start[-1]), len(start) - 1
+        first, last = float(start[0]), float(start[-1])
+        count = len(start) - 1
         if count < 2:
             return start
         even = torch.linspace(1, 0, count + 1, dtype=torch.float64)
@@ -179,7 +185,7 @@ class Predictor:
             callback=lambda x: tick(cost(x)),
             options={"maxiter": rounds, "eps": 1e-3},
         )
-        # Rounded, so that a search that ends a last digit elsewhere gives the same images.
+        # Rounded, so that searches that differ in the last digits give the same images.
         chosen = torch.cat([start[:1], grid_of(found.x)[1:-1].round(decimals=6), start[-1:]])
         better = bool((chosen.diff() < 0).all()) and math.exp(found.fun) < self(kernel, best).error
         return chosen if better else best
@@ -194,7 +200,7 @@ class Predictor:
         moved = self.basis.analyze(signal(self.basis.synthesize(self.mean)))
         total = signal @ self.cov @ signal.T + self.process.cov(one)
         if not isinstance(total, Diagonal):
-            raise ValueError(NO_BASIS)
+            raise Refused(NO_BASIS)
         return moved, like + total.gain
 
     def _draws(self, kernel: Kernel, grid: Tensor) -> int:
@@ -211,11 +217,13 @@ class Predictor:
 
 
 class _Mean(nn.Module):
-    """What the Wiener filter for N(0, S) leaves of the mean: F with out F = m - skip C_t m."""
+    """The part of the mean that the filter for N(0, S) omits: F with out F = m - skip C_t m."""
 
     def __init__(self, process: Process, cov: Diagonal, mean: Tensor) -> None:
         super().__init__()
-        self._filter, self._process, self._mean = wiener(cov), process, mean
+        self._filter = wiener(cov)
+        self._process = process
+        self._mean = mean
         self._known: dict[float, Tensor] = {}
         self.calls = 0
 

@@ -2,19 +2,29 @@ r"""The only loop: from x at the first time of a grid to x at its last, by any k
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.algebra.place import CPU, sent
 from sfumato.corruption.boundary import alike, expect
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
-from sfumato.estimation.denoise import Denoiser, Parametrization
+from sfumato.errors import Refused, RefusedType
+from sfumato.estimation.denoise import NONE, Conditions, Denoiser, NetworkDenoiser
+from sfumato.estimation.predictions import Parametrization
 from sfumato.notes import Note
-from sfumato.sampling.kernels import Kernel
+from sfumato.sampling.kernels import Call, Kernel
+
+AHEAD = 16
+"""Most tensors of noise drawn at once on a device."""
+LARGEST = 2**18
+"""Most numbers drawn at once for an image."""
 
 Callback = Callable[[int, Tensor], None]
 """(steps done, x) -> None, after every step."""
@@ -28,6 +38,7 @@ def sample(
     grid: Tensor,
     randn_like: RandnLike = torch.randn_like,
     callback: Callback | None = None,
+    cond: Conditions = NONE,
 ) -> Tensor:
     """Run `kernel` along `grid`, starting from `x` ~ the law of x at grid[0].
 
@@ -36,8 +47,9 @@ def sample(
     Args:
         x: (B, *shape).
         grid: falling times in [0, 1], at least two.
-        randn_like: where noise comes from; `Seeds` gives every image its own stream.
+        randn_like: source of the noise; `Seeds` gives every image its own stream.
         callback: called after each step with the number of steps done and x.
+        cond: what the network receives besides x and t, by name, such as {"classes": (B,)}.
 
     Returns:
         x at grid[-1], (B, *shape).
@@ -46,25 +58,30 @@ def sample(
         TypeError: arguments of other kinds, or in another order.
         ValueError: the grid does not fall, or leaves [0, 1].
     """
-    return prepare(kernel, denoiser, x, grid)(x, randn_like, callback)
+    return prepare(kernel, denoiser, x, grid)(x, randn_like, callback, cond)
 
 
+@final
 class Prepared:
-    """The loop with every operator that it needs made: `prepare` (final).
+    """The loop with its operators precomputed; made by `prepare`.
 
-    It serves any x of the shape, dtype and device that it was made for.
+    For any x of the shape, dtype and device that it was made for.
     """
 
     def __init__(self, kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> None:
-        expect(kernel, Kernel, "sampling needs a kernel first, such as sf.reverse(sf.ddim())")
+        expect(
+            kernel,
+            Kernel,
+            "sampling needs a kernel first, such as sf.kernels.reverse(sf.couplings.ddim())",
+        )
         expect(denoiser, Denoiser, "sampling needs a Denoiser after the kernel")
         alike(x=x)
         grid = check_grid(grid)
         ends_clean = float(grid[-1]) == 0.0
         inner = grid[:-1] if ends_clean else grid
-        self._kernel, self._steps = kernel, len(inner) - 1
-        self._state = kernel.init(denoiser, x, inner)
-        self._end = kernel.end(denoiser, inner) if ends_clean else None
+        self._steps = len(inner) - 1
+        self._ends_clean = ends_clean
+        self._loop = kernel.prepare(denoiser, x, inner)
 
     @torch.no_grad()
     def __call__(
@@ -72,15 +89,17 @@ class Prepared:
         x: Tensor,
         randn_like: RandnLike = torch.randn_like,
         callback: Callback | None = None,
+        cond: Conditions = NONE,
     ) -> Tensor:
         """As `sample`."""
-        state = self._state
+        call = Call(randn_like, cond)
+        step, end, state = self._loop
         for i in range(self._steps):
-            x, state = self._kernel.step(state, x, i, randn_like)
+            x, state = step(state, x, i, call)
             if callback is not None:
                 callback(i + 1, x)
-        if self._end is not None:
-            x = self._end(x, randn_like)
+        if self._ends_clean:
+            x = end(x, call)
             if callback is not None:
                 callback(self._steps + 1, x)
         return x
@@ -88,7 +107,7 @@ class Prepared:
 
 @torch.no_grad()
 def prepare(kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Prepared:
-    """`sample` without the running: for many batches like `x`, whose values are not read.
+    """`sample` with precomputed operators, for many batches like `x`, whose values are not read.
 
     Raises:
         ValueError: as `sample`.
@@ -103,18 +122,18 @@ def network_calls(
     shape: Sequence[int],
     grid: Tensor,
 ) -> int:
-    """How often `kernel` asks the network of one signal along `grid`; nothing is computed by one.
+    """The number of network calls of `kernel` for one signal along `grid`; no network is run.
 
     Raises:
-        ValueError: this kernel cannot sample this process, whatever a network says.
+        ValueError: this kernel cannot sample this process, with any network.
     """
     count = _Count()
-    sample(kernel, Denoiser(process, parametrization, count), torch.zeros(1, *shape), grid)
+    sample(kernel, NetworkDenoiser(process, parametrization, count), torch.zeros(1, *shape), grid)
     return count.calls
 
 
 class _Count(nn.Module):
-    """A backbone that answers 0 and counts how often it is asked."""
+    """A backbone that returns 0 and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,24 +149,25 @@ def check_grid(grid: Tensor) -> Tensor:
     try:
         grid = torch.as_tensor(grid).cpu().to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            f"a grid is falling times, such as sf.even(steps=20); got {type(grid).__name__}."
+        raise RefusedType(
+            "a grid is falling times, such as sf.grids.uniform_grid(20); got "
+            f"{type(grid).__name__}."
         ) from None
     if grid.ndim != 1 or len(grid) < 2:
-        raise ValueError(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
+        raise Refused(f"a grid needs two times or more; got shape {tuple(grid.shape)}.")
     if float(grid.max()) > 1 or float(grid.min()) < 0:
-        raise ValueError(f"a grid lies in [0, 1]; got {grid.min():g} to {grid.max():g}.")
-    rises = (~(grid.diff() < 0)).nonzero()  # so that NaN is no time either
+        raise Refused(f"a grid lies in [0, 1]; got {grid.min():g} to {grid.max():g}.")
+    rises = (~(grid.diff() < 0)).nonzero()  # in this form NaN is refused too
     if len(rises):
         i = int(rises[0])
-        raise ValueError(
+        raise Refused(
             f"grid must fall from 1 to 0; got {grid[i]:g} before {grid[i + 1]:g} at index {i + 1}."
         )
     return grid
 
 
 def diverged(x: Tensor) -> Tensor:
-    """Which signals a sampler lost: of root mean square above 2, or not finite.
+    """Which signals diverged: those of root mean square above 2, or not finite.
 
     For x (n, *shape) of data in [-1, 1], whose root mean square is 1 at most; (n,) of bool.
     """
@@ -155,9 +175,9 @@ def diverged(x: Tensor) -> Tensor:
 
 
 def divergence(kernel: str, lost: int, steps: int) -> str:
-    """What to say of `lost` signals that `diverged`."""
+    """The sentence about `lost` signals that `diverged`."""
     return (
-        f"{kernel} diverged in {lost} of the samples at {steps} steps. Use another --kernel, such "
+        f"{kernel} diverged in {lost} of the samples at {steps} steps. Use another --sampler, such "
         "as ddim, or many more --steps."
     )
 
@@ -167,24 +187,24 @@ def numbers_of(seeds: Iterable[int]) -> list[int]:
     try:
         return [operator.index(seed) for seed in seeds]
     except TypeError:
-        raise TypeError(
+        raise RefusedType(
             f"seeds are whole numbers, one for each signal, such as seeds=range(4); got {seeds!r}."
         ) from None
 
 
-class Diverged(ValueError, Note):
-    """Samples that are no signals in [-1, 1]: warned of, and raised where some are not finite."""
+class Diverged(Refused, Note):
+    """Samples far outside [-1, 1]: a warning, and an error where some are not finite."""
 
 
 def check_converged(x: Tensor, kernel: str, steps: int, learned: nn.Module) -> None:
     """Warn where signals x (n, *shape) `diverged`.
 
     Args:
-        kernel: what drew them, in `steps` steps.
-        learned: the weights that it drew them with.
+        kernel: name of the sampler that drew them, in `steps` steps.
+        learned: the module whose weights it used.
 
     Raises:
-        Diverged: some signals are not finite; where the weights are not, it says so.
+        Diverged: some signals are not finite; if the weights are not, the sentence says so.
     """
     if not (lost := int(diverged(x).sum())):
         return
@@ -200,12 +220,15 @@ def check_converged(x: Tensor, kernel: str, steps: int, learned: nn.Module) -> N
 
 
 def finite(module: nn.Module) -> bool:
-    """Whether all parameters and buffers of `module` are finite; reads the device."""
-    return all(bool(value.isfinite().all()) for value in module.state_dict().values())
+    """Whether all parameters and buffers of `module` are finite; reads the device once."""
+    held = [value for value in module.state_dict().values() if value.is_floating_point()]
+    largest = nn.utils.get_total_norm([value for value in held if value.numel()], math.inf)
+    return bool(largest.isfinite())
 
 
+@final
 class Seeds:
-    """Standard normal numbers with a stream for each image (final).
+    """Standard normal numbers with a stream for each image.
 
     The image of a seed is the same at any batch size.
 
@@ -216,7 +239,8 @@ class Seeds:
     def __init__(self, seeds: Sequence[int]) -> None:
         numbers = numbers_of(seeds)
         if any(seed < 0 for seed in numbers):
-            raise ValueError(f"seeds must be 0 or more; got {min(numbers)}.")
+            raise Refused(f"seeds must be 0 or more; got {min(numbers)}.")
+        self._numbers = numbers
         self._generators = [torch.Generator().manual_seed(seed) for seed in numbers]
 
     def __len__(self) -> int:
@@ -225,16 +249,53 @@ class Seeds:
     def __call__(self, x: Tensor) -> Tensor:
         """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""
         if len(x) != len(self._generators):
-            raise ValueError(f"{len(self._generators)} seeds cannot serve a batch of {len(x)}.")
-        # Drawn in single precision whatever `x` is: in double it would be another stream.
+            raise Refused(f"{len(self._generators)} seeds do not fit a batch of {len(x)}.")
+        # Drawn in single precision whatever `x` is: in double the numbers would differ.
         rows = [
             torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self._generators
         ]
-        return torch.stack(rows).to(x.dtype).to(x.device)
+        return sent(torch.stack(rows), x)
+
+    def on(self, device: torch.device) -> RandnLike:
+        """Streams of these seeds for a loop on `device`: these on the CPU, else of the device.
+
+        Noise is thus not copied to a device, and differs from that of the CPU.
+        """
+        return self if device == CPU else Streams(self._numbers, device)
 
 
-def even(steps: int, first: float = 1.0, last: float = 0.0) -> Tensor:
+@final
+class Streams:
+    """Standard normal numbers with a stream for each image on its own device.
+
+    Several tensors are drawn ahead, as many as their size allows, as each image needs its own call.
+
+    Args:
+        seeds: as those of `Seeds`.
+        device: where they are drawn.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._ahead: dict[torch.Size, list[Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Numbers for `x` (B, ...), row i from stream i, in the dtype of `x`."""
+        ahead = self._ahead.setdefault(x.shape, [])
+        if not ahead:
+            count = max(1, min(AHEAD, LARGEST // x[0].numel()))
+            shape = (count, *x.shape[1:])
+            place = x.device
+            rows = [
+                torch.randn(shape, generator=g, dtype=torch.float32, device=place)
+                for g in self._generators
+            ]
+            ahead.extend(torch.stack(rows, 1).unbind())
+        return ahead.pop(0).to(x.dtype)
+
+
+def uniform_grid(steps: int, first: float = 1.0, last: float = 0.0) -> Tensor:
     """`steps` equal steps from `first` down to `last`: steps + 1 times, float64."""
     if steps < 1:
-        raise ValueError(f"sampling needs one step or more; got {steps}.")
+        raise Refused(f"sampling needs one step or more; got {steps}.")
     return torch.linspace(first, last, steps + 1, dtype=torch.float64)

@@ -1,9 +1,9 @@
-r"""The reverse SDEs: one family for every diffusion nu^2, which begins with the flow at 0.
+r"""The reverse SDEs: one for each diffusion nu^2, of which the flow is that at 0.
 
     dx = [b - nu^2 score / 2] dt + nu dw,  backwards from t = 1,   score = V_t^-1 (C_t x_0^ - x)
 
 b is the flow's velocity. Whatever nu is, the marginals are q_t (docs/mathematics.md, "The reverse
-SDE"): more noise forgets more of what went wrong before, and asks for more steps.
+SDE"): more noise removes more of the errors of earlier steps, and needs more steps.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import reduce
+from typing import final
 
 import torch
 from torch import Tensor
 
 from sfumato.algebra.operators import Diagonal, NotPositive, Operator, scaled
-from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
+from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser, flow_operators
-from sfumato.names import called
-from sfumato.sampling.flow import EULER, HEUN, Clocked, Stage, Tableau, slopes, stages
-from sfumato.sampling.kernels import Kernel, Table
+from sfumato.names import called, value
+from sfumato.sampling.flow import EULER, HEUN, Stages, Tableau, slopes, stages
+from sfumato.sampling.kernels import Call, Kernel, Loop, estimated
+from sfumato.sampling.operator_table import OperatorTable
 
 Diffusion = Callable[[Process, Tensor], Operator]
 """(process, t) -> nu^2, a variance per unit of time."""
@@ -43,16 +45,17 @@ def growth(process: Process, t: Tensor) -> Operator:
     return half + half.T
 
 
-def sde(diffusion: Diffusion = markov, tableau: Tableau = EULER, amount: float = 1.0) -> Kernel:
+@final
+@value
+class sde(Kernel):
     r"""The reverse SDE of `diffusion`: Euler-Maruyama, or stochastic Heun.
 
-    By EULER of first weak order; by HEUN, whose second slope sees the whole of the noise, of
-    second.
+    EULER has weak order 1; HEUN, whose second slope is at x with all the noise added, weak order 2.
 
     Args:
-        diffusion: nu^2; `markov` or `growth`, or a function of one's own.
+        diffusion: nu^2; `markov` or `growth`, or a user-defined function.
         tableau: EULER or HEUN.
-        amount: what nu^2 is multiplied by, >= 0; at 0 this is the flow.
+        amount: factor of nu^2, >= 0; at 0 this is the flow.
 
     Raises:
         ValueError: another tableau or a negative amount; on use, a nu^2 that is negative.
@@ -65,48 +68,60 @@ def sde(diffusion: Diffusion = markov, tableau: Tableau = EULER, amount: float =
         Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras et al., 2022),
         Appendix B, https://arxiv.org/abs/2206.00364
     """
-    if tableau not in (EULER, HEUN):
-        raise ValueError("the reverse SDE is solved by EULER or HEUN; got another tableau.")
-    if not amount >= 0:
-        raise ValueError(f"the reverse SDE needs an amount of 0 or more; got {amount:g}.")
 
-    def noisy(process: Process, t: Tensor) -> Operator:
-        return scaled(amount) @ diffusion(process, t)
+    diffusion: Diffusion = markov
+    tableau: Tableau = EULER
+    amount: float = 1.0
 
-    def velocity(process: Process, t: Tensor) -> tuple[Operator, Operator]:
-        drift, grow = flow_operators(process, t)
-        half = scaled(0.5) @ noisy(process, t) @ process.cov(t).inv()
-        return drift - half @ process.signal.at(t), grow + half
+    def __post_init__(self) -> None:
+        if self.tableau not in (EULER, HEUN):
+            raise Refused("the reverse SDE is solved by EULER or HEUN; got another tableau.")
+        if not self.amount >= 0:
+            raise Refused(f"the reverse SDE needs an amount of 0 or more; got {self.amount:g}.")
 
-    def init(denoiser: Denoiser, x: Tensor, grid: Tensor) -> Clocked:
+    @property
+    def name(self) -> str:
+        solver = "euler-maruyama" if self.tableau == EULER else "stochastic heun"
+        return f"{solver} of {called(self.diffusion)}"
+
+    def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         process = denoiser.process
+        tableau = self.tableau
 
-        def make(t: Tensor, s: Tensor) -> tuple[Operator, tuple[Stage, ...]]:
+        def make(t: Tensor, s: Tensor) -> tuple[Operator, Stages]:
             rates = [
-                scaled(weight) @ noisy(process, t + node * (s - t))
+                scaled(weight) @ self._noise(process, t + node * (s - t))
                 for node, weight in zip(tableau.c, tableau.b, strict=True)
             ]
             spread = Diagonal((t - s).log()) @ reduce(operator.add, rates)
-            return _root(spread, called(diffusion)), stages(denoiser, tableau, t, s, velocity)
+            fresh = _root(spread, called(self.diffusion))
+            return fresh, stages(denoiser, tableau, t, s, self._velocity)
 
         spans = torch.diff(grid.to(torch.float64)).tolist()
-        return denoiser, Table(make, x, grid), spans
+        table = OperatorTable(make, x, grid)
 
-    def step(state: Clocked, x: Tensor, i: int, randn_like: RandnLike) -> tuple[Tensor, Clocked]:
-        denoiser, table, spans = state
-        fresh, parts = table[i]
-        noise = None if fresh.vanishes else fresh(randn_like(x))
-        return slopes(denoiser, tableau, parts, x, spans[i], noise), state
+        def step(state: None, x: Tensor, i: int, call: Call) -> tuple[Tensor, None]:
+            fresh, parts = table[i]
+            noise = None if fresh.is_zero else fresh(call.randn_like(x))
+            return slopes(tableau, parts, x, spans[i], call, noise), state
 
-    name = "euler-maruyama" if tableau == EULER else "stochastic heun"
-    return Kernel(init, step, f"{name} of {called(diffusion)}")
+        return Loop(step, estimated(denoiser, grid[-1]))
+
+    def _noise(self, process: Process, t: Tensor) -> Operator:
+        """nu^2."""
+        return scaled(self.amount) @ self.diffusion(process, t)
+
+    def _velocity(self, process: Process, t: Tensor) -> tuple[Operator, Operator]:
+        drift, grow = flow_operators(process, t)
+        half = scaled(0.5) @ self._noise(process, t) @ process.cov(t).inv()
+        return drift - half @ process.signal.at(t), grow + half
 
 
 def _root(spread: Operator, name: str) -> Operator:
     try:
         return spread.sqrt()
     except NotPositive as error:
-        raise ValueError(
+        raise Refused(
             f"the reverse SDE needs nu^2 >= 0; {name} has a negative {error.found}. Use the flow "
             "(heun) or another diffusion."
         ) from error

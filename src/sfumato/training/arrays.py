@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
+from sfumato.errors import Refused
 from sfumato.record import KINDS
 from sfumato.training.raw import Raw, Reading, classified, measured, placed
 
@@ -30,9 +31,9 @@ def array(path: Path, how: Reading) -> Raw:
     kind = how.kind or ("signals" if name == "signals" or rows else "images")
     if kind == "signals":
         if how.resize is not None:
-            raise ValueError(f"{path} holds signals; only images are resized.")
+            raise Refused(f"{path} holds signals; only images are resized.")
         if values.ndim < 2 or not values.size:
-            raise ValueError(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
+            raise Refused(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
         raw = measured(values, path, how.range)
     else:
         images = _channels_first(values, path)
@@ -46,7 +47,7 @@ def array(path: Path, how: Reading) -> Raw:
 def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
     """Images (n, H, W) or (n, H, W, C) as (n, C, H, W)."""
     if values.ndim not in (3, 4) or not values.size:
-        raise ValueError(
+        raise Refused(
             f"{path} must hold images (n, height, width) or (n, height, width, channels), at least "
             f"one; got shape {values.shape}."
         )
@@ -54,7 +55,7 @@ def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
         return values[:, None]
     if values.shape[3] > MOST:
         cure = "Save images.transpose(0, 2, 3, 1), or " if values.shape[1] <= MOST else "Else "
-        raise ValueError(
+        raise Refused(
             f"{path} has shape {values.shape}: channels come last here, at most {MOST}. "
             f"{cure}say --kind signals, if these are no pictures."
         )
@@ -62,7 +63,7 @@ def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarray | None]:
-    """The name of an array, the array and the labels in a file, whatever its suffix says it is."""
+    """The name of an array, the array and the labels in a file, whatever its suffix."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -76,20 +77,21 @@ def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarr
                 labels = _member(loaded, "labels") if "labels" in names else None
                 found = (name, _member(loaded, name), labels) if name else None
     except BROKEN as error:
-        raise ValueError(f"{path} cannot be read as arrays: {error}.") from error
+        raise Refused(f"{path} cannot be read as arrays: {error}.") from error
     if key is not None and not names:
-        raise ValueError(f"{path} has one array without a name; leave out --key {key}.")
+        raise Refused(f"{path} has one array without a name; leave out --key {key}.")
     if found is None:
-        wanted, held = key or " or ".join(KINDS), ", ".join(names) or "nothing"
-        raise ValueError(
+        wanted = key or " or ".join(KINDS)
+        held = ", ".join(names) or "nothing"
+        raise Refused(
             f"{path} has no array by the name {wanted}; it holds {held}. Name one by --key."
         )
     return found
 
 
 def _member(archive: NpzFile, name: str) -> np.ndarray:
-    """The array `name`; numpy gives the bytes of a member that is no array as they are."""
+    """The array `name`; numpy returns the raw bytes of a member that is no array."""
     found = archive[name]
     if not isinstance(found, np.ndarray):
-        raise ValueError(f"its member {name} is no array")
+        raise Refused(f"its member {name} is no array")
     return found

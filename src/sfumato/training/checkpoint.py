@@ -1,7 +1,7 @@
 """A run folder: what the run is, its log, and checkpoints that are whole or absent.
 
 run.json             the resolved configuration: whose folder this is, see `identity`
-log.jsonl            one line per report, and the run's lock: who trains has it
+log.jsonl            one line per report; locked by the process that trains
 checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
                      optimizer's tensors apart in `optimizer.safetensors`
 """
@@ -9,16 +9,17 @@ checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.saf
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import final
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files
+from sfumato.errors import Refused
 from sfumato.files import load_weights, read_tensors
 from sfumato.model import Model
 from sfumato.sampling.sample import finite
@@ -30,24 +31,29 @@ from sfumato.training.options import TrainOptions
 SKIPPED = "skipped"
 
 
+@final
 class State:
-    """All that changes while training (final): weights, their average, the optimizer's moments.
+    """All that changes while training: weights, their average, the optimizer's moments.
 
     Attributes:
         skipped: steps in a row, up to now, that were skipped.
     """
 
-    def __init__(self, learned: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel) -> None:
-        self.learned, self.optimizer, self.ema = learned, optimizer, ema
+    def __init__(
+        self, trainable: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+    ) -> None:
+        self.trainable = trainable
+        self.optimizer = optimizer
+        self.ema = ema
         self.skipped = 0
 
     def step(self, rate: float, good: bool) -> None:
-        """Move by the gradients at the learning rate `rate`; where they are not `good`, stay."""
+        """Update by the gradients at the learning rate `rate`, or not where they are not `good`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if good:
             self.optimizer.step()
-            self.ema.step(self.learned.parameters())
+            self.ema.step(self.trainable.parameters())
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped = 0 if good else self.skipped + 1
 
@@ -56,13 +62,13 @@ class State:
         averages = {
             id(parameter): shadow
             for parameter, shadow in zip(
-                self.learned.parameters(), self.ema.shadow_params, strict=True
+                self.trainable.parameters(), self.ema.shadow_params, strict=True
             )
         }
         # Tied weights have several names and one average.
-        named = self.learned.named_parameters(remove_duplicate=False)
+        named = self.trainable.named_parameters(remove_duplicate=False)
         return {
-            **self.learned.state_dict(),
+            **self.trainable.state_dict(),
             **{name: averages[id(parameter)] for name, parameter in named},
         }
 
@@ -76,15 +82,15 @@ class State:
 
     def restore(self, folder: Path) -> None:
         """Put back what `Checkpoints.save` wrote; ValueError where it does not fit."""
-        load_weights(self.learned, folder / "model.safetensors")
+        load_weights(self.trainable, folder / "model.safetensors")
         for parameter, shadow in zip(
-            self.learned.parameters(), self.ema.shadow_params, strict=True
+            self.trainable.parameters(), self.ema.shadow_params, strict=True
         ):
             shadow.copy_(parameter.detach())
-        load_weights(self.learned, folder / "raw.safetensors")
-        if not finite(self.learned):
-            raise ValueError(f"the weights in {folder} are not finite.")
-        parameters = list(self.learned.parameters())
+        load_weights(self.trainable, folder / "raw.safetensors")
+        if not finite(self.trainable):
+            raise Refused(f"the weights in {folder} are not finite.")
+        parameters = list(self.trainable.parameters())
         rows: dict[int, dict[str, Tensor]] = {}
         path = folder / "optimizer.safetensors"
         tensors = read_tensors(path)
@@ -93,15 +99,15 @@ class State:
             position, _, name = key.partition(".")
             of = parameters[int(position)] if position.isdecimal() else None
             if of is None or value.shape not in (of.shape, torch.Size()):
-                raise ValueError(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
-            # A moment lies in memory as its parameter does, whatever the file's order is.
+                raise Refused(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
+            # A moment has the memory layout of its parameter, whatever the file's.
             moment = (
                 torch.empty_like(of, dtype=value.dtype).copy_(value)
                 if value.shape == of.shape
                 else value
             )
             rows.setdefault(int(position), {})[name] = moment
-        # AdamW counts its steps as well: those that were skipped moved no average either.
+        # The average counts the steps that AdamW counts: neither counts skipped ones.
         counts = (int(row.get("step", 0)) for row in rows.values())
         self.ema.optimization_step = max(counts, default=0)
         groups = self.optimizer.state_dict()["param_groups"]
@@ -109,21 +115,22 @@ class State:
 
     def use_average(self) -> None:
         """Put the averaged weights into the model."""
-        self.ema.copy_to(self.learned.parameters())
+        self.ema.copy_to(self.trainable.parameters())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
-        self.ema.store(self.learned.parameters())
+        self.ema.store(self.trainable.parameters())
         try:
             self.use_average()
             yield
         finally:
-            self.ema.restore(self.learned.parameters())
+            self.ema.restore(self.trainable.parameters())
 
 
+@final
 class Checkpoints:
-    """The run folder `out` (final).
+    """The run folder `out`.
 
     Args:
         out: the folder.
@@ -132,22 +139,24 @@ class Checkpoints:
     """
 
     def __init__(self, out: Path, model: Model, options: TrainOptions) -> None:
-        self.out, self.model, self.keep = out, model, options.keep
+        self.out = out
+        self.model = model
+        self.keep = options.keep
         self.identity = Identity(model.config, options)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Within, the folder is this run's and this process's alone.
+        """Within, the folder is reserved for this run and this process.
 
         Raises:
             ValueError: it belongs to another run, or another process trains in it, or it cannot be
-                written; it is as it was.
+                written; the folder is unchanged.
         """
         text = json.dumps(self.identity.to_dict(), indent=2) + "\n"
         record, log = self.out / "run.json", self.out / "log.jsonl"
         mine = {record, log, *files.parts(record)}
         if not record.is_file() and self.out.is_dir() and set(self.out.iterdir()) - mine:
-            raise ValueError(f"{self.out} is not empty and holds no run. Choose another --out.")
+            raise Refused(f"{self.out} is not empty and holds no run. Choose another --out.")
         with lock.held(log):
             if record.is_file():
                 last = self.latest()
@@ -160,7 +169,7 @@ class Checkpoints:
             yield
 
     def resume(self, state: State) -> int:
-        """Restore the latest checkpoint into `state`; the step to go on from.
+        """Restore the latest checkpoint into `state`; the step to resume from.
 
         Raises:
             ValueError: the checkpoint is damaged or does not fit.
@@ -171,8 +180,8 @@ class Checkpoints:
         try:
             state.restore(latest)
         except ValueError as error:
-            raise ValueError(
-                f"{error} Remove {latest} to go on from the checkpoint before it."
+            raise Refused(
+                f"{error} Remove {latest} to resume from the checkpoint before it."
             ) from error
         return int(latest.name)
 
@@ -183,22 +192,17 @@ class Checkpoints:
     def save(self, state: State, step: int) -> None:
         """Write checkpoint `step`, whole or not at all, and drop the oldest beyond `keep`.
 
-        Weights that are not finite are not written: they would push out some that are.
+        Weights that are not finite are not written: they would replace finite ones.
         """
-        if not finite(state.learned):
+        if not finite(state.trainable):
             return
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
             with files.folder(path) as part:
-                self.model.write(part, state.weights(), self.model.learned.state_dict())
+                self.model.write(part, state.weights(), self.model.trainable.state_dict())
                 files.write_tensors(state.moments(), part / "optimizer.safetensors")
         for old in self._all()[: -self.keep]:
             files.remove(old)
-
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to `log.jsonl`."""
-        with (self.out / "log.jsonl").open("a") as stream:
-            stream.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def _all(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob(DIGITS))

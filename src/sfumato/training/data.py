@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.corruption.facts import Facts, measure
+from sfumato.algebra.place import CPU, upload
+from sfumato.corruption.statistics import DataStatistics, measure
+from sfumato.errors import Refused
 from sfumato.notes import Note
 from sfumato.record import Record as Record
 from sfumato.training.raw import Range, Reading, check_labels
@@ -30,9 +33,10 @@ Rows = Tensor | np.ndarray | Sequence[int]
 """Positions in the data, whole numbers from 0."""
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Data:
-    r"""Images in memory (final).
+    r"""Images in memory.
 
     Args:
         images: array (n, C, H, W), or of other signals (n, *shape), of uint8 or float32, in the
@@ -51,22 +55,22 @@ class Data:
     def __post_init__(self) -> None:
         shape = (self.record.count, *self.record.shape)
         if self.images.shape != shape or self.images.dtype not in (np.uint8, np.float32):
-            raise ValueError(
+            raise Refused(
                 f"the record says uint8 or float32 images of shape {shape}; "
                 f"got {self.images.dtype} of shape {self.images.shape}."
             )
         if not len(self.images):
-            raise ValueError("data need at least one image.")
+            raise Refused("data need at least one image.")
         low, high = float(self.images.min()), float(self.images.max())
         room = ROUNDING * (self.record.high - self.record.low)
         inside = self.record.low - room <= low <= high <= self.record.high + room
         if self.record.pictures and not inside:
-            raise ValueError(
+            raise Refused(
                 f"the record says values from {self.record.low:g} to {self.record.high:g}; got "
                 f"{low:g} to {high:g}."
             )
         if (self.labels is None) != (self.record.classes is None):
-            raise ValueError("labels and the record's classes come together or not at all.")
+            raise Refused("labels and the record's classes come together or not at all.")
         if self.labels is not None:
             check_labels(self.labels, self.record.count, len(self.record.classes or ()))
 
@@ -83,13 +87,13 @@ class Data:
         self.record.check_pictures("a mirror image")
         return replace(self, record=replace(self.record, flip=True))
 
-    def batch(self, indices: Rows) -> Tensor:
-        """The images at `indices`: (B, C, H, W) in [-1, 1], float32."""
+    def batch(self, indices: Rows, device: torch.device = CPU) -> Tensor:
+        """The images at `indices`: (B, C, H, W) in [-1, 1], float32, scaled on `device`."""
         rows = self._rows(indices)
-        x = self.record.scaled(torch.from_numpy(self.images[rows % len(self.images)]).float())
-        mirrored = torch.from_numpy(rows >= len(self.images))
-        x[mirrored] = x[mirrored].flip(-1)
-        return x
+        raw = self.images[rows % len(self.images)]
+        mirrored = rows >= len(self.images)
+        raw[mirrored] = raw[mirrored][..., ::-1]
+        return self.record.scaled(upload(torch.from_numpy(raw), device).float())
 
     def classes(self, indices: Rows) -> Tensor | None:
         """Their classes: (B,), int64; None where the data have none."""
@@ -104,8 +108,8 @@ class Data:
             raise IndexError(f"these data have rows 0 to {len(self) - 1}; got {rows.max()}.")
         return rows % len(self)
 
-    def facts(self, batch: int = 256) -> Facts:
-        """What a method may know of the data, measured in one pass of batches."""
+    def stats(self, batch: int = 256) -> DataStatistics:
+        """Statistics of the data for methods, measured in one pass of batches."""
         starts = range(0, len(self), batch)
         batches = (self.batch(range(i, min(i + batch, len(self)))) for i in starts)
         values = self.record.values if np.issubdtype(self.images.dtype, np.integer) else 0
@@ -125,11 +129,12 @@ def load(
     r"""Read a data set: by name, or from a folder of images, a `.npz` or a `.npy`.
 
     Args:
-        source: `digits`, `fashion-mnist`, `photos`, or a path; a name goes before a path, so that
-            `./digits` is a folder of one's own. `docs/data.md` says what may be in each.
+        source: `digits`, `fashion-mnist`, `photos`, or a path; a name takes precedence, so that
+            `./digits` is a folder of your own. `docs/data.md` says what may be in each.
         split: "train", "test" or "val", or a slice of one, such as "train[55000:]"; arrays, and
             folders without subfolders of these names, are all "train".
-        range: the raw values that become -1 and 1; by default what the numbers tell, or ValueError.
+        range: the raw values that become -1 and 1; by default inferred from the values, or
+            ValueError.
             Signals have the largest absolute value as scale, on both sides of 0.
         key: name of the array in a .npz, where it is neither `images` nor `signals`.
         kind: "images", or "signals": arrays (n, *shape) of any rank that are no pictures. By
@@ -138,12 +143,12 @@ def load(
         crop: of resized images: "center" (the default), the middle square, or "none".
 
     Raises:
-        FileNotFoundError: the files are not there; it says how to get them.
+        FileNotFoundError: the files are missing; the error says how to get them.
         ValueError: the name or the split is unknown, or the files are not images of one size with
-            values in their range; it names the file and what is wrong with it.
+            values in their range; the error names the file and the fault.
 
     Warns:
-        Note: files were skipped, or values clipped; it says which and how many.
+        Note: files were skipped, or values clipped: which and how many.
     """
     base, part = _split(split)
     pair = None if range is None else (float(range[0]), float(range[1]))
@@ -153,7 +158,7 @@ def load(
         warnings.warn(sentence, Note, stacklevel=2)
     images = np.ascontiguousarray(raw.images[part])
     if not len(images):
-        raise ValueError(f"{source} has {len(raw.images)} images; there is none in {split}.")
+        raise Refused(f"{source} has {len(raw.images)} images; there is none in {split}.")
     record = Record(
         name=str(source),
         shape=images.shape[1:],
@@ -175,7 +180,7 @@ def _split(split: str) -> tuple[str, slice]:
     """The split and which of it: `train[55000:]` is ("train", slice(55000, None))."""
     found = SLICE.fullmatch(split)
     if found is None or found["base"] not in SPLITS:
-        raise ValueError(
+        raise Refused(
             f"no split {split!r}; choose train or test, or val, or a slice: train[55000:]."
         )
     ends = (int(end) if end else None for end in (found["first"], found["last"]))

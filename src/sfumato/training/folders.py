@@ -1,4 +1,4 @@
-r"""A folder holds images, in it and below; what is in it and is no image is told, not hidden.
+r"""A folder holds images, in it and below; a note reports other files.
 
 Two or more subfolders are classes. Subfolders `train` and `test` (or `val`) are splits instead,
 each with its classes. Gray images become colour where any is colour, 8 bits 16 where any has 16.
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato import pictures
+from sfumato.errors import Refused
 from sfumato.training.raw import Raw, Reading, check_within, numbers, placed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -49,9 +50,7 @@ def folder(root: Path, split: str, how: Reading) -> Raw:
         notes.append(f"{base}: {sum(skipped.values())} skipped that are no images: {said}.")
     if not names:
         more = f" {notes[-1]}" if skipped else ""
-        raise ValueError(
-            f"folder {base} has no images ({', '.join(SUFFIXES)}) in it or below.{more}"
-        )
+        raise Refused(f"folder {base} has no images ({', '.join(SUFFIXES)}) in it or below.{more}")
     raw = _read(base, names, how)
     tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     classes = tuple(sorted(set(tops)))
@@ -104,7 +103,7 @@ def _read(root: Path, names: list[Path], how: Reading) -> Raw:
         if one.shape[1:] != images.shape[2:]:
             sizes = [f"{width} x {height}" for height, width in (images.shape[2:], one.shape[1:])]
             cure = "Leave out --crop none" if how.resize else "Use --resize N"
-            raise ValueError(
+            raise Refused(
                 f"images must have one size; in {root}, {names[0]} is {sizes[0]} pixels and "
                 f"{name} is {sizes[1]}. {cure}, which makes them squares."
             )
@@ -112,7 +111,7 @@ def _read(root: Path, names: list[Path], how: Reading) -> Raw:
             images = np.repeat(images, len(one), axis=1)
         if one.dtype != images.dtype:
             if how.range is not None:
-                raise ValueError(
+                raise Refused(
                     f"{root} has images of 8 and of 16 bits; one --range cannot be that of both."
                 )
             images, one = (x if x.dtype == np.uint16 else np.uint16(257) * x for x in (images, one))

@@ -1,7 +1,7 @@
-r"""An identity is what makes a run this run: all that the weights in its folder depend on so far.
+r"""An identity of a run is everything that the weights in its folder depend on so far.
 
-How often they are saved, how a model is sampled, and where data or first weights lie whose hash is
-the same, is no part of it; nor is what only later steps depend on, such as a plan for more images.
+It excludes how often they are saved, how a model is sampled, the place of data or initial weights
+with the same hash, and what only later steps depend on, such as a larger number of images.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from sfumato.config import Config
+from sfumato.errors import Refused
 from sfumato.training.options import TrainOptions
 
 IDLE = (
-    *("model.kernel", "model.steps", "model.origin.name"),
+    *("model.sampler.kernel", "model.sampler.steps", "model.sampler.grid", "model.origin.name"),
     *("options.checkpoint_every", "options.preview_every", "options.keep"),
 )
-"""What no weight depends on."""
+"""Fields that no weight depends on."""
 
 PLAN = ("options.images", "options.warmup", "options.decay")
-"""What weights depend on through the learning rate of each step alone."""
+"""Fields that weights depend on through the learning rate of each step alone."""
 
 PLACE = ("model.record.name", "model.record.split")
-"""Where images lie, which their hash says better."""
+"""Fields for the place of the data, which their hash identifies."""
 
 
+@final
 @dataclass(frozen=True)
 class Identity:
-    """A model's config and how it is trained: what `run.json` holds (final)."""
+    """A model's config and how it is trained: what `run.json` holds."""
 
     config: Config
     options: TrainOptions
@@ -39,22 +41,22 @@ class Identity:
     def read(cls, record: Path) -> Identity:
         """From a run's `run.json`; ValueError where it is none.
 
-        What an older version did not know yet has its default.
+        Fields that an older version did not have are at their defaults.
         """
         try:
             found = json.loads(record.read_text())
             return cls(Config.from_dict(found["model"]), TrainOptions(**found["options"]))
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{record} cannot be read: {error}.") from error
+            raise Refused(f"{record} cannot be read: {error}.") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{record} is not the record of a run: {error}") from error
+            raise Refused(f"{record} is not the record of a run: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {"model": self.config.to_dict(), "options": asdict(self.options)}
 
     def check(self, found: Identity, step: int, out: Path) -> None:
-        """Whether this run would have made, by `step`, the weights that `found` made in `out`.
+        """Check that this run would have, at `step`, the weights that `found` has in `out`.
 
         Raises:
             ValueError: it would not; the sentence says why, and what to do.
@@ -72,28 +74,28 @@ class Identity:
             self._check_plan(found.options, out)
         for name in sorted({*mine, *theirs} - aside):
             if mine.get(name) != theirs.get(name):
-                raise ValueError(
+                raise Refused(
                     f"{out} belongs to another run: there {name} is {theirs.get(name)}, "
                     f"here {mine.get(name)}. Choose another --out, or ask for the same."
                 )
         if step > self.options.steps:
-            raise ValueError(
+            raise Refused(
                 f"{out} has seen {step * self.options.batch} images already, more than "
-                f"{self.options.images}. Ask for as many, or choose another --out."
+                f"{self.options.images}. Ask for at least as many, or choose another --out."
             )
 
     def _check_plan(self, planned: TrainOptions, out: Path) -> None:
-        """Raise ValueError where the learning rates of another number of images were others."""
+        """Raise ValueError where another number of images changes learning rates of past steps."""
         mine = self.options
         if (mine.decay, mine.warmup) != (planned.decay, planned.warmup):
             return
         start = f"{out} was planned for {planned.images} images"
         if mine.decay == "cosine":
-            raise ValueError(
+            raise Refused(
                 f"{start}, at which --decay cosine ends: {mine.images} are another run. Train on "
                 f"from its weights, --from {out} --out NEW, or plan with --decay none."
             )
-        raise ValueError(
+        raise Refused(
             f"{start}, and {mine.images} have another warm-up than the {planned.rise} steps it "
             f"had. Keep those with --warmup {planned.rise / mine.steps:g}."
         )

@@ -1,4 +1,4 @@
-"""A lock keeps a file to one process: the system lets go of it when the process ends, however."""
+"""A lock reserves a file for one process; the system releases it however the process ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfumato.errors import Refused
+
 LOCKLESS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What file systems answer that cannot lock; there nobody is kept out."""
+"""Errors of file systems without locks; there `held` excludes no other process."""
 
 
 @contextmanager
@@ -26,12 +28,12 @@ def held(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a")
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}.") from error
+        raise Refused(f"cannot write {path}: {error.strerror}.") from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise Refused(
                 f"another process is training in {path.parent}. Wait until it ends, or choose "
                 "another --out."
             ) from None

@@ -1,4 +1,4 @@
-r"""Named sets come with other packages and are known by name.
+r"""Named data sets, provided by other packages.
 
     digits           1797 gray 8 x 8 images of scikit-learn, the last 297 of them for testing
     fashion-mnist    70000 gray 28 x 28 images of the Debian package dataset-fashion-mnist
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.errors import NotFound, Refused
 from sfumato.training.raw import Raw
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -47,9 +48,13 @@ def photos(split: str) -> Raw:
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
-    side, stride, border = 32, 6, 149
+    side = 32
+    stride = 6
+    border = 149
     part = slice(0, border) if split == "train" else slice(border, None)
-    names, crops, labels = ("china", "flower"), [], []
+    names = ("china", "flower")
+    crops = []
+    labels = []
     for label, name in enumerate(names):
         photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
         pixels = np.asarray(photo.reduce(2)).transpose(2, 0, 1)[:, part]
@@ -72,7 +77,7 @@ def fashion_mnist(split: str) -> Raw:
         if paths[0] is not None and paths[1] is not None:
             images, labels = _idx(paths[0], 3)[:, None], _idx(paths[1], 1).astype(np.int64)
             return Raw(images, 0, 255, labels, FASHION)
-    raise FileNotFoundError(
+    raise NotFound(
         f"Fashion-MNIST is not here: no {names[0]}(.gz) with its labels in "
         f"{', '.join(map(str, folders))}. Install the Debian package dataset-fashion-mnist, or set "
         "SFUMATO_DATA to a folder that has these files."
@@ -90,16 +95,16 @@ def _idx(path: Path, rank: int) -> np.ndarray:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except BROKEN as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}.") from error
+        raise Refused(f"{path} is damaged or cut off: {error}.") from error
     start = 4 * (1 + rank)
     magic, *sizes = struct.unpack(f">{1 + rank}I", raw[:start].ljust(start, b"\0"))
     if magic != 0x0800 + rank:
-        raise ValueError(
+        raise Refused(
             f"{path} is not an idx file of {rank}-dimensional bytes: it begins with "
             f"{magic:#010x}, not {0x0800 + rank:#010x}."
         )
     if len(raw) != start + math.prod(sizes):
-        raise ValueError(
+        raise Refused(
             f"{path} is cut off or too long: its header asks for {start + math.prod(sizes)} bytes, "
             f"it has {len(raw)}."
         )

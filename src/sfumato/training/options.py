@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
 
 DECAYS = ("cosine", "none")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
+@final
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train, whatever the method (final).
+    """How to train, whatever the method.
 
     Attributes:
-        images: training images seen in all; with decay none, a larger number goes on with a run.
+        images: training images seen in all; with decay none, a larger number continues a run.
         batch: images in one step, over all processes.
-        learning_rate: of AdamW at its height.
+        learning_rate: of AdamW at its peak.
         warmup: share of the steps in which the learning rate rises from 0.
         decay: "cosine" lets it fall to 0 at the end, "none" keeps it.
         weight_decay: of AdamW.
@@ -53,25 +55,22 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+                raise Refused(f"{name} must be 1 or more; got {getattr(self, name)}.")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(nearest(name, getattr(self, name), known))
+            choose(name, getattr(self, name), known)
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 found = getattr(self, name)
-                raise ValueError(f"{name} must be positive and finite; got {found:g}.")
+                raise Refused(f"{name} must be positive and finite; got {found:g}.")
         for name in ("seed", "preview_every", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 found = getattr(self, name)
-                raise ValueError(f"{name} must be 0 or more and finite; got {found}.")
+                raise Refused(f"{name} must be 0 or more and finite; got {found}.")
         for name in ("ema", "warmup"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
+                raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
         if self.batch % self.accumulate:
-            raise ValueError(
-                f"batch {self.batch} does not split into {self.accumulate} equal parts."
-            )
+            raise Refused(f"batch {self.batch} does not split into {self.accumulate} equal parts.")
 
     @property
     def steps(self) -> int:
@@ -84,7 +83,7 @@ class TrainOptions:
         return max(1, round(self.warmup * self.steps))
 
     def pace(self, step: int) -> float:
-        """Learning rate of `step` over its height: a linear rise, then half a cosine (or none)."""
+        """Learning rate of `step` over its peak: a linear rise, then half a cosine (or 1)."""
         if step < self.rise:
             return (step + 1) / self.rise
         if self.decay == "none":

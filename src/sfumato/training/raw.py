@@ -1,24 +1,25 @@
-r"""Raw values are the numbers that files hold, with the two of them that become -1 and 1.
+r"""Raw values are the numbers in files, with the two of them that become -1 and 1.
 
-Which two these are is given, or guessed from the values where there is no doubt:
+These two are given, or guessed from the values where they are unambiguous:
 
     images of whole numbers     0 and 255, or 0 and 65535 where any is above 255
     images of other numbers     0 and 1, or -1 and 1 where they go below -1/2
     signals                     -m and m, m the largest absolute value
 
-Images that leave their range by less than the eye sees are clipped, with a note. Those that use
-less than a quarter of a guessed range are refused: it is probably not theirs.
+Images that leave their range by less than is visible are clipped, with a note. Those that use less
+than a quarter of a guessed range are refused: the guess is probably wrong.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 
 from sfumato import pictures
-from sfumato.names import nearest
+from sfumato.errors import Refused
+from sfumato.names import choose
 from sfumato.record import KINDS
 
 Range = tuple[float, float]
@@ -31,8 +32,9 @@ CROPS = ("center", "none")
 GIVE = "--range LOW,HIGH (or range=(low, high) in Python)"
 
 
+@final
 class Raw(NamedTuple):
-    """Images (n, C, H, W), or other signals (n, *shape), as they come (final).
+    """Images (n, C, H, W), or other signals (n, *shape), as in their files.
 
     Attributes:
         images: the raw values, uint8 or float32.
@@ -53,9 +55,10 @@ class Raw(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+@final
 @dataclass(frozen=True)
 class Reading:
-    """How a source is read (final); None is what the source says itself.
+    """How a source is read; None is the source's own value.
 
     Attributes:
         range: the raw values that become -1 and 1.
@@ -76,18 +79,18 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.range is not None and not self.range[0] < self.range[1] < np.inf:
-            raise ValueError(f"a range goes from a low to a high value; got {_span(*self.range)}.")
-        if self.kind not in (None, *KINDS):
-            raise ValueError(nearest("kind", str(self.kind), KINDS))
-        if self.crop not in (None, *CROPS):
-            raise ValueError(nearest("crop", str(self.crop), CROPS))
+            raise Refused(f"a range goes from a low to a high value; got {_span(*self.range)}.")
+        if self.kind is not None:
+            choose("kind", self.kind, KINDS)
+        if self.crop is not None:
+            choose("crop", self.crop, CROPS)
         if self.resize is not None and self.resize < 1:
-            raise ValueError(f"resize must be 1 or more; got {self.resize}.")
+            raise Refused(f"resize must be 1 or more; got {self.resize}.")
         if self.crop is not None and self.resize is None:
-            raise ValueError("crop is for images that are resized; give --resize too.")
+            raise Refused("crop is for images that are resized; give --resize too.")
 
     def fitted(self, image: np.ndarray, bounds: Range) -> np.ndarray:
-        """An image (C, H, W) of raw values within `bounds`, resized and cropped if so asked.
+        """An image (C, H, W) of raw values within `bounds`, resized and cropped as set here.
 
         Whole numbers stay whole.
         """
@@ -98,7 +101,7 @@ class Reading:
         return (resized if floating else np.rint(resized)).astype(image.dtype)
 
     def applied(self, raw: Raw, values: np.ndarray) -> Raw:
-        """`raw` with all images `fitted`, of the `values` that it was made of."""
+        """`raw` with all images `fitted`, computed from its raw `values`."""
         if self.resize is None:
             return raw
         images = np.stack([self.fitted(image, (raw.low, raw.high)) for image in values])
@@ -106,13 +109,13 @@ class Reading:
 
 
 def numbers(values: np.ndarray, where: object) -> Range:
-    """The least and the largest of `values`; ValueError where they are no finite numbers."""
+    """The least and the largest of `values`; ValueError where they are not finite numbers."""
     if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
         if values.dtype != np.bool_:
-            raise ValueError(f"{where} must hold numbers; got {values.dtype}.")
+            raise Refused(f"{where} must hold numbers; got {values.dtype}.")
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(low) or not np.isfinite(high):
-        raise ValueError(f"{where} has NaN or infinite values; remove those images.")
+        raise Refused(f"{where} has NaN or infinite values; remove those images.")
     return low, high
 
 
@@ -127,14 +130,15 @@ def placed(values: np.ndarray, where: object, given: Range | None) -> Raw:
     first, last = bounds = given or guess(values.dtype, extent, where)
     check_within(extent, bounds, where)
     small = whole and low >= 0 and high <= 255
-    values, notes = values.astype(np.uint8 if small else np.float32, copy=False), []
+    values = values.astype(np.uint8 if small else np.float32, copy=False)
+    notes = []
     if low < first or high > last:
         values = values.clip(first, last).astype(values.dtype, copy=False)
         notes.append(f"{where}: values from {_span(low, high)} were clipped to {_span(*bounds)}.")
     if low < high and high - low < SLIVER * (last - first):
         found = f"{where} has values from {_span(low, high)}, a small part of {_span(*bounds)}"
         if given is None:
-            raise ValueError(f"{found}. Say which become -1 and 1: {GIVE}.")
+            raise Refused(f"{found}. Say which become -1 and 1: {GIVE}.")
         notes.append(f"{found}.")
     return Raw(values, plain(first), plain(last), notes=tuple(notes))
 
@@ -148,7 +152,7 @@ def measured(values: np.ndarray, where: object, given: Range | None) -> Raw:
     values = values.astype(np.float32, copy=False)
     size = float(max(abs(values.min()), abs(values.max())))
     if not given and not size:
-        raise ValueError(f"{where} holds nothing but zeros (values from {_span(*extent)}).")
+        raise Refused(f"{where} holds nothing but zeros (values from {_span(*extent)}).")
     low, high = given or (-size, size)
     return Raw(values, plain(low), plain(high), kind="signals")
 
@@ -160,20 +164,20 @@ def guess(dtype: np.dtype, extent: Range, where: object) -> Range:
         return 0, 1
     if not np.issubdtype(dtype, np.floating):
         if low < 0 or high > 65535:
-            raise ValueError(
+            raise Refused(
                 f"{where} has whole numbers from {_span(*extent)}; without {GIVE} they must be 0 "
                 "to 255, or to 65535."
             )
         return 0, 255 if high <= 255 else 65535
     if low < -1 - 2 * OVERSHOOT or high > 1 + OVERSHOOT:
-        raise ValueError(
+        raise Refused(
             f"{where} has values from {_span(*extent)}; floating-point images must lie in [0, 1] "
             f"or [-1, 1]. Otherwise say which become -1 and 1: {GIVE}."
         )
     if low >= -OVERSHOOT:
         return 0, 1
     if low > -0.5:
-        raise ValueError(
+        raise Refused(
             f"{where} has values from {_span(*extent)}, which may be [0, 1] overshot or part of "
             f"[-1, 1]. Say which: {GIVE}."
         )
@@ -181,10 +185,10 @@ def guess(dtype: np.dtype, extent: Range, where: object) -> Range:
 
 
 def check_within(extent: Range, bounds: Range, where: object) -> None:
-    """Raise ValueError where values in `extent` leave `bounds` by more than the eye overlooks."""
+    """Raise ValueError where values in `extent` leave `bounds` by a visible amount."""
     (low, high), (first, last) = extent, bounds
     if max(first - low, high - last) > OVERSHOOT * (last - first):
-        raise ValueError(
+        raise Refused(
             f"{where} has values from {_span(low, high)}, outside of the range {_span(*bounds)}."
         )
 
@@ -199,19 +203,19 @@ def classified(labels: np.ndarray, count: int) -> tuple[np.ndarray, tuple[str, .
 def check_labels(labels: np.ndarray, count: int, classes: int | None = None) -> None:
     """Raise ValueError unless `labels` are `count` whole numbers from 0 to below `classes`."""
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise Refused(
             f"labels must be {count} whole numbers, one per image; "
             f"got {labels.dtype} of shape {labels.shape}."
         )
     if labels.min() < 0 or (classes is not None and labels.max() >= classes):
         most = "or more" if classes is None else f"to at most {classes - 1}"
-        raise ValueError(
+        raise Refused(
             f"labels must be class numbers 0 {most}; got {labels.min()} to {labels.max()}."
         )
 
 
 def plain(value: float) -> float:
-    """A whole number as one, so that records of equal data are written alike."""
+    """A whole number as int, so that records of equal data are equal."""
     return int(value) if float(value).is_integer() else float(value)
 
 

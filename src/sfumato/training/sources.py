@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sfumato.errors import NotFound, Refused
 from sfumato.names import nearest
 from sfumato.record import KINDS
 from sfumato.training import folders
@@ -34,7 +35,7 @@ def read(source: str | Path, split: str, how: Reading) -> Raw:
     """The raw values of one split of a source."""
     if split not in (there := splits(source)):
         told = "all of it is train" if there == ("train",) else f"there are {', '.join(there)}"
-        raise ValueError(
+        raise Refused(
             f"{source} has no {split} split: {told}. A folder has the splits train, test and val "
             "where it holds subfolders of these names."
         )
@@ -43,24 +44,24 @@ def read(source: str | Path, split: str, how: Reading) -> Raw:
     path = Path(source).expanduser()
     if path.is_dir():
         if how.key is not None or how.kind not in (None, KINDS[0]):
-            raise ValueError(f"{path} is a folder of images; --key and --kind are for arrays.")
+            raise Refused(f"{path} is a folder of images; --key and --kind are for arrays.")
         return folders.folder(path, split, how)
     if path.suffix.lower() in (".npz", ".npy"):
         return array(path, how)
-    raise ValueError(f"{path} is no data set: use a folder of images, a .npz or a .npy.")
+    raise Refused(f"{path} is no data set: use a folder of images, a .npz or a .npy.")
 
 
 def _named(name: str, split: str, how: Reading) -> Raw:
     raw = NAMED[name](split)
     if how.key is not None or how.kind not in (None, raw.kind):
-        raise ValueError(f"{name} has images and no other arrays; leave out --key and --kind.")
+        raise Refused(f"{name} has images and no other arrays; leave out --key and --kind.")
     if how.range not in (None, (raw.low, raw.high)):
-        raise ValueError(f"{name} has a range of its own, {raw.low} to {raw.high}.")
+        raise Refused(f"{name} has a range of its own, {raw.low} to {raw.high}.")
     return how.applied(raw, raw.images)
 
 
 def _unknown(source: str) -> Exception:
     if os.sep in source or Path(source).suffix:
-        return FileNotFoundError(f"there is no folder or file {source}.")
+        return NotFound(f"there is no folder or file {source}.")
     sentence = nearest("data set", source, NAMED)
-    return ValueError(f"{sentence} A folder of images, a .npz or a .npy will do as well.")
+    return Refused(f"{sentence} A folder of images, a .npz or a .npy can be given too.")

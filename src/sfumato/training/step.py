@@ -1,69 +1,121 @@
-r"""A step looks at one global batch: what it draws, its mean loss, and the gradients.
+r"""A step computes random draws, mean loss and gradients of one global batch.
 
-All that is drawn comes from (seed, step) for the *global* batch and is then sliced by process, so
-that a resumed run is the run, and several processes see what one would.
+The draws depend on (seed, step) and the place in the *global* batch alone, on the device: times for
+the whole batch, noise in parts of `PART` rows with a stream each; a process draws the parts that
+its rows are in. So a resumed run equals an uninterrupted one, and several processes draw what one
+would.
 """
 
 from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast, final
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sfumato.algebra.place import CPU, home, upload
 from sfumato.corruption.learned import interior
-from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Model
 from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
+PART = 32
+"""Rows of the global batch whose noise comes from one stream."""
+
+
+@final
 class Drawn(NamedTuple):
-    """What one step draws, of the global batch (final)."""
+    """What one step draws, for the rows of the global batch that one process has."""
 
     rows: Tensor
-    """Of the data, (B,)."""
+    """Of the data, (B,), on the CPU."""
     t: Tensor
     """Times, (B, 1, ..., 1)."""
     eps: Tensor
     """Noise, (B, *shape)."""
     context: Tensor | None
-    """How each image is corrupted, where the method draws that."""
+    """Context of each image, for methods that draw one."""
 
 
-def draw(step: int, data: Data, options: TrainOptions, model: Model) -> Drawn:
-    """What `step` draws: from the seed and the number of the step alone."""
+def draw(
+    step: int,
+    data: Data,
+    options: TrainOptions,
+    model: Model,
+    device: torch.device = CPU,
+    process: int = 0,
+    processes: int = 1,
+) -> Drawn:
+    """The draws of `step` on `device` for one of `processes`: the same rows for any number of them.
+
+    They depend on the seed, the number of the step and the place in the global batch alone.
+    """
+    share = options.batch // processes
+    mine = range(process * share, (process + 1) * share)
+    place = home(device)
+    stream = _stream(place, options.seed, "times", step)
+    u = torch.rand(options.batch, generator=stream, dtype=torch.float64, device=place)
+    t = model.recipe.times(stratified(u))[mine.start : mine.stop]
+    parts = range(mine.start // PART, -(-mine.stop // PART))
+    drawn = [_part(step, k, options, model, device) for k in parts]
+    cut = slice(mine.start - parts.start * PART, mine.stop - parts.start * PART)
+    eps = torch.cat([eps for eps, _ in drawn])[cut]
+    contexts = [context for _, context in drawn if context is not None]
+    context = torch.cat(contexts)[cut] if contexts else None
+    rows = _rows(step, data, options)[mine.start : mine.stop]
+    return Drawn(rows, t.reshape(-1, *(1,) * len(model.shape)), eps, context)
+
+
+def _part(
+    step: int, part: int, options: TrainOptions, model: Model, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Noise and context of the rows of one part of the global batch."""
+    stream = _stream(device, options.seed, "noise", step, part)
+
+    def normal(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=stream, dtype=torch.float32, device=device)
+
+    count = min(PART, options.batch - part * PART)
+    eps = normal(torch.empty(count, *model.shape, device=device))
+    context = model.recipe.context
+    return eps, None if context is None else context.draw(eps, normal)
+
+
+def _rows(step: int, data: Data, options: TrainOptions) -> Tensor:
+    """Rows of the data that the global batch of `step` has: each once an epoch."""
     positions = torch.arange(step * options.batch, (step + 1) * options.batch)
     epochs, places = positions // len(data), positions % len(data)
     rows = torch.empty_like(places)
     for epoch in epochs.unique().tolist():
-        order = torch.Generator().manual_seed(_number(options.seed, "order", epoch))
+        order = _stream(CPU, options.seed, "order", epoch)
         mine = epochs == epoch
         rows[mine] = torch.randperm(len(data), generator=order)[places[mine]]
-    generator = torch.Generator().manual_seed(_number(options.seed, "noise", step))
-    u = stratified(torch.rand(options.batch, generator=generator, dtype=torch.float64))
+    return rows
+
+
+@torch.no_grad()
+def check_weighting(model: Model) -> None:
+    """Raise ValueError where the objective has no weight at some training time.
+
+    A step on another device than the CPU reads no values, and would not detect it.
+    """
+    u = torch.arange(64, dtype=torch.float64) / 64
     t = model.recipe.times(u).reshape(-1, *(1,) * len(model.shape))
-
-    def normal(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float32)
-
-    eps = normal(torch.empty(options.batch, *model.shape))
-    context = model.recipe.context
-    if context is None:
-        return Drawn(rows, t, eps, None)
-    drawn = context.draw(eps, normal)
-    return Drawn(rows, t, eps, drawn)
+    model.recipe.weighting(model.recipe.process, t, t)
 
 
 def gradients(
     step: int,
     drawn: Drawn,
     accelerator: Accelerator,
-    denoiser: Denoiser,
+    denoiser: NetworkDenoiser,
     model: Model,
     data: Data,
     options: TrainOptions,
@@ -73,28 +125,32 @@ def gradients(
     Returns:
         The mean loss, (), and whether it and all gradients are finite, () of bool.
     """
-    denoiser.train()
+    if not (denoiser.training and denoiser.backbone.training):  # `train` visits every module
+        denoiser.train()
     torch.manual_seed(_number(options.seed, "module", step, accelerator.process_index))
     share = options.batch // accelerator.num_processes
     part = share // options.accumulate
-    total = torch.zeros((), device=accelerator.device)
-    inner, slopes = interior(denoiser.process), []
+    device = accelerator.device
+    total = torch.zeros((), device=device)
+    inner = interior(denoiser.process)
+    slopes = []
     for i in range(options.accumulate):
-        at = accelerator.process_index * share + i * part
-        chosen = slice(at, at + part)
-        x0 = data.batch(drawn.rows[chosen]).to(accelerator.device)
+        chosen = slice(i * part, (i + 1) * part)
+        x0 = data.batch(drawn.rows[chosen], device)
         bound = denoiser
+        cond = {}
         labels = data.classes(drawn.rows[chosen]) if model.config.conditional else None
         if labels is not None:
-            bound = denoiser.given(classes=labels.to(accelerator.device))
+            cond["classes"] = upload(labels, device)
         if model.recipe.context is not None and drawn.context is not None:
-            bound = model.recipe.context.bind(bound, drawn.context[chosen].to(accelerator.device))
+            cond["context"] = drawn.context[chosen]
+            bound = denoiser.with_process(model.recipe.context.process(cond["context"]))
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
-            noise = drawn.eps[chosen].to(accelerator.device)
-            each = loss(bound, model.recipe.weighting, x0, drawn.t[chosen], noise)
+            noise = drawn.eps[chosen]
+            each = loss(bound, model.recipe.weighting, x0, drawn.t[chosen], noise, **cond)
             if inner:
-                # The gradient of the mean square: the bound's mean does not depend on these.
+                # They minimize the bound's mean square, since its mean does not depend on them.
                 spread = (2 * each.detach() * each).mean() / options.accumulate
                 slopes.append(torch.autograd.grad(spread, inner, retain_graph=True))
             if model.recipe.ends is not None:
@@ -108,20 +164,25 @@ def gradients(
 
 
 def _shared(
-    total: Tensor, accelerator: Accelerator, denoiser: Denoiser, clip: float
+    total: Tensor, accelerator: Accelerator, denoiser: NetworkDenoiser, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Average over processes what is not yet, clip, and see whether all is finite."""
+    """Average over processes what is not yet averaged, clip, and test whether all is finite."""
     moved = [p for p in denoiser.process.parameters() if p.grad is not None]
     for parameter in moved:
         parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))
     total = cast(Tensor, accelerator.reduce(total, "mean"))
-    norm = cast(Tensor, accelerator.clip_grad_norm_(denoiser.backbone.parameters(), clip))
+    norm = nn.utils.clip_grad_norm_(denoiser.backbone.parameters(), clip)
     sums = (cast(Tensor, parameter.grad).sum().to(total) for parameter in moved)
     return total, torch.stack([total, norm.to(total), *sums]).isfinite().all()
 
 
+def _stream(device: torch.device, *parts: object) -> torch.Generator:
+    """A stream of random numbers on `device`, from anything printable."""
+    return torch.Generator(device).manual_seed(_number(*parts))
+
+
 def _number(*parts: object) -> int:
-    """A seed of 63 bits from anything printable: streams of different names never meet."""
+    """A seed of 63 bits from anything printable, so that streams of other names are independent."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

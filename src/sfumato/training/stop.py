@@ -1,7 +1,7 @@
-"""A stop is asked for by a signal, and made between two steps: no step is half saved.
+"""A stop is requested by a signal and takes effect between two steps: no step is saved in part.
 
-Ctrl-C and SIGTERM ask, SIGUSR1, which SLURM sends before a limit where it is told to (`#SBATCH
---signal=USR1@60`), and SIGHUP, which a terminal sends when it is closed.
+The signals are Ctrl-C and SIGTERM; SIGUSR1, which SLURM sends before a time limit if so configured
+(`#SBATCH --signal=USR1@60`); and SIGHUP, which a terminal sends when it is closed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 @contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Within, signals only ask: the yielded function says whether. A second Ctrl-C interrupts.
+    """Within, signals request a stop; the yielded function returns whether one did.
 
-    Several signals of other kinds are one: torchrun and SLURM send them in a row. One that was
-    ignored before stays ignored, as nohup ignores SIGHUP. Outside the main thread, which alone may
-    handle signals, nobody asks.
+    A second Ctrl-C interrupts. Repeated signals of other kinds count as one, since torchrun and
+    SLURM send several. One that was ignored before stays ignored, as nohup ignores SIGHUP. Outside
+    the main thread, which alone may handle signals, the function returns False.
     """
     heard: list[int] = []
 

@@ -1,11 +1,12 @@
 r"""The only training loop: any method, one process or many, resumed by the same command.
 
-What each step sees comes from (seed, step), so a resumed run is the run: bit by bit for equal
-threads, torch build and number of processes.
+The inputs of each step depend on (seed, step) alone, so a resumed run equals an uninterrupted one:
+bit by bit for equal threads, torch build and number of processes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +21,21 @@ from torch import Tensor, nn
 from sfumato import files, store
 from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
-from sfumato.estimation.denoise import Denoiser
+from sfumato.errors import Refused, TrainingDiverged
+from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.model import Model
 from sfumato.sampling.sample import finite
+from sfumato.sampling.samplers import Sampler
 from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions as TrainOptions
-from sfumato.training.step import draw, gradients
-from sfumato.training.watch import Watch
+from sfumato.training.report import Report
+from sfumato.training.step import check_weighting, draw, gradients
+from sfumato.training.trackers import JsonLines, Pictures, Tracker, checked
 
 SHORT = 50
-"""Steps of sampling that are tried without the network before training: refusals come first."""
+"""Steps of sampling run without the network before training, so that errors come first."""
 
 PATIENCE = 10
 """Steps in a row that are not finite before training is given up."""
@@ -44,15 +48,15 @@ def build(
     start: str | Path | None = None,
     **given: Any,
 ) -> Model:
-    """A model before training: facts measured from `data`, initial weights from the seed.
+    """A model before training: statistics measured from `data`, initial weights from the seed.
 
     Args:
         config: what the model is.
         data: what it will be trained on.
         options: how; their seed is used.
         start: a run or a model, as `from_pretrained` finds it, whose averaged weights are the
-            initial ones instead; `config.origin` says which.
-        given: what `Model` takes beside config and facts: `backbone`, `build`.
+            initial ones instead; `config.origin` records which.
+        given: further arguments of `Model`: `backbone`, `method`.
 
     Raises:
         ValueError: the weights at `start` are of another network or of signals of another shape, or
@@ -63,18 +67,18 @@ def build(
     expect(options, TrainOptions, "build needs TrainOptions after the data")
     torch.manual_seed(options.seed)
     if start is None:
-        return Model(config, data.facts(), **given)
+        return Model(config, data.stats(), **given)
     stored = store.read(start)
     if (there := stored.config.record.shape) != data.record.shape:
-        raise ValueError(
+        raise Refused(
             f"{start} has weights for signals of shape {there}; those of {data.record.name} have "
             f"{data.record.shape}."
         )
     origin = Origin(str(start), files.digest(dict(sorted(stored.weights.items()))))
-    model = Model(replace(config, origin=origin), data.facts(), **given)
-    files.load_weights(model.learned, stored.path, stored.weights)
-    if not finite(model.learned):
-        raise ValueError(f"the weights in {stored.path} are not finite. Start from others.")
+    model = Model(replace(config, origin=origin), data.stats(), **given)
+    files.load_weights(model.trainable, stored.path, stored.weights)
+    if not finite(model.trainable):
+        raise Refused(f"the weights in {stored.path} are not finite. Start from others.")
     return model
 
 
@@ -83,25 +87,27 @@ def train(
     data: Data,
     options: TrainOptions,
     out: Path | str,
-    watch: Watch | None = None,
+    trackers: Iterable[Tracker] = (),
     device: str | None = None,
 ) -> Model:
-    """Train `model` on `data` into the run folder `out`; called again alike, it goes on.
+    """Train `model` on `data` into the run folder `out`; the same call again resumes the run.
 
-    It goes on too where `options` ask for more images than before, if all steps made so far had the
-    learning rates that they would have had: then the longer run is the one that had asked for all
-    from the start, bit by bit. That is so with `decay` "none", and a `warmup` of as many steps.
+    A run also continues where `options` ask for more images than before, if the learning rates of
+    all steps made so far are those of the longer run: the result then equals, bit by bit, a run
+    that asked for all images from the start. This holds with `decay` "none" and a `warmup` of as
+    many steps.
 
     A step whose loss or gradient is not finite is skipped: weights, average and moments stay as
-    they are, and the next step looks at the next batch.
+    they are, and the next step uses the next batch.
 
     Args:
         model: as `build` made it; its backbone is trained in place.
         data: the training images.
         options: how to train.
         out: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, `previews/`.
-        watch: who shows the progress; silent by default.
-        device: "cpu", "cuda", "mps"; by default the best there is.
+        trackers: receivers of figures and pictures, such as `ProgressBar()`, beside
+            `JsonLines(out)` and `Pictures(out)`, which are part of every run.
+        device: "cpu", "cuda", "mps"; by default the best available.
 
     Returns:
         The model with averaged weights, also the last of `out`/checkpoints.
@@ -109,51 +115,69 @@ def train(
     Raises:
         ValueError: `out` holds another run, or another process trains in it, or it cannot be
             written.
-        FloatingPointError: training diverged: PATIENCE steps in a row were skipped, or the last
+        TrainingDiverged: training diverged: PATIENCE steps in a row were skipped, or the last
             weights are not finite. The checkpoints in `out` are finite.
     """
     expect(model, Model, "train needs a Model first, as sf.build makes it")
     expect(data, Data, "train needs Data after the model, such as sf.load('digits')")
     expect(options, TrainOptions, "train needs TrainOptions after the data")
+    own = (JsonLines(out), Pictures(out))
+    told = (*own, *(tracker for tracker in checked(trackers) if tracker not in own))
     accelerator = _accelerator(options, device)
     _check(model, data, options, accelerator.num_processes)
-    backbone = model.denoiser.backbone.to(accelerator.device)
-    state = _state(model.learned, options)
+    backbone = model.to(accelerator.device).denoiser.backbone
+    state = _state(model.trainable, options)
     checkpoints = Checkpoints(Path(out), model, options)
-    main, watch = accelerator.is_main_process, watch or Watch()
+    main = accelerator.is_main_process
     with ExitStack() as stack:
         with accelerator.main_process_first():
             if main:
                 stack.enter_context(checkpoints.claimed())
-            step = checkpoints.resume(state)
+            start = checkpoints.resume(state)
         prepared = accelerator.prepare(_compiled(backbone, options))
-        denoiser = Denoiser(model.recipe.process, model.recipe.parametrization, prepared)
-        if main:
-            stack.callback(watch.stop)
-            watch.start(model, options, step)
-            checkpoints.log({"event": "resumed" if step else "started", "step": step})
+        report = Report(told if main else (), model, data, options)
+        stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
-        drawn = draw(step, data, options, model)
-        while step < options.steps:
-            value, good = gradients(step, drawn, accelerator, denoiser, model, data, options)
-            drawn = draw(step + 1, data, options, model)
-            # The one thing of a step that the host waits for: on a GPU it has drawn the next batch
-            # meanwhile, and loses the time it takes to queue the optimizer's kernels.
-            state.step(options.learning_rate * options.pace(step), bool(good))
-            step += 1
+        for step, value in _steps(start, accelerator, prepared, state, model, data, options):
             if main:
-                watch.step(step, None if state.skipped else value)
-                _keep(step, checkpoints, state, options, watch, data)
+                rate = state.optimizer.param_groups[0]["lr"]
+                report.step(step, value, state.skipped, rate)
+                _keep(step, checkpoints, state, options, report)
             _check_finite(step, state, checkpoints, options)
             if _agreed(accelerator, stopping()):
                 if main:
                     checkpoints.save(state, step)
                 raise KeyboardInterrupt
     accelerator.wait_for_everyone()
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    # Else a later training would take the backbone for prepared, and not run it in bfloat16.
+    bare.__dict__.pop("_is_accelerate_prepared", None)
     state.use_average()
     model.denoiser.eval()
     return model
+
+
+def _steps(
+    step: int,
+    accelerator: Accelerator,
+    backbone: nn.Module,
+    state: State,
+    model: Model,
+    data: Data,
+    options: TrainOptions,
+) -> Iterator[tuple[int, Tensor]]:
+    """Do the steps after `step`; yields the number done and the mean loss of the last."""
+    denoiser = NetworkDenoiser(model.recipe.process, model.recipe.parametrization, backbone)
+    place = accelerator.device, accelerator.process_index, accelerator.num_processes
+    drawn = draw(step, data, options, model, *place)
+    while step < options.steps:
+        value, good = gradients(step, drawn, accelerator, denoiser, model, data, options)
+        drawn = draw(step + 1, data, options, model, *place)
+        # bool(good) is the only value of a step that the host waits for. On a GPU the next batch is
+        # drawn meanwhile; the wait costs the time to queue the optimizer's kernels.
+        state.step(options.learning_rate * options.pace(step), bool(good))
+        step += 1
+        yield step, value
 
 
 def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
@@ -163,7 +187,7 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
         cpu=device == "cpu", mixed_precision="bf16" if _bf16(options, device) else "no"
     )
     if device is not None and accelerator.device.type != torch.device(device).type:
-        raise ValueError(
+        raise Refused(
             f"there is no device {device} here; training would run on the {accelerator.device}."
         )
     return accelerator
@@ -172,70 +196,62 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
 def _check(model: Model, data: Data, options: TrainOptions, processes: int) -> None:
     """Raise ValueError for what cannot be trained, before anything is written."""
     if data.record != model.config.record:
-        raise ValueError(
+        raise Refused(
             f"this model was built for {model.config.record.name}, other data than "
             f"{data.record.name} as given. Build it with the record of what it is trained on."
         )
-    model.network_calls(model.few(SHORT))
+    model.network_calls(Sampler(steps=model.preview_steps(SHORT)))
+    check_weighting(model)
     _try_ends(model, data.batch(range(min(len(data), SHORT))))
     if options.batch % (processes * options.accumulate):
-        raise ValueError(
+        raise Refused(
             f"batch {options.batch} does not split into {processes} processes of "
             f"{options.accumulate} parts each."
         )
 
 
-def _state(learned: nn.Module, options: TrainOptions) -> State:
+def _state(trainable: nn.Module, options: TrainOptions) -> State:
     optimizer = torch.optim.AdamW(
-        learned.parameters(),
+        trainable.parameters(),
         lr=options.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=options.weight_decay,
+        fused=next(trainable.parameters()).is_cuda or None,  # one kernel in place of hundreds
     )
-    return State(learned, optimizer, EMAModel(learned.parameters(), options.ema, foreach=True))
+    return State(trainable, optimizer, EMAModel(trainable.parameters(), options.ema, foreach=True))
 
 
 @torch.no_grad()
 def _try_ends(model: Model, x0: Tensor) -> None:
-    """Compute the ends of a bound for some images, so that data they do not fit come first."""
+    """Compute the ends of a bound for some images, so that errors of unsuitable data come first."""
     if model.recipe.ends is not None:
         model.recipe.ends(model.recipe.process, x0, torch.zeros_like(x0))
 
 
 def _keep(
-    step: int,
-    checkpoints: Checkpoints,
-    state: State,
-    options: TrainOptions,
-    watch: Watch,
-    data: Data,
+    step: int, checkpoints: Checkpoints, state: State, options: TrainOptions, report: Report
 ) -> None:
-    """After a step: the line of the log, the checkpoint and the pictures that are due."""
-    done, images = step == options.steps, step * options.batch
-    if state.skipped:
-        checkpoints.log({"event": "skipped", "step": step, "in_a_row": state.skipped})
-    if step % watch.every == 0 or done:
-        rate = state.optimizer.param_groups[0]["lr"]
-        checkpoints.log({"step": step, "images": images, **watch.figures(), "lr": rate})
-    # Pictures first: a run cut between the two draws them again.
+    """After a step: the pictures and the checkpoint that are due."""
+    done = step == options.steps
+    # Pictures first: a run interrupted between the two draws them again.
     if options.preview_every and (done or _crosses(step, options.batch, options.preview_every)):
         with state.averaged():
-            watch.preview(checkpoints.model, data, checkpoints.out, images)
+            report.preview(step)
     if done or _crosses(step, options.batch, options.checkpoint_every):
         checkpoints.save(state, step)
 
 
 def _check_finite(step: int, state: State, checkpoints: Checkpoints, options: TrainOptions) -> None:
-    """Raise FloatingPointError where training has diverged: in every process at the same step."""
+    """Raise TrainingDiverged where training has diverged: in every process at the same step."""
     if state.skipped >= PATIENCE:
         what = f"the loss or its gradient was not finite in {state.skipped} steps in a row"
-    elif step == options.steps and not finite(state.learned):
+    elif step == options.steps and not finite(state.trainable):
         what = "the weights are not finite after the last step"
     else:
         return
     last = checkpoints.latest()
     kept = f"The last checkpoint is {last}" if last else "There is no checkpoint yet"
-    raise FloatingPointError(
+    raise TrainingDiverged(
         f"training diverged: {what}, up to step {step}. {kept}. Train in another --out with a "
         f"--learning-rate below {options.learning_rate:g}."
     )
@@ -248,7 +264,7 @@ def _bf16(options: TrainOptions, device: str | None) -> bool:
 
 
 def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
-    """Whether any process was asked to stop: all of them leave at the same step."""
+    """Whether any process was asked to stop: all of them stop at the same step."""
     if accelerator.num_processes == 1:
         return stopping
     if stopping:

@@ -1,14 +1,14 @@
-r"""Facts are what a method may know of the data: measured in one streamed pass before training.
+r"""Statistics are what a method uses of the data: measured in one pass before training.
 
-They are a handful of tensors, travel with the model as `facts.safetensors`, and are all that a
-prior or a preconditioner needs afterwards: a trained model samples without its training set.
+They are a few tensors, stored with the model as `facts.safetensors`, and all that a prior or a
+preconditioner needs afterwards: a trained model samples without its training set.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from sfumato.algebra.basis import Basis, dct
 from sfumato.algebra.operators import Diagonal
 from sfumato.corruption.boundary import alike, near
+from sfumato.errors import Refused
 
 CORNER = 8
+"""Lowest frequencies of each axis that are stored of an image."""
 MEMORY = 2048
+"""Most images of which these are stored."""
 WINDOW = 17
-"""Coefficients of about the same frequency that few images are shrunk towards."""
+"""Number of coefficients of similar frequency towards whose mean `shrunk` shrinks each."""
 FLOOR = 1e-6
-"""Least share of the mean power that a coefficient is taken to have."""
+"""Smallest power of a coefficient under `DataStatistics.power`, as a share of the mean power."""
 
 
-class Facts(NamedTuple):
+class DataStatistics(NamedTuple):
     """What was measured of data in [-1, 1] of shape `shape` = (C, *space), or (n,).
 
     Attributes:
@@ -35,49 +38,49 @@ class Facts(NamedTuple):
             float32, (n, C, k, ..., k) with n <= MEMORY.
         count: how many images were seen, int64 scalar.
         labels: classes of the images in `low`, int64, (n,); None where the data have none.
-        values: how many values a pixel can have, int64 scalar; 0 where that is not known, None in
-            facts from before it was counted.
+        values: how many values a pixel can have, int64 scalar; 0 where unknown, None in older
+            statistics without it.
     """
 
     mean: Tensor
     spectrum: Tensor
     low: Tensor
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: nobody counts in facts
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: hides tuple.count
     labels: Tensor | None = None
     values: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was measured, by name: what a file of facts holds."""
+        """The tensors by name, without those that are None: the content of a statistics file."""
         return {name: found for name, found in self._asdict().items() if found is not None}
 
-    def remembering(self, count: int) -> Facts:
-        """The same facts with the first `count` remembered images and their classes.
+    def remembering(self, count: int) -> DataStatistics:
+        """The same statistics with the first `count` stored images and their classes.
 
         Raises:
             ValueError: `count` is below 1.
         """
         if count < 1:
-            raise ValueError(f"memory must be 1 or more; got {count}.")
+            raise Refused(f"memory must be 1 or more; got {count}.")
         labels = None if self.labels is None else self.labels[:count]
         return self._replace(low=self.low[:count], labels=labels)
 
     @property
     def basis(self) -> Basis:
-        """The DCT basis in which the facts stand."""
+        """The DCT basis of the statistics."""
         return dct(*space(tuple(self.mean.shape)))
 
     def cov(self, basis: Basis | None = None) -> Diagonal:
-        """The data's covariance where it is taken to be diagonal in `basis`; the DCT by default.
+        """The data's covariance, assumed diagonal in `basis`, the DCT by default.
 
-        Shrunk where the images are few, see `shrunk`. In another basis the variances are those that
-        DCT coefficients without correlation have there; n^2 work for n values.
+        Shrunk where the images are few, see `shrunk`. In another basis the variances are those of
+        uncorrelated DCT coefficients; O(n^2) operations for n values.
         """
         return self._in(self._shrunk(), basis)
 
     def power(self, basis: Basis | None = None) -> Diagonal:
-        """E u^2 of each coefficient, as `cov`: what a linear filter about 0 takes for a variance.
+        """E u^2 of each coefficient, as `cov`: the variance to use in a linear filter about 0.
 
-        At least `FLOOR` of the mean, so that what never changes still has a scale.
+        At least `FLOOR` of the mean, so that constant coefficients have a scale.
         """
         total = self.mean.square() + self._shrunk()
         return self._in(total.clamp(min=FLOOR * float(total.mean())), basis)
@@ -88,7 +91,8 @@ class Facts(NamedTuple):
     def _in(self, variances: Tensor, basis: Basis | None) -> Diagonal:
         if basis is None or basis == self.basis:
             return Diagonal(variances.log(), None, self.basis)
-        shape, total = basis.shape, torch.zeros_like(variances)
+        shape = basis.shape
+        total = torch.zeros_like(variances)
         n = math.prod(shape)
         flat = variances.reshape(*variances.shape[: -len(shape)], n)
         for some in torch.arange(n).split(1024):
@@ -102,8 +106,8 @@ class Facts(NamedTuple):
     def distance(self) -> float:
         """About the largest distance between two images: NCSNv2's first noise level.
 
-        Exact among the images remembered where an image is no larger than `CORNER`; beyond it
-        stands the distance that two images have there on average.
+        Exact for the stored images where an image is no larger than `CORNER`; for frequencies
+        above, the average distance between two images is used.
         """
         rest = self.spectrum.clone()
         corner(rest, len(space(tuple(self.mean.shape))))[...] = 0
@@ -113,12 +117,12 @@ class Facts(NamedTuple):
 
 
 def shrunk(spectrum: Tensor, squared: Tensor, count: int) -> Tensor:
-    r"""Variances of coefficients drawn towards their neighbours', as far as few images need it.
+    r"""Variances of coefficients shrunk towards their neighbours', the more the fewer the images.
 
-    In logarithms, where each is seen with variance 2 / (n - 1): towards the mean over the `WINDOW`
-    coefficients of about the same frequency, by James and Stein's share, that variance over what is
-    seen around the mean. Of thousands of images a spectrum stays what it is to about a part in a
-    thousand; `count` 0, which was not measured, stays as it is.
+    In logarithms, of which each is measured with variance 2 / (n - 1): towards the mean over the
+    `WINDOW` coefficients of similar frequency, by James and Stein's share, that variance over the
+    one observed around the mean. With thousands of images a spectrum changes by about a part in a
+    thousand; with `count` 0, for a spectrum that was not measured, not at all.
 
     Args:
         spectrum: variances, (*channels, *space).
@@ -155,8 +159,9 @@ def corner(coefficients: Tensor, rank: int) -> Tensor:
     return coefficients[(..., *(slice(CORNER),) * rank)]
 
 
-class Running:
-    """Mean and variances of coefficients in a basis, batch by batch (final).
+@final
+class RunningMoments:
+    """Mean and variances of coefficients in a basis, batch by batch.
 
     Memory does not grow with the number of signals; stable for any number of batches.
 
@@ -170,25 +175,26 @@ class Running:
     """
 
     def __init__(self, basis: Basis, shape: tuple[int, ...]) -> None:
-        self.basis, self.shape, self.count = basis, shape, 0
+        self.basis = basis
+        self.shape = shape
+        self.count = 0
         self.mean = torch.zeros(shape, dtype=torch.float64)
         self._scatter = torch.zeros(shape, dtype=torch.float64)
 
     def update(self, x: Tensor) -> Tensor:
-        """Take in signals (B, *shape); their coefficients, float64.
+        """Add signals (B, *shape); returns their coefficients, float64.
 
         Raises:
             ValueError: signals of another shape, or with values that are not finite.
         """
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(
-                f"images of shape {self.shape} were promised; got {tuple(x.shape[1:])}."
-            )
+            raise Refused(f"images must have shape {self.shape}; got {tuple(x.shape[1:])}.")
         u = self.basis.analyze(x.detach().cpu().to(torch.float64))
         if len(u):
             if not bool(u.isfinite().all()):
-                raise ValueError("some images have values that are not finite numbers.")
-            step, total = u.mean(0) - self.mean, self.count + len(u)
+                raise Refused("some images have values that are not finite numbers.")
+            step = u.mean(0) - self.mean
+            total = self.count + len(u)
             self._scatter += (u - u.mean(0)).square().sum(0)
             self._scatter += step.square() * (self.count * len(u) / total)
             self.mean += step * (len(u) / total)
@@ -199,7 +205,7 @@ class Running:
     def variance(self) -> Tensor:
         """Of each coefficient; ValueError for fewer than two signals."""
         if self.count < 2:
-            raise ValueError(f"a spectrum needs two images or more; got {self.count}.")
+            raise Refused(f"a spectrum needs two images or more; got {self.count}.")
         return self._scatter / self.count
 
 
@@ -208,25 +214,25 @@ def measure(
     shape: tuple[int, ...],
     labels: Tensor | None = None,
     values: int = 0,
-) -> Facts:
-    """Facts of the images in `batches`, each (B, *shape) in [-1, 1].
+) -> DataStatistics:
+    """Statistics of the images in `batches`, each (B, *shape) in [-1, 1].
 
-    Memory does not grow with their number. The images remembered in `low` are a uniform sample,
-    drawn with a fixed seed (reservoir sampling), so the same data give the same facts.
+    Memory does not grow with their number. The images stored in `low` are a uniform sample, drawn
+    with a fixed seed (reservoir sampling), so the same data give the same statistics.
 
     Args:
         batches: of the images.
         shape: of one image.
-        labels: classes of all images in turn, int64, where they have some.
-        values: how many values a pixel can have, where the data are whole numbers.
+        labels: classes of all images in their order, int64, if they have any.
+        values: how many values a pixel can have, where the data are whole numbers; else 0.
 
     Raises:
         TypeError: images that are not of floating-point numbers.
-        ValueError: images of another shape, with values that are not finite or plainly not scaled
-            to [-1, 1], fewer than two, which have no spectrum, or labels
-            of another number.
+        ValueError: images of another shape, with values that are not finite or clearly not scaled
+            to [-1, 1]; fewer than two images; or not one label for each.
     """
-    rank, running = len(space(shape)), Running(dct(*space(shape)), shape)
+    rank = len(space(shape))
+    running = RunningMoments(dct(*space(shape)), shape)
     generator = torch.Generator().manual_seed(0)
     low: list[Tensor] = []
     kept: list[int] = []
@@ -240,10 +246,11 @@ def measure(
                 low.append(row.clone())
                 kept.append(count - 1)
             elif (slot := int(torch.randint(count, (), generator=generator))) < MEMORY:
-                low[slot], kept[slot] = row.clone(), count - 1
+                low[slot] = row.clone()
+                kept[slot] = count - 1
     if labels is not None and len(labels) != count:
-        raise ValueError(f"there are {len(labels)} labels for {count} images.")
-    return Facts(
+        raise Refused(f"there are {len(labels)} labels for {count} images.")
+    return DataStatistics(
         running.mean,
         running.variance,
         torch.stack(low),
@@ -253,9 +260,10 @@ def measure(
     )
 
 
-def typical(shape: tuple[int, ...]) -> Facts:
-    """Facts to stand in before data are seen: mean 0, a spectrum 1/f^2 of pixel variance 1/4."""
-    basis, rank = dct(*space(shape)), len(space(shape))
+def default_statistics(shape: tuple[int, ...]) -> DataStatistics:
+    """Statistics to use without data: mean 0, a spectrum 1/f^2 of pixel variance 1/4."""
+    basis = dct(*space(shape))
+    rank = len(space(shape))
     squared = basis.laplacian
     power = 1 / (squared + squared[squared > 0].min()) if squared.numel() > 1 else squared + 1
     spectrum = (power / power.mean() / 4).expand(shape).clone()
@@ -264,4 +272,4 @@ def typical(shape: tuple[int, ...]) -> Facts:
     draws = torch.randn(256, *deviation.shape, generator=generator, dtype=torch.float64)
     low = (draws * deviation).float()
     none = torch.tensor(0)
-    return Facts(torch.zeros(shape, dtype=torch.float64), spectrum, low, none, values=none)
+    return DataStatistics(torch.zeros(shape, dtype=torch.float64), spectrum, low, none, values=none)

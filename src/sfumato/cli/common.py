@@ -1,0 +1,189 @@
+"""Options that several verbs share, about data, models and the machine, and their meaning.
+
+Data: which, and how they are read. A model: of which run, which weights, on which device.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+
+from sfumato.cli import kinds
+from sfumato.cli.kinds import Kind
+from sfumato.cli.parser import Parser
+from sfumato.cli.signatures import Parameter
+from sfumato.errors import Refused
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
+    from sfumato.record import Record
+
+DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
+SPLIT = "of the data: train, or a slice of it such as train[:55000]"
+REAL = "real images (default: what the model was trained on)"
+HELD_OUT = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
+RANGE = Kind(kinds.several(kinds.NUMBER, 2).read, "LOW,HIGH")
+OPTIONS = ("range", "key", "kind", "resize", "crop")
+"""How data are read: parameters of `sfumato.load`."""
+RUN = "folder of a run or model, or the name of a bundled model"
+
+
+def run_argument(parser: Parser, text: str = RUN) -> None:
+    """Add which run or model a verb works on."""
+    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
+
+
+def seed_option(parser: Parser, text: str) -> None:
+    """Add the seed of what `text` says."""
+    parser.option("seed", kinds.NATURAL, 0, text)
+
+
+def threads_option(parser: Parser, default: str) -> None:
+    """Add the number of torch's threads; `default` describes the default."""
+    text = f"of the processor (default: {default})"
+    parser.option("threads", kinds.optional(kinds.POSITIVE), None, text)
+
+
+def device_option(parser: Parser, text: str) -> None:
+    """Add the device that torch computes on."""
+    parser.option("device", kinds.choice("auto", "cpu", "cuda", "mps"), "auto", text)
+
+
+def pick(values: Namespace, parameters: Iterable[Parameter]) -> dict[str, Any]:
+    """The values of some parameters, by name."""
+    return {parameter.name: values[parameter.name] for parameter in parameters}
+
+
+def check_new(path: Path | str) -> Path:
+    """The path, or ValueError where it exists: no result is overwritten."""
+    if Path(path).exists():
+        raise Refused(f"{path} exists. Choose another --out.")
+    return Path(path)
+
+
+def data_options(parser: Parser) -> None:
+    """Add which data are trained on or shown."""
+    parser.option("data", kinds.TEXT, "digits", DATA)
+    parser.option("split", kinds.TEXT, "train", SPLIT)
+    _reading_options(parser)
+
+
+def real_options(parser: Parser) -> None:
+    """Add which data a trained model is compared with."""
+    parser.option("data", kinds.optional(kinds.TEXT), None, REAL)
+    parser.option("split", kinds.optional(kinds.TEXT), None, HELD_OUT)
+    _reading_options(parser)
+
+
+def _reading_options(parser: Parser) -> None:
+    text = "raw values that become -1 and 1 (default: inferred from the values)"
+    parser.option("range", kinds.optional(RANGE), None, text)
+    text = "the array in a .npz (default: images, or signals)"
+    parser.option("key", kinds.optional(kinds.TEXT), None, text)
+    text = "images, or signals that are no pictures (default: by the array's name)"
+    parser.option("kind", kinds.optional(kinds.choice("images", "signals")), None, text)
+    text = "shorter side to resize images to, by Lanczos' filter (default: as they are)"
+    parser.option("resize", kinds.optional(kinds.POSITIVE), None, text)
+    text = "of images resized: the middle square, or nothing (default: center)"
+    parser.option("crop", kinds.optional(kinds.choice("center", "none")), None, text)
+
+
+def asked(values: Namespace) -> dict[str, Any]:
+    """The arguments of `sfumato.load` that the options give."""
+    return {name: values[name] for name in OPTIONS if values[name] is not None}
+
+
+def beside(record: Record, source: str, values: Namespace) -> dict[str, Any]:
+    """The arguments of `sfumato.load` that read `source` as the input of a model with this record.
+
+    The options take precedence over the record. It gives all arguments for the data that the model
+    was trained on; for other data their kind and size, and for signals the range.
+    """
+    same = source == record.name
+    known: dict[str, Any] = {"kind": record.kind, "resize": record.resize}
+    if same or not record.pictures:
+        known["range"] = record.low, record.high
+    if same:
+        known["key"] = record.key
+    known |= asked(values)
+    if known["resize"] is not None:
+        known = {"crop": record.crop} | known
+    return known
+
+
+def apart(source: str, values: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of `sfumato.load` for real images, and for finished ones to compare with them.
+
+    With data known by name, which need no arguments, the options are those of the finished images;
+    else of the real ones, and a range of both.
+    """
+    from sfumato.training.sources import NAMED
+
+    told = asked(values)
+    if source in NAMED:
+        return {}, told
+    return told, {name: told[name] for name in ("range",) if name in told}
+
+
+def which_model(parser: Parser) -> None:
+    """Add which of a run's weights, whose method, and where and how precisely to compute."""
+    parser.option("weights", kinds.choice("ema", "raw"), "ema", "averaged weights, or the last")
+    own = "the model's method FILE.py:NAME, where it is your own; the file is run"
+    parser.option("method", kinds.optional(kinds.TEXT), None, own)
+    device_option(parser, "where to compute")
+    dtype = kinds.choice("float32", "bfloat16", "float16")
+    parser.option("dtype", dtype, "float32", "precision of the network")
+
+
+def load(run: str, values: Namespace) -> Model:
+    """The model that the options name, on their device and in their precision."""
+    import torch
+
+    from sfumato.methods import lookup
+    from sfumato.store import from_pretrained, newest, read_config
+
+    place = torch.device(device(values.device) or best())
+    method = None
+    if values.method is not None:
+        method, sha256 = lookup.method(values.method)
+        config = newest(run, read_config)
+        if not config.own:
+            raise Refused(f"{run} was trained by {config.method}; leave --method out.")
+        if config.sha256 != sha256:
+            note = f"{values.method} is not the file that {run} was trained with."
+            print(f"sfumato: note: {note}", file=sys.stderr)
+    model = from_pretrained(run, weights=values.weights, method=method).to(place)
+    if values.dtype != "float32":
+        backbone = model.denoiser.backbone
+        cast = torch.autocast(place.type, getattr(torch, values.dtype))(backbone.forward)
+        backbone.forward = lambda *args, **given: cast(*args, **given).float()
+    return model
+
+
+def device(name: str) -> str | None:
+    """`name` if there is such a device here, None for auto; ValueError where there is none."""
+    import torch
+
+    if name == "auto":
+        return None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _mps()}
+    if not there[name]:
+        raise Refused(f"there is no device {name} here; use --device {best()}.")
+    return name
+
+
+def best() -> str:
+    """The fastest device there is."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if _mps() else "cpu"
+
+
+def _mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()

@@ -1,0 +1,27 @@
+"""An error states what was asked, what was found and what to do, in one sentence.
+
+The command line prints an error of these types as one line, and any other, which is a bug, with its
+traceback.
+"""
+
+from __future__ import annotations
+
+
+class Refused(ValueError):
+    """The request is impossible, or its result would be wrong."""
+
+
+class RefusedType(Refused, TypeError):
+    """An argument of the wrong type."""
+
+
+class Unsupported(Refused, NotImplementedError):
+    """An operation that this object does not have."""
+
+
+class NotFound(Refused, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
+class TrainingDiverged(FloatingPointError):
+    """Training whose loss, gradients or weights are not finite numbers."""

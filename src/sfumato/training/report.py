@@ -1,0 +1,92 @@
+"""A report of a training: figures measured during it, and the trackers that receive them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import final
+
+from torch import Tensor
+
+from sfumato.model import Model
+from sfumato.training.data import Data
+from sfumato.training.options import TrainOptions
+from sfumato.training.previews import previews
+from sfumato.training.trackers import Figures, Tracker
+
+EVERY = 50
+"""Steps between two readings of the figures: each makes the host wait for the device."""
+FORGET = 0.98
+"""Weight of the past in the running mean of the loss; less at first."""
+
+
+@final
+class Report:
+    """Sends figures and pictures of one training to `trackers`.
+
+    Args:
+        trackers: the receivers, in this order.
+        model: the model being trained.
+        data: what it is trained on.
+        options: how.
+    """
+
+    def __init__(
+        self, trackers: Sequence[Tracker], model: Model, data: Data, options: TrainOptions
+    ) -> None:
+        self.trackers = trackers
+        self.model = model
+        self.data = data
+        self.options = options
+        self._mean: Tensor | None = None
+
+    @contextmanager
+    def running(self, step: int) -> Iterator[None]:
+        """Within, training runs from `step`; the trackers are stopped however it ends."""
+        self._first = step
+        self._read_at = (step, time.perf_counter())
+        with ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.stop)
+                tracker.start(self.model, self.options, step)
+            self._read_at = (step, time.perf_counter())
+            yield
+
+    def step(self, step: int, value: Tensor, skipped: int, rate: float) -> None:
+        """One step is done.
+
+        Args:
+            step: how many are done.
+            value: its mean loss, (), on the device.
+            skipped: steps in a row, up to this one, that were skipped.
+            rate: the learning rate.
+        """
+        figures: dict[str, float | None] = {}
+        if skipped:
+            figures["skipped"] = skipped
+        else:
+            past = min(FORGET, (step - self._first) / (step - self._first + 1))
+            self._mean = value if self._mean is None else past * self._mean + (1 - past) * value
+        if step % EVERY == 0 or step == self.options.steps:
+            figures |= self._read(step, rate)
+        for tracker in self.trackers:
+            tracker.log(step, figures)
+
+    def preview(self, step: int) -> None:
+        """Send previews to the trackers; their time is not counted in the speed."""
+        for name, picture in previews(self.model, self.data, step * self.options.batch).items():
+            for tracker in self.trackers:
+                tracker.image(name, step, picture)
+        self._read_at = (step, time.perf_counter())
+
+    def _read(self, step: int, rate: float) -> Figures:
+        now = time.perf_counter()
+        before, clock = self._read_at
+        self._read_at = (step, now)
+        return {
+            "images": step * self.options.batch,
+            "loss": None if self._mean is None else round(float(self._mean), 6),
+            "images_per_second": round((step - before) * self.options.batch / (now - clock), 1),
+            "lr": rate,
+        }

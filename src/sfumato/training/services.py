@@ -1,0 +1,199 @@
+"""Trackers of other programs, each an extra of the package: TensorBoard, Weights & Biases, trackio.
+
+They receive what the run's own log receives; a resumed run is the same run there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import uuid
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from sfumato.errors import Refused
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sfumato.model import Model
+    from sfumato.training.options import TrainOptions
+    from sfumato.training.trackers import Figures, Tracker
+
+PROJECT = "sfumato"
+"""The project, in programs that group runs by project."""
+
+
+@final
+class TensorBoard:
+    """Curves and pictures in `folder`/tensorboard, for `tensorboard --logdir`.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        Refused: the package tensorboard is not installed.
+
+    References:
+        TensorBoard, https://www.tensorflow.org/tensorboard, written by `torch.utils.tensorboard`
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder) / "tensorboard"
+        self._module = _package("torch.utils.tensorboard", "tensorboard")
+        self._writer: Any = None
+
+    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+        # Steps after the checkpoint that a run resumes from are written again.
+        purge = step + 1 if step else None
+        self._writer = self._module.SummaryWriter(str(self.folder), purge_step=purge)
+        told = json.dumps(_about(model, options), indent=4)
+        self._writer.add_text("run", "\n".join(f"    {line}" for line in told.splitlines()), step)
+
+    def log(self, step: int, figures: Figures) -> None:
+        for name, value in figures.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def image(self, name: str, step: int, x: Image.Image) -> None:
+        import numpy as np
+
+        self._writer.add_image(name, np.asarray(x.convert("RGB")), step, dataformats="HWC")
+
+    def stop(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@final
+class Wandb:
+    """A run of Weights & Biases in the project "sfumato", named as the run's folder.
+
+    Account, server and whether it works offline are wandb's own settings (WANDB_API_KEY,
+    WANDB_MODE=offline). Curves are drawn against `step`, and steps that a run repeats after an
+    interruption are drawn again.
+
+    Args:
+        folder: the run's; wandb's files are in its folder `wandb`.
+
+    Raises:
+        Refused: the package wandb is not installed.
+
+    References:
+        Weights & Biases, https://docs.wandb.ai
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._module = _package("wandb", "wandb")
+        self._run: Any = None
+
+    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+        self._run = self._module.init(
+            project=PROJECT,
+            name=self.folder.name,
+            dir=str(self.folder),
+            id=self._id(step),
+            resume="allow",
+            config=_about(model, options),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, figures: Figures) -> None:
+        if found := {name: value for name, value in figures.items() if value is not None}:
+            self._run.log({"step": step, **found})
+
+    def image(self, name: str, step: int, x: Image.Image) -> None:
+        self._run.log({"step": step, name: self._module.Image(x)})
+
+    def stop(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _id(self, step: int) -> str:
+        """The run's id in wandb: stored in the run's folder, new where a run starts."""
+        path = self.folder / "wandb" / "run-id"
+        if step and path.is_file():
+            return path.read_text().strip()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(found := uuid.uuid4().hex)
+        return found
+
+
+@final
+class Trackio:
+    """A run of trackio in the project "sfumato", named as the run's folder.
+
+    trackio stores it on this machine, under TRACKIO_DIR, or where its own settings say
+    (TRACKIO_SPACE_ID, TRACKIO_SERVER_URL); `trackio show` draws it.
+
+    Args:
+        folder: the run's.
+
+    Raises:
+        Refused: the package trackio is not installed.
+
+    References:
+        Trackio, https://github.com/gradio-app/trackio
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.name = Path(folder).name
+        self._module = _package("trackio", "trackio")
+        self._run: Any = None
+
+    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+        with redirect_stdout(sys.stderr):  # it prints what it does
+            self._run = self._module.init(
+                project=PROJECT,
+                name=self.name,
+                config=_about(model, options),
+                resume="allow" if step else "never",
+                embed=False,
+            )
+
+    def log(self, step: int, figures: Figures) -> None:
+        if found := {name: value for name, value in figures.items() if value is not None}:
+            self._run.log(found, step=step)
+
+    def image(self, name: str, step: int, x: Image.Image) -> None:
+        self._run.log({name: self._module.Image(x)}, step=step)
+
+    def stop(self) -> None:
+        if self._run is not None:
+            with redirect_stdout(sys.stderr):
+                self._module.finish()
+            self._run = None
+
+
+SERVICES: dict[str, type[TensorBoard] | type[Wandb] | type[Trackio]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+}
+"""Trackers by their names on the command line, which are those of their extras too."""
+
+
+def service(name: str, folder: Path | str) -> Tracker:
+    """The tracker `name` of SERVICES for the run in `folder`."""
+    return SERVICES[name](folder)
+
+
+def _package(module: str, extra: str) -> Any:  # noqa: ANN401 - a module
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Refused(
+            f"the tracker {extra} needs its package ({error}). Install it: pip install "
+            f"'sfumato[{extra}]'."
+        ) from error
+
+
+def _about(model: Model, options: TrainOptions) -> dict[str, Any]:
+    """The content of the run's `run.json`, for display."""
+    return {"model": model.config.to_dict(), "options": asdict(options)}
