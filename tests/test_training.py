@@ -784,3 +784,16 @@ def test_the_command_line_starts_from_a_run(tmp_path, monkeypatch, capsys):
     assert "a belongs to another run" in capsys.readouterr().err
     assert main(["train", *words, "--width", "16", "--out", "d"]) == 2
     assert "does not fit the network" in capsys.readouterr().err and not Path("d").exists()
+
+
+def test_a_second_training_in_bfloat16_is_in_bfloat16(tmp_path):
+    """The same network trained twice in one interpreter runs in the precision asked for."""
+    options = replace(OPTIONS, images=32, precision="bfloat16")
+    model, data = tiny(options=options)
+    layer = next(m for m in model.denoiser.backbone.modules() if isinstance(m, torch.nn.Conv2d))
+    seen: list[torch.dtype] = []
+    layer.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    for name in ("first", "second"):
+        seen.clear()
+        train(model, data, options, tmp_path / name, device="cpu")
+        assert {*seen} == {torch.bfloat16}
