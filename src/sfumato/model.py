@@ -184,7 +184,7 @@ class Model:
         if context is None and self.trainable is self.denoiser.backbone:
             self._prepared = ready  # else the process may differ at the next call
         images = torch.cat(done)
-        check_converged(images, chosen.name, len(times) - 1, self.trainable)
+        check_converged(images, lambda: chosen.name, len(times) - 1, self.trainable)
         return images
 
     def chosen(self, sampler: Sampler | str | None = None) -> Sampler:

@@ -196,11 +196,11 @@ class Diverged(Refused, Note):
     """Samples far outside [-1, 1]: a warning, and an error where some are not finite."""
 
 
-def check_converged(x: Tensor, kernel: str, steps: int, learned: nn.Module) -> None:
+def check_converged(x: Tensor, kernel: Callable[[], str], steps: int, learned: nn.Module) -> None:
     """Warn where signals x (n, *shape) `diverged`.
 
     Args:
-        kernel: name of the sampler that drew them, in `steps` steps.
+        kernel: returns the name of the sampler that drew them, in `steps` steps.
         learned: the module whose weights it used.
 
     Raises:
@@ -213,7 +213,7 @@ def check_converged(x: Tensor, kernel: str, steps: int, learned: nn.Module) -> N
             "the weights of this model are not finite numbers: its training diverged. Sample an "
             "earlier checkpoint, or train again with a lower --learning-rate."
         )
-    sentence = divergence(kernel, lost, steps)
+    sentence = divergence(kernel(), lost, steps)
     if not bool(x.isfinite().all()):
         raise Diverged(sentence)
     warnings.warn(Diverged(sentence), stacklevel=3)
