@@ -2,7 +2,7 @@
 # make check    the part of it that runs no code: lint, format, types
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
 # make models   train the models and classifiers that are bundled again, and put them into the package
-# make pictures  draw the README's pictures again from the models that are bundled
+# make pictures  draw pictures of the README and of docs/editing.md again from the models that are bundled
 # make zoo      every method for a minute on the digits: docs/zoo.md and its pictures
 # make bench    what the library costs beside its network, and beside others
 # make venv     only the environment that the others make for themselves
@@ -79,6 +79,8 @@ pictures: $(VENV)/.core
 	$(BIN)/sfumato sample fashion-ddpm --seeds 0-63 --steps 50 --out docs/fashion-ddpm.png
 	$(BIN)/sfumato show soft --data fashion-mnist --rows 4 --out docs/soft-forward.png
 	$(BIN)/sfumato show fashion-soft --seeds 0-3 --steps 50 --out docs/soft-reverse.png
+	$(BIN)/python recipes/restored.py
+	$(BIN)/python recipes/editing.py
 
 zoo: $(VENV)/.core
 	$(BIN)/python recipes/zoo.py

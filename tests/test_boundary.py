@@ -102,8 +102,8 @@ TIMED: dict[str, Callable[[Tensor | float], object]] = {
     **{name: lambda t, form=form: form(VP, t) for name, form in FORMS.items()},
     **{name: lambda t, pair=pair: pair(VP, t, t) for name, pair in COUPLINGS.items()},
 }
-UNTIMED = {"cold", "unweighted"}
-"""What is the same operator at all times."""
+UNTIMED = {"cold", "unweighted", "uncorrupt"}
+"""What is the same operator at all times, or has one number for all signals."""
 
 WRONG_TIMES = {
     "a step of a chain": torch.tensor(500),

@@ -124,7 +124,16 @@ def test_signatures_of_options_are_those_of_the_classes(file, options):
 
 
 @pytest.mark.parametrize(
-    "words", [("train", "soft"), ("train", "ddpm"), ("show", "soft"), ("sample",), ("train",)]
+    "words",
+    [
+        ("train", "soft"),
+        ("train", "ddpm"),
+        ("show", "soft"),
+        ("sample",),
+        ("train",),
+        ("restore",),
+        ("edit",),
+    ],
 )
 def test_every_option_is_explained_with_its_default(words, capsys):
     assert run(*words, "--help") == 0
@@ -353,6 +362,9 @@ VERBS = [
     *(("cite", name) for name in METHODS),
     *((verb, name) for verb in ("train", "select", "show") for name in METHODS),
     *((verb, "fashion-soft") for verb in ("show", "sample", "evaluate", "likelihood")),
+    ("train-classifier", "soft"),
+    ("restore", "fashion-soft", "blurred.png", "--operator", "blur:sigma=2"),
+    ("edit", "fashion-soft", "a.png"),
     ("tune",),
     ("methods",),
 ]

@@ -62,7 +62,14 @@ def test_blocks_are_found_with_their_lines_and_marks():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/design.md", "docs/evaluation.md", "docs/tracking.md"]
+    "page",
+    [
+        "README.md",
+        "docs/design.md",
+        "docs/evaluation.md",
+        "docs/restoration.md",
+        "docs/tracking.md",
+    ],
 )
 def test_links_lead_somewhere(page):
     text = (README.parent / page).read_text(encoding="utf-8")
@@ -124,7 +131,12 @@ def test_the_other_pages_tell_what_the_records_say():
 
 
 @pytest.mark.parametrize(
-    ("page", "languages"), [("README.md", {"python", "bash"}), ("docs/tracking.md", {"python"})]
+    ("page", "languages"),
+    [
+        ("README.md", {"python", "bash"}),
+        ("docs/tracking.md", {"python"}),
+        ("docs/guidance.md", {"python"}),
+    ],
 )
 def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):
     path = README.parent / page

@@ -460,7 +460,12 @@ def test_a_second_call_makes_no_operators_again(method, made, monkeypatch):
     """But where the process learns, or the steps or the batch are others."""
     model, _ = tiny(method)
     calls = []
-    monkeypatch.setattr("sfumato.model.prepare", lambda *args: calls.append(args) or prepare(*args))
+
+    def counted(*args):
+        calls.append(args)
+        return prepare(*args)
+
+    monkeypatch.setattr("sfumato.sampling.batches.prepare", counted)
     first = [model.sample([0, 1], Sampler(steps=3)) for _ in range(3)]
     assert torch.equal(first[0], first[1]) and torch.equal(first[0], first[2])
     assert len(calls) == made
@@ -473,7 +478,7 @@ def test_training_lowers_the_loss(tmp_path):
     """On digits, 200 steps of a tiny network take the averaged weights below the untrained loss."""
     options = replace(OPTIONS, images=3200, learning_rate=3e-3)
     model, data = tiny(options=options)
-    rows, t, eps, _ = draw(10_000, data, replace(options, batch=512), model)
+    rows, t, eps, *_ = draw(10_000, data, replace(options, batch=512), model)
 
     def measure() -> float:
         with torch.no_grad():
@@ -495,6 +500,83 @@ def test_classes_condition_the_network(tmp_path):
     assert not torch.equal(zero, one)
     with pytest.raises(ValueError, match="0 to 9"):
         model.sample([0], Sampler(steps=3), classes=[10])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_dropped_classes_are_drawn_for_the_global_batch(processes):
+    """A tenth of 100,000 images to 5 sigma, of all classes alike; the others keep theirs."""
+    options = replace(OPTIONS, batch=1000)
+    model, data = tiny(conditional=True, drop_classes=0.1)
+    plain, _ = tiny(conditional=True)
+    dropped, kept = [], []
+    for step in range(100):
+        whole = draw(step, data, options, plain)
+        parts = [
+            draw(step, data, options, model, process=k, processes=processes)
+            for k in range(processes)
+        ]
+        assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
+        assert torch.equal(whole.eps, torch.cat([part.eps for part in parts]))
+        classes = torch.cat([part.classes for part in parts])
+        dropped.append(whole.classes[classes == 10])
+        kept.append(torch.equal(whole.classes[classes < 10], classes[classes < 10]))
+    assert all(kept) and len({len(part) for part in dropped}) > 10
+    lost = torch.cat(dropped)
+    assert abs(len(lost) - 10_000) < 5 * math.sqrt(9_000)
+    counts = torch.bincount(lost, minlength=10) / len(lost)
+    everything = torch.bincount(data.classes(range(len(data)))) / len(data)
+    assert (counts - everything).abs().max() < 5 * math.sqrt(0.09 / len(lost))
+
+
+def test_no_class_is_trained_where_classes_are_dropped(tmp_path):
+    """The embedding of no class receives gradients where a share is dropped, and only there."""
+    for share, moves in ((0.0, False), (0.5, True)):
+        options = replace(OPTIONS, weight_decay=0.0)
+        model, data = tiny(options=options, conditional=True, drop_classes=share)
+        table = model.denoiser.backbone.net.class_embedding.weight
+        before = table.detach().clone()
+        train(model, data, options, tmp_path / str(share), device="cpu")
+        assert not torch.equal(table[:10], before[:10])
+        assert torch.equal(table[10], before[10]) is not moves
+
+
+def test_dropping_no_class_changes_no_byte(tmp_path):
+    """A share of 0 is the run without one, and its folder names none; the same run goes on."""
+    for name, config in (("plain", {}), ("zero", {"drop_classes": 0.0})):
+        model, data = tiny(conditional=True, **config)
+        train(model, data, OPTIONS, tmp_path / name, device="cpu")
+        assert "drop_classes" not in (tmp_path / name / "run.json").read_text()
+    assert final(tmp_path / "plain") == final(tmp_path / "zero")
+    model, data = tiny(conditional=True, drop_classes=0.2)
+    with pytest.raises(
+        ValueError, match=r"another run: there model\.drop_classes is None, here 0\.2"
+    ):
+        train(model, data, OPTIONS, tmp_path / "zero", device="cpu")
+
+
+def test_a_resumed_run_drops_the_same_classes(tmp_path):
+    def run(out: Path, images: int) -> None:
+        options = replace(OPTIONS, images=images, decay="none", warmup=0.0)
+        model, data = tiny(options=options, conditional=True, drop_classes=0.5)
+        train(model, data, options, out, device="cpu")
+
+    run(tmp_path / "whole", 2 * OPTIONS.images)
+    run(tmp_path / "cut", OPTIONS.images)
+    run(tmp_path / "cut", 2 * OPTIONS.images)
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"drop_classes": 0.1}, "drop_classes 0.1 needs a model of classes"),
+        ({"drop_classes": 1.5, "conditional": True}, "a share of the images, from 0 to 1; got 1.5"),
+        ({"drop_classes": -0.1, "conditional": True}, "got -0.1"),
+    ],
+)
+def test_a_share_that_cannot_be_dropped_is_refused(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(**config)
 
 
 def test_a_class_starts_from_an_image_of_it():

@@ -205,7 +205,7 @@ def test_interior_lowers_the_variance_and_ends_the_mean(bands):
     _, good = gradients(3, drawn, Accelerator(cpu=True), denoiser, model, data, options)
     assert bool(good)
     kept = {name: parameter.grad for name, parameter in process.named_parameters()}
-    rows, t, eps, _ = drawn
+    rows, t, eps, *_ = drawn
     x0 = data.batch(rows)
     each = loss(denoiser, recipe.weighting, x0, t, eps)
     inner = interior(process)

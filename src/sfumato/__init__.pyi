@@ -19,6 +19,9 @@ from . import (
     grids as grids,
 )
 from . import (
+    guides as guides,
+)
+from . import (
     kernels as kernels,
 )
 from . import (
@@ -26,6 +29,9 @@ from . import (
 )
 from . import (
     likelihoods as likelihoods,
+)
+from . import (
+    measurements as measurements,
 )
 from . import (
     operators as operators,
@@ -55,14 +61,21 @@ from .checks import check_coupling as check_coupling
 from .checks import check_method as check_method
 from .checks import check_operator as check_operator
 from .config import Config as Config
+from .corruption.measurement import measurement as measurement
 from .corruption.prior import Prior as Prior
 from .corruption.process import Process as Process
 from .corruption.statistics import DataStatistics as DataStatistics
 from .corruption.statistics import measure as measure
+from .editing import decode as decode
+from .editing import encode as encode
+from .editing import interpolate as interpolate
 from .errors import Refused as Refused
 from .estimation.denoise import Denoiser as Denoiser
 from .estimation.denoise import NetworkDenoiser as NetworkDenoiser
+from .estimation.guided import Guided as Guided
 from .estimation.loss import loss as loss
+from .estimation.restored import Restored as Restored
+from .guidance import Guidance as Guidance
 from .methods import METHODS as METHODS
 from .methods.recipe import Context as Context
 from .methods.recipe import Recipe as Recipe
@@ -70,6 +83,8 @@ from .model import Model as Model
 from .networks.backbones import UNet as UNet
 from .networks.backbones import UNetOptions as UNetOptions
 from .record import Record as Record
+from .restoration import restore as restore
+from .restoration import uncorrupt as uncorrupt
 from .sampling.density import log_prob as log_prob
 from .sampling.predict import Predictor as Predictor
 from .sampling.sample import Seeds as Seeds

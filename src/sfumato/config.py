@@ -46,6 +46,13 @@ class Config:
         time_warp: the method's own times at evenly spaced times, from 0 to 1, where its levels
             were selected.
         origin: the weights that training started from; None for weights drawn from the seed.
+        drop_classes: the share of training images whose class the backbone does not receive, from
+            0 to 1, so that a conditional model also learns the data without classes.
+        classifier: whether the backbone is a classifier of x_t, which guides other models and makes
+            no images; its classes are those of the data, `conditional`.
+
+    Raises:
+        ValueError: `drop_classes` is no share, or there are no classes to drop or to tell apart.
     """
 
     method: str
@@ -57,6 +64,23 @@ class Config:
     sampler: Sampler = field(default_factory=Sampler)
     time_warp: tuple[float, ...] | None = None
     origin: Origin | None = None
+    drop_classes: float = 0.0
+    classifier: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop_classes <= 1.0:
+            raise Refused(
+                f"drop_classes is a share of the images, from 0 to 1; got {self.drop_classes}."
+            )
+        if self.drop_classes and not self.conditional:
+            raise Refused(
+                f"drop_classes {self.drop_classes:g} needs a model of classes. Train with "
+                "--conditional, or without --drop-classes."
+            )
+        if self.classifier and (self.drop_classes or not self.conditional):
+            raise Refused("a classifier needs the class of every image: conditional=True alone.")
+        if self.classifier and not self.record.classes:
+            raise Refused(f"{self.record.name} has no classes for a classifier to tell apart.")
 
     @property
     def own(self) -> bool:
@@ -68,8 +92,9 @@ class Config:
         parts = {"record": self.record.to_dict(), "sampler": self.sampler.to_dict()}
         plain = asdict(replace(self, sampler=Sampler())) | parts
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
-        for name in ("time_warp", "origin"):  # left out, so that models without one are unchanged
-            if found[name] is None:
+        # Left out at their defaults, so that models of older versions are unchanged.
+        for name in ("time_warp", "origin", "drop_classes", "classifier"):
+            if not found[name]:
                 del found[name]
         return found
 

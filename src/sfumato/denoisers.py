@@ -1,5 +1,6 @@
 """Denoisers: estimates of x_0, and wrappers of them."""
 
+from sfumato.estimation.contrast import Contrasted as Contrasted
 from sfumato.estimation.denoise import Denoiser as Denoiser
 from sfumato.estimation.denoise import Estimate as Estimate
 from sfumato.estimation.denoise import Estimator as Estimator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -12,28 +13,25 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from sfumato import files
-from sfumato.algebra.place import CPU, sent
+from sfumato.algebra.place import sent
 from sfumato.config import Config as Config
 from sfumato.corruption.boundary import Time, expect, shaped
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.statistics import DataStatistics, default_statistics
 from sfumato.errors import Refused
 from sfumato.estimation import limit
-from sfumato.estimation.denoise import NetworkDenoiser
+from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
+from sfumato.guidance import Guidance
 from sfumato.methods import grids, lookup
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe, with_time_warp
+from sfumato.networks.backbones import UNetOptions
+from sfumato.networks.classifier import TimedClassifier
 from sfumato.networks.ranks import network
+from sfumato.sampling.batches import Batches, Begin, Begun
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
-from sfumato.sampling.sample import (
-    Prepared,
-    Seeds,
-    check_converged,
-    network_calls,
-    numbers_of,
-    prepare,
-)
+from sfumato.sampling.sample import Seeds, check_converged, network_calls, numbers_of
 from sfumato.sampling.samplers import Sampler
 
 
@@ -78,16 +76,22 @@ class Model:
         if backbone is None:
             if config.network is None:
                 raise Refused("this model's backbone is your own module. Pass it as `backbone`.")
-            classes = len(config.record.classes or ()) if config.conditional else None
-            context = self.recipe.context.channels if self.recipe.context else 0
-            backbone = network(self.shape, config.network, classes, context, self.recipe.fourier)
+            backbone = self._network(config.network)
         # Faster for convolutions on nearly every device; no effect on other modules.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         process = self.recipe.process
         means = self.recipe.parametrization
         self.denoiser = NetworkDenoiser(process, means, backbone, self.stats)
         self.sampler = config.sampler.over(self.recipe.sampler)
-        self._prepared: tuple[object, Prepared] | None = None
+        self._batches = Batches()
+
+    def _network(self, size: UNetOptions) -> nn.Module:
+        classes = len(self.config.record.classes or ())
+        if self.config.classifier:
+            return TimedClassifier(self.shape, size, classes)
+        known = classes if self.config.conditional else None
+        context = self.recipe.context.channels if self.recipe.context else 0
+        return network(self.shape, size, known, context, self.recipe.fourier)
 
     def __reduce__(self) -> tuple[type[Model], tuple[object, ...], dict[str, Tensor]]:
         """Copies and pickles hold the method: its recipe has closures and is rebuilt."""
@@ -128,6 +132,7 @@ class Model:
         *,
         start: int | None = None,
         clip: bool = False,
+        guidance: Guidance | float = 0.0,
     ) -> Tensor:
         """Draw one signal for each seed; seed i gives signal i at any `batch`.
 
@@ -140,6 +145,8 @@ class Model:
             callback: (steps done in this batch, x) after each step.
             start: a seed whose x_1 all signals of a class start from; later draws differ.
             clip: clip every estimate of x_0 to [-1, 1], as DDPM's official code does.
+            guidance: how far estimates are moved away from those without a class, or from those of
+                a weaker model: a weight w >= 0, or Guidance(w, interval, guide).
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU. Where signals diverged, a
@@ -149,43 +156,22 @@ class Model:
             ValueError: an impossible request; or signals that are not finite, with the reason.
         """
         seeds = numbers_of(seeds)
-        if not seeds:
-            raise Refused("sampling needs one seed or more; got none.")
-        if batch < 1:
-            raise Refused(f"batch must be 1 or more; got {batch}.")
-        chosen = self.chosen(sampler)
-        kernel, _ = chosen.whole
-        times = self.times(chosen)
-        labels = self._labels(classes, len(seeds))
-        if self.denoiser.training or self.denoiser.backbone.training:
-            self.denoiser.eval()  # visits every module of the network
-        # Taken out while in use: the operators of a long grid are computed during the loop.
-        ready = self._prepared
-        self._prepared = None
-        done = []
-        context = None
-        for first in range(0, len(seeds), batch):
-            some = seeds[first : first + batch]
-            randn_like = Seeds(some)
-            told = None if labels is None else labels[first : first + batch]
+        guided = self._guidance(guidance)
+        labels = self.labels(classes, len(seeds), guided)
+
+        def begin(rows: slice, randn_like: Seeds) -> Begun:
+            told = None if labels is None else labels[rows]
             x, context = self._begin(randn_like, told)
             if start is not None:
-                x, context = self._begin(Seeds([start] * len(some)), told)
-            key = self.denoiser, chosen, tuple(times.tolist()), clip, x.shape, x.dtype, x.device
-            if ready is None or ready[0] != key or context is not None:
-                if x.device != CPU and not first:  # the loop itself reads no values there
-                    self._try(kernel, times)
-                denoiser = self._under(context)
-                denoiser = limit.Limited(denoiser, limit.clip) if clip else denoiser
-                ready = key, prepare(kernel, denoiser, x, times)
-            run = ready[1]
-            cond = self._cond(told, context)
-            done.append(run(x, randn_like.on(x.device), callback, cond).float().cpu())
-        if context is None and self.trainable is self.denoiser.backbone:
-            self._prepared = ready  # else the process may differ at the next call
-        images = torch.cat(done)
-        check_converged(images, lambda: chosen.name, len(times) - 1, self.trainable)
-        return images
+                x, context = self._begin(Seeds([start] * len(x)), told)
+            base = self._under(context)
+            denoiser = base if guided is None else guided.applied(self.config, base, told)
+            denoiser = limit.Limited(denoiser, limit.clip) if clip else denoiser
+            fresh = context is not None or (guided is not None and guided.classifier is not None)
+            key = None if fresh else (self.denoiser, clip, guided)
+            return Begun(x, denoiser, self.conditions(told, context), key)
+
+        return self.drawn(seeds, begin, sampler, batch, callback, guided)
 
     def chosen(self, sampler: Sampler | str | None = None) -> Sampler:
         """A sampler of this model, with what `sampler` leaves unset as in `self.sampler`.
@@ -208,25 +194,71 @@ class Model:
         """
         return grids.times(self.chosen(sampler), self.recipe, self.stats)
 
-    def network_calls(self, sampler: Sampler | str | None = None) -> int:
+    def network_calls(
+        self, sampler: Sampler | str | None = None, guidance: Guidance | float = 0.0
+    ) -> int:
         """Network evaluations in sampling one signal, counted without evaluating the network.
+
+        With guidance a step counts twice, once for the weaker network, which may be the same one in
+        one call of twice the batch; steps outside the interval of guidance count once. Calls of a
+        classifier are not counted.
 
         Raises:
             ValueError: this kernel cannot sample this model.
         """
-        kernel, steps = self.chosen(sampler).whole
-        return self._try(kernel, self.recipe.grid(steps))
+        chosen = self.chosen(sampler)
+        return self._try(chosen.whole[0], self.times(chosen), self._guidance(guidance))
 
-    def _try(self, kernel: Kernel, grid: Tensor) -> int:
+    def drawn(
+        self,
+        seeds: Sequence[int],
+        begin: Begin,
+        sampler: Sampler | str | None,
+        batch: int,
+        callback: Callable[[int, Tensor], None] | None = None,
+        guided: Guidance | None = None,
+        times: Tensor | None = None,
+    ) -> Tensor:
+        """A signal for each seed, from where `begin` starts each batch of them.
+
+        What `sample` and restoration share: `times` are those of `sampler` where None.
+        """
+        chosen = self.chosen(sampler)
+        kernel, _ = chosen.whole
+        times = self.times(chosen) if times is None else times
+        if self.denoiser.training or self.denoiser.backbone.training:
+            self.denoiser.eval()  # visits every module of the network
+        check = partial(self._try, kernel, times, guided)
+        images = self._batches(seeds, begin, kernel, times, batch, callback, check)
+        if self.trainable is not self.denoiser.backbone:
+            self._batches.forget()  # the process may differ at the next call
+        check_converged(images, lambda: chosen.name, len(times) - 1, self.trainable)
+        return images
+
+    def _try(self, kernel: Kernel, grid: Tensor, guidance: Guidance | None) -> int:
         """Run `kernel` on the CPU without the network, so that errors come before the work."""
-        process = self.recipe.process
-        means = self.recipe.parametrization
-        return network_calls(kernel, process, means, self.shape, grid)
+
+        def made(backbone: nn.Module) -> Denoiser:
+            process, means = self.recipe.process, self.recipe.parametrization
+            base = NetworkDenoiser(process, means, backbone)
+            return base if guidance is None else guidance.around(base, backbone)
+
+        return network_calls(kernel, made, self.shape, grid)
+
+    def _guidance(self, guidance: Guidance | float) -> Guidance | None:
+        """The guidance, if any, that this model can be sampled with."""
+        if isinstance(guidance, int | float):
+            guidance = Guidance(guidance)
+        expect(guidance, Guidance, "guidance must be a weight, such as 2.0, or a Guidance")
+        if not guidance.weight:
+            return None
+        guidance.check(self)
+        return guidance
 
     def start(self, seeds: Sequence[int], classes: Sequence[int] | None = None) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
         drawn = Seeds(seeds)
-        return self._begin(drawn, self._labels(classes, len(drawn)))[0].float().cpu()
+        return self._begin(drawn, self.labels(classes, len(drawn)))[0].float().cpu()
 
     @torch.no_grad()
     def denoise(
@@ -241,12 +273,12 @@ class Model:
         `context` is the random parameter of each image's corruption, for methods that draw one.
         """
         shaped("x", x, self.shape)
-        labels = self._labels(classes, len(x))
+        labels = self.labels(classes, len(x))
         if (self.recipe.context is None) != (context is None):
             asked = "takes no" if context is not None else "needs a"
             raise Refused(f"this model {asked} context.")
         self.denoiser.eval()
-        return self._under(context)(x, t, **self._cond(labels, context)).mean
+        return self._under(context)(x, t, **self.conditions(labels, context)).mean
 
     @torch.no_grad()
     def score(self, x: Tensor, t: Time, classes: Sequence[int] | None = None) -> Tensor:
@@ -282,15 +314,15 @@ class Model:
                 "likelihoods need a model without classes or corruptions drawn for each image."
             )
         shaped("x", x, self.shape)
-        return sent(x, self._place())
+        return sent(x, self.place())
 
-    def _place(self) -> Tensor:
+    def place(self) -> Tensor:
         """A tensor with the dtype and device of the backbone."""
         return next(iter(self.denoiser.backbone.parameters()), torch.zeros(()))
 
     def _begin(self, randn_like: Seeds, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x_1, and the context of each signal, for methods that draw one."""
-        like = self._place().new_empty(len(randn_like), *self.shape)
+        like = self.place().new_empty(len(randn_like), *self.shape)
         drawn = self.recipe.context
         x = self.recipe.prior.sample(like, randn_like, labels).detach()
         return x, None if drawn is None else drawn.draw(x, randn_like)
@@ -302,19 +334,29 @@ class Model:
             return self.denoiser
         return self.denoiser.with_process(drawn.process(context))
 
-    def _cond(self, labels: Tensor | None, context: Tensor | None) -> dict[str, Tensor]:
+    def conditions(self, labels: Tensor | None, context: Tensor | None) -> dict[str, Tensor]:
         """The inputs of the network beside x and t, on its device."""
-        device = self._place().device
-        told = {"classes": labels, "context": context}
+        device = self.place().device
+        told = {"classes": labels if self.config.conditional else None, "context": context}
         return {name: value.to(device) for name, value in told.items() if value is not None}
 
-    def _labels(self, classes: Sequence[int] | None, count: int) -> Tensor | None:
+    def labels(
+        self, classes: Sequence[int] | None, count: int, guidance: Guidance | None = None
+    ) -> Tensor | None:
+        """The classes of `count` signals, (count,); ValueError where they do not fit the model."""
+        if self.config.classifier:
+            raise Refused(
+                "this is a classifier of x_t, which makes no images. Sample another model with it: "
+                "--classifier RUN."
+            )
+        asked = None if guidance is None else guidance.classifier
+        config = self.config if asked is None else asked.config
         if classes is None:
-            if self.config.conditional:
+            if config.conditional:
                 raise Refused("this model was trained on classes; name one for each image.")
             return None
-        known = len(self.config.record.classes or ())
-        if not self.config.conditional:
+        known = len(config.record.classes or ())
+        if not config.conditional:
             raise Refused("this model has no classes; train with --conditional to sample one.")
         if len(classes) != count or not all(0 <= c < known for c in classes):
             raise Refused(f"classes must be {count} numbers from 0 to {known - 1}.")

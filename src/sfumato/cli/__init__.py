@@ -16,7 +16,10 @@ VERBS = {
     "select": "choose the levels of a method's corruption from data",
     "tune": "rank methods and samplers for data by their predicted error on Gaussian data",
     "train": "train a method on images, or resume a run",
+    "train-classifier": "train a classifier of x_t, which guides samples to a class",
     "sample": "draw images from a trained model",
+    "restore": "restore blurred, masked or small images by a trained model",
+    "edit": "encode images and decode them: round trip, interpolation, change of class",
     "evaluate": "compare a model's samples with real images, or verify such a record",
     "likelihood": "bits per dimension of real images, by the flow and by the bound",
     "cite": "print the references of a method",
@@ -26,7 +29,7 @@ USAGE = f"""usage: sfumato VERB ...
 Diffusion models under any linear corruption and any Gaussian noise colour.
 
 verbs:
-{chr(10).join(f"  {verb:<10} {line}" for verb, line in VERBS.items())}
+{chr(10).join(f"  {verb:<16} {line}" for verb, line in VERBS.items())}
 
   sfumato VERB --help explains a verb; sfumato train METHOD --help also a method's own parameters.
   sfumato --version prints the version.
@@ -65,7 +68,7 @@ def _run(words: list[str]) -> int:
         print(f"sfumato {import_module('sfumato').__version__}")
         return 0
     choose("verb", verb, VERBS)
-    return import_module(f"sfumato.cli.{verb}").run(rest) or 0
+    return import_module(f"sfumato.cli.{verb.replace('-', '_')}").run(rest) or 0
 
 
 def _complain(sentence: str, code: int) -> int:

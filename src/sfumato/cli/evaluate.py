@@ -13,7 +13,7 @@ from sfumato import pretrained
 from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
 from sfumato.cli.parser import Parser, refuse_code, resolved, settings
-from sfumato.cli.sample import sampler, sampler_options
+from sfumato.cli.sample import guidance, guidance_options, sampler, sampler_options
 from sfumato.errors import Refused
 from sfumato.names import nearest
 from sfumato.progress import bar
@@ -21,6 +21,7 @@ from sfumato.progress import bar
 if TYPE_CHECKING:
     from sfumato.evaluation.protocol import Judge
     from sfumato.evaluation.samples import Images
+    from sfumato.guidance import Guidance
     from sfumato.model import Model
 
 ABOUT = (
@@ -42,6 +43,8 @@ PLAN = (
     "batch",
     *common.OPTIONS,
 )
+GUIDED = ("guidance", "guidance_interval", "guide", "guide_weights", "classifier")
+"""Parts of a record's subject where samples were guided."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -90,6 +93,9 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     if values.threads:
         torch.set_num_threads(values.threads)
     model = load(values.run, values) if _is_model(values.run) else None
+    guided = guidance(values)
+    if model is not None and guided.weight:
+        guided.check(model)
     source = values.data or (model and model.config.record.name)
     if source is None:
         raise Refused("finished images need --data, the real images to compare them with.")
@@ -108,11 +114,12 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
     _note(judge.warnings(), values)
     subject = {name: values[name] for name in PLAN} | ({"clip": True} if values.clip else {})
+    subject |= {name: values[name] for name in GUIDED if values.guidance}
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
     if isinstance(made, Images):
         return judge.record(subject, [judge.result(made)])
     subject |= {"model": made.config.to_dict()}
-    results = _judged(judge, made, values, keep)
+    results = _judged(judge, made, guided, values, keep)
     _note(divergences(results), values)
     return judge.record(subject, results)
 
@@ -124,7 +131,7 @@ def _note(sentences: Sequence[str], values: Namespace) -> None:
 
 
 def _judged(
-    judge: Judge, model: Model, values: Namespace, keep: Path | None
+    judge: Judge, model: Model, guided: Guidance, values: Namespace, keep: Path | None
 ) -> list[dict[str, Any]]:
     """An entry for each number of steps."""
     from sfumato.evaluation.samples import Drawing
@@ -133,7 +140,8 @@ def _judged(
     for steps in values.steps or (None,):
         chosen = model.chosen(sampler(values, steps))
         with bar("images", values.n, values.quiet) as advance:
-            drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, values.clip)
+            how = {"clip": values.clip, "guidance": guided}
+            drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, **how)
             images: Images = drawing.images()
         found.append(judge.result(images))
     return found
@@ -213,9 +221,10 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
         f"{record['subject']['run']} against {data['count']} images of {data['name']} "
         f"({data['split']}), n = {record['n']}, {record['extractor']['name']}"
     )
-    table = Table("steps", *SCORES, title=title, title_justify="left")
+    scores = [*SCORES, *(["accuracy"] if "accuracy" in record["results"][0] else [])]
+    table = Table("steps", *scores, title=title, title_justify="left")
     for row in record["results"]:
-        table.add_row(str(row.get("steps", "images")), *(f"{row[name]:.4g}" for name in SCORES))
+        table.add_row(str(row.get("steps", "images")), *(f"{row[name]:.4g}" for name in scores))
     if floor := record["floor"]:
         label = f"real, n = {floor['n']}"
         table.add_row(label, *(f"{floor[name]:.4g}" for name in SCORES), style="dim")
@@ -237,6 +246,7 @@ def _parser() -> Parser:
     steps = "steps of the sampler, one result for each (default: the model's)"
     parser.option("steps", kinds.optional(kinds.several(kinds.POSITIVE)), None, steps)
     sampler_options(parser)
+    guidance_options(parser)
     extractor = "auto (the classifier for this data set), FILE.py:NAME, inception, or pca"
     parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.option("batch", kinds.POSITIVE, 100, "images in memory at once")

@@ -23,8 +23,10 @@ from sfumato.record import LATER
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options of one call that do not change its result."""
-CODE = ("method", "extractor", "target")
+CODE = ("method", "extractor", "target", "operator")
 """Options that may name code to run, FILE.py:NAME, on the command line and in no file."""
+OWN = ".py:"
+"""In an operator's name: it is the user's own, where others have parameters after a colon."""
 WIDTH = 78
 
 
@@ -224,7 +226,8 @@ def refuse_code(options: Mapping[str, Any], typed: Container[object], where: str
     """
     for key in CODE:
         spec = options.get(key)
-        if isinstance(spec, str) and ":" in spec and spec not in typed:
+        sign = OWN if key == "operator" else ":"
+        if isinstance(spec, str) and sign in spec and spec not in typed:
             raise Refused(
                 f"{where} names code to run as its {key}, {spec}, and no file may do that. If you "
                 "trust it, name it on the command line as well."
@@ -280,10 +283,11 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def described(model: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a model's config: method, parameters, classes, network."""
     warp = model.get("time_warp")
+    told = {"conditional": model["conditional"], "drop_classes": model.get("drop_classes", 0.0)}
     return {
         **({"time_warp": ",".join(map(repr, warp))} if warp else {}),
         "method": model["method"],
-        "conditional": model["conditional"],
+        **({} if model.get("classifier") else told),
         **model["parameters"],
         **(model["network"] or {}),
     }

@@ -19,6 +19,7 @@ from sfumato.progress import bar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.guidance import Fitted, Guidance
     from sfumato.model import Model
     from sfumato.record import Record
     from sfumato.sampling.samplers import Sampler
@@ -42,8 +43,9 @@ def run(argv: Sequence[str]) -> None:
         return
     pictures.check_writable(values.out)
     model = load(values.run, values)
+    guided = guidance(values)
     check_out(model, values.out, seeds)
-    classes = labels(model, values.classes, seeds)
+    classes = labels(guided.classifier or model, values.classes, seeds)
     chosen = model.chosen(chosen)
     _, steps = chosen.whole
     clock = time.perf_counter()
@@ -56,6 +58,7 @@ def run(argv: Sequence[str]) -> None:
             callback=lambda *_: advance(1),
             start=seeds[0] if values.fix_start else None,
             clip=values.clip,
+            guidance=guided,
         )
     spent = time.perf_counter() - clock
     keep(images, values.out, seeds, model.config.record)
@@ -63,9 +66,10 @@ def run(argv: Sequence[str]) -> None:
         noun = "image" if model.config.record.pictures else "signal"
         plural = "" if len(seeds) == 1 else "s"
         weights = "EMA" if values.weights == "ema" else "raw"
+        weight = f"guidance {values.guidance:g}, " if values.guidance else ""
         print(
-            f"{values.out}: {len(seeds)} {noun}{plural}, {steps} steps of {chosen.name}, {weights} "
-            f"weights, {spent:.1f} s"
+            f"{values.out}: {len(seeds)} {noun}{plural}, {steps} steps of {chosen.name}, {weight}"
+            f"{weights} weights, {spent:.1f} s"
         )
 
 
@@ -115,29 +119,64 @@ def sampler(values: Namespace, steps: int | None) -> Sampler:
     return Sampler(values.sampler, steps, values.grid)
 
 
-def sampler_options(parser: Parser) -> None:
-    """Add the sampler, how its times are chosen, and whether its estimates are clipped."""
+def sampler_options(parser: Parser, clip: bool = True) -> None:
+    """Add the sampler, how its times are chosen, and, if `clip`, whether estimates are clipped."""
     name = "NAME or NAME:key=value, see sfumato methods (default: the model's)"
     parser.option("sampler", kinds.optional(kinds.TEXT), None, name)
+    grid_option(parser)
+    if clip:
+        text = "clip every estimate of x_0 to [-1, 1], as DDPM's official code does"
+        parser.option("clip", kinds.YES, False, text)
+
+
+def grid_option(parser: Parser) -> None:
+    """Add how the times of a sampler are chosen."""
     text = (
         "times of the sampler: own, uniform, quadratic, karras, auto (least error predicted for "
         "Gaussian data), or on a chain's levels leading, trailing, linspace (default: own)"
     )
     parser.option("grid", kinds.optional(kinds.TEXT), None, text)
-    text = "clip every estimate of x_0 to [-1, 1], as DDPM's official code does"
-    parser.option("clip", kinds.YES, False, text)
 
 
-def labels(model: Model, chosen: Sequence[str] | None, seeds: Sequence[int]) -> list[int] | None:
+def guidance_options(parser: Parser) -> None:
+    """Add how far, when, and from what weaker model samples are guided away."""
+    text = "weight of guidance away from no class, or from --guide; 0 is none"
+    parser.option("guidance", kinds.NUMBER, 0.0, text)
+    text = "first and last time of guidance, where 0 is clean"
+    parser.option("guidance_interval", kinds.several(kinds.NUMBER, 2), (0.0, 1.0), text)
+    text = "weaker run or model of the same method, or the folder of an earlier checkpoint"
+    parser.option("guide", kinds.optional(kinds.TEXT), None, text)
+    text = "run of train-classifier, of the same method, to be guided by instead"
+    parser.option("classifier", kinds.optional(kinds.TEXT), None, text)
+    text = "of the guide: averaged weights, or the last"
+    parser.option("guide_weights", kinds.choice("ema", "raw"), "ema", text)
+
+
+def guidance(values: Namespace) -> Guidance:
+    """The guidance that the options ask for, its guide loaded as the model is."""
+    from sfumato.guidance import Guidance
+
+    found: dict[str, Model | None] = {"guide": None, "classifier": None}
+    for name in found:
+        if values[name] is None:
+            continue
+        if not values.guidance:
+            raise Refused(f"--{name} needs a weight, such as --guidance 1.")
+        weights = values.guide_weights if name == "guide" else "ema"
+        found[name] = load(values[name], Namespace(**{**values.as_dict(), "weights": weights}))
+    return Guidance(values.guidance, values.guidance_interval, **found)
+
+
+def labels(model: Fitted, chosen: Sequence[str] | None, seeds: Sequence[int]) -> list[int] | None:
     """A class for each seed: those chosen in turn; else seed i has class i modulo their number."""
     names = model.config.record.classes or ()
     if chosen is None:
         return [seed % len(names) for seed in seeds] if model.config.conditional else None
-    numbers = _numbers(chosen, names) if names else [0]
+    numbers = class_numbers(chosen, names) if names else [0]
     return [numbers[i % len(numbers)] for i in range(len(seeds))]
 
 
-def _numbers(chosen: Sequence[str], names: Sequence[str]) -> list[int]:
+def class_numbers(chosen: Sequence[str], names: Sequence[str]) -> list[int]:
     """The classes that `chosen` names or numbers: lists are split at commas, longest names first.
 
     So that the class "tench, Tinca" is found in "tench, Tinca, goldfish".
@@ -168,6 +207,7 @@ def _parser() -> Parser:
     )
     parser.option("out", kinds.PATH, "samples.png", out)
     model_options(parser, "0-63")
+    guidance_options(parser)
     fix = "start all images from x_1 of the first seed: branches of one start"
     parser.option("fix_start", kinds.YES, False, fix)
     parser.option("batch", kinds.POSITIVE, 64, "images in memory at once")

@@ -1,4 +1,4 @@
-"""`sfumato train METHOD`: train, or resume an interrupted run."""
+"""`sfumato train METHOD`: train, or resume an interrupted run; also `train-classifier`."""
 
 from __future__ import annotations
 
@@ -33,28 +33,33 @@ if TYPE_CHECKING:
     from sfumato.training.options import TrainOptions
     from sfumato.training.trackers import Tracker
 
-ABOUT = (
-    "Train a method on images. The same command again resumes an interrupted run, and gives the "
-    "same weights bit for bit."
+RESUMES = (
+    "The same command again resumes an interrupted run, and gives the same weights bit for bit."
 )
-WITHOUT = "train needs a method first, as in sfumato train soft; there are {}."
+WITHOUT = "{verb} needs a method first, as in sfumato {verb} soft; there are {names}."
+TRAIN = "train"
+CLASSIFIER = "train-classifier"
+ABOUT = {
+    TRAIN: f"Train a method on images. {RESUMES}",
+    CLASSIFIER: f"Train a classifier of images that the method has corrupted. {RESUMES}",
+}
 
 
-def run(argv: Sequence[str]) -> int:
-    """Train as the command line says; the exit code."""
+def run(argv: Sequence[str], verb: str = TRAIN) -> int:
+    """Train as the command line says; the exit code. `verb` is TRAIN or CLASSIFIER."""
     found = settings(argv)
     if source := said(argv, "--from") or found.get("from"):
         found = _inherited(source, argv) | found
     names = signatures.methods()
-    name, rest = first(argv, found, "method", WITHOUT.format(", ".join(names)))
+    name, rest = first(argv, found, "method", WITHOUT.format(verb=verb, names=", ".join(names)))
     training = signatures.read(SOURCE / "training" / "options.py", "TrainOptions").parameters
     network = signatures.read(SOURCE / "networks" / "backbones.py", "UNetOptions").parameters
     if name is None:
-        _general(training, network).print_help()
+        _general(verb, training, network).print_help()
         return 0
     method = signatures.method(name)
-    parser = Parser(f"train {name}", f"{method.summary} {ABOUT}")
-    _add_options(parser, name, method, training, network)
+    parser = Parser(f"{verb} {name}", f"{method.summary} {ABOUT[verb]}")
+    _add_options(parser, verb, name, method, training, network)
     values = parser.read(rest, found)
 
     from sfumato.networks.backbones import UNetOptions
@@ -66,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         print(resolved(parser, values, method=name))
         return 0
     chosen = pick(values, [row for row in method.parameters if _changed(values, row)])
-    return _train(name, chosen, options, size, values)
+    return _train(verb, name, chosen, options, size, values)
 
 
 def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -82,6 +87,7 @@ def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _train(
+    verb: str,
     name: str,
     parameters: dict[str, Any],
     options: TrainOptions,
@@ -101,9 +107,12 @@ def _train(
     data = load(values.data, values.split, **common.asked(values))
     if values.flip:
         data = data.mirrored()
-    if values.conditional and data.record.classes is None:
+    if verb == TRAIN and values.conditional and data.record.classes is None:
         raise Refused(f"{values.data} has no classes; train without --conditional.")
-    config = Config(name, data.record, parameters, size, values.conditional, sha256)
+    told: dict[str, Any] = {"conditional": True, "classifier": True}
+    if verb == TRAIN:
+        told = {"conditional": values.conditional, "drop_classes": values.drop_classes}
+    config = Config(name, data.record, parameters, size, sha256=sha256, **told)
     if values.time_warp is not None:
         config = replace(config, time_warp=time_warp(values.time_warp))
     model = build(config, data, options, values["from"], method=make if sha256 else None)
@@ -115,7 +124,10 @@ def _train(
     if not values.quiet:
         own = f" --method {name}" if sha256 else ""
         print(f"{values.out}: checkpoints/, previews/, log.jsonl, run.json")
-        print(f"Sample it: sfumato sample {values.out}{own} --out samples.png")
+        if verb == CLASSIFIER:
+            print(f"Sample a model with it: sfumato sample RUN --classifier {values.out}")
+        else:
+            print(f"Sample it: sfumato sample {values.out}{own} --out samples.png")
     return 0
 
 
@@ -144,19 +156,20 @@ def time_warp(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _general(training: Sequence[Parameter], network: Sequence[Parameter]) -> Parser:
+def _general(verb: str, training: Sequence[Parameter], network: Sequence[Parameter]) -> Parser:
     """The parser for help without a method."""
     rows = [(name, signatures.method(name).summary) for name in signatures.methods()]
     rows.append(("FILE.py:NAME", "your own method"))
     lines = [f"  {name:<14}{summary}" for name, summary in rows]
-    more = "sfumato train METHOD --help shows the method's own parameters too."
-    parser = Parser("train METHOD", ABOUT, "\n".join(["methods:", *lines, "", more]))
-    _add_options(parser, "METHOD", None, training, network)
+    more = f"sfumato {verb} METHOD --help shows the method's own parameters too."
+    parser = Parser(f"{verb} METHOD", ABOUT[verb], "\n".join(["methods:", *lines, "", more]))
+    _add_options(parser, verb, "METHOD", None, training, network)
     return parser
 
 
 def _add_options(
     parser: Parser,
+    verb: str,
     name: str,
     method: Signature | None,
     training: Sequence[Parameter],
@@ -164,7 +177,8 @@ def _add_options(
 ) -> None:
     common.data_options(parser)
     parser.option("flip", kinds.YES, False, "train on each image and on its mirror image")
-    parser.option("out", kinds.PATH, f"runs/{name.rpartition(':')[2]}", "the run's folder")
+    kind = "" if verb == TRAIN else "classifier-"
+    parser.option("out", kinds.PATH, f"runs/{kind}{name.rpartition(':')[2]}", "the run's folder")
     start = "run or model whose weights training starts from, and whose network is the default"
     parser.option("from", kinds.optional(kinds.TEXT), None, start)
     common.device_option(parser, "where to train")
@@ -173,7 +187,11 @@ def _add_options(
     parser.option("tracker", known, (), told, repeated=True)
     text = "levels that `sfumato select` chose: its FILE.json, or times 0,...,1 of the method's own"
     parser.option("time_warp", kinds.optional(kinds.TEXT), None, text)
-    parser.option("conditional", kinds.YES, False, "condition the network on the images' classes")
+    if verb == TRAIN:
+        text = "condition the network on the images' classes"
+        parser.option("conditional", kinds.YES, False, text)
+        text = "share of images trained without their class, as guidance needs: 0.1 is usual"
+        parser.option("drop_classes", kinds.NUMBER, 0.0, text)
     if method is not None:
         parser.options(method.parameters, f"the method {name}")
     parser.options(training, "training", also={"precision": "dtype"})

@@ -47,6 +47,17 @@ CURES = (
         "logger log-with report-to with-tracking wandb use-wandb tensorboard trackio",
     ),
     Cure("conditional", "use --conditional", "class-cond class-conditional"),
+    Cure(
+        "guidance",
+        "use --guidance W, where 0 is none: W is the scale of other programs less 1",
+        "guidance-scale cfg cfg-scale scale w",
+    ),
+    Cure("guidance", "use --classifier RUN --guidance W", "classifier-scale classifier-guidance"),
+    Cure(
+        "drop-classes",
+        "use --drop-classes 0.1 with --conditional",
+        "class-dropout-prob class-dropout label-dropout cond-drop-prob p-uncond",
+    ),
 )
 
 

@@ -10,7 +10,7 @@ photographs, is an extra; other data need the user's own function, or `pca`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -71,14 +71,31 @@ class Extractor:
     @torch.inference_mode()
     def shares(self, images: Tensor) -> dict[str, float] | None:
         """Share of the images in each class, by the classifier; None without one."""
-        if self.classify is None:
+        if (found := self._found(images)) is None:
             return None
-        found = torch.cat([self.classify(batch).cpu() for batch in images.split(BATCH)])
         counts = torch.bincount(found, minlength=len(self.classes or ()))
         return {
             name: int(count) / len(images)
             for name, count in zip(self.classes or (), counts, strict=True)
         }
+
+    @torch.inference_mode()
+    def accuracy(self, images: Tensor, classes: Sequence[str]) -> float | None:
+        """Share of uint8 images (n, C, H, W) that the classifier puts in the class asked of them.
+
+        None without a classifier, or where it does not know all of the names `classes`.
+        """
+        known = self.classes or ()
+        if (found := self._found(images)) is None or not {*classes} <= {*known}:
+            return None
+        asked = torch.tensor([known.index(name) for name in classes])
+        return int((found == asked).sum()) / len(images)
+
+    def _found(self, images: Tensor) -> Tensor | None:
+        """The classes that the classifier puts images in, (n,)."""
+        if self.classify is None:
+            return None
+        return torch.cat([self.classify(batch).cpu() for batch in images.split(BATCH)])
 
 
 def choose(spec: str, record: Record, reference: Tensor) -> Extractor:

@@ -108,12 +108,20 @@ class Judge:
         return found if shares is None else {**found, "classes": shares}
 
     def result(self, images: Images) -> dict[str, Any]:
-        """The entry of one set of images: how they were made, their bytes' hash, their scores."""
-        return {
+        """The entry of one set of images: how they were made, their bytes' hash, their scores.
+
+        For samples of classes, `accuracy` is the share that the extractor, if it is a classifier of
+        these, puts in the class asked for.
+        """
+        found = {
             **images.about,
             "images_sha256": digest(images.pixels),
             **self.scores(images.pixels),
         }
+        if images.classes is not None:
+            right = self.extractor.accuracy(images.pixels, images.classes)
+            found |= {} if right is None else {"accuracy": right}
+        return found
 
     def record(self, subject: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401 - JSON
         """The numbers, and all that they depend on, as JSON holds them.

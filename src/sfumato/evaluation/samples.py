@@ -22,13 +22,15 @@ from torch import Tensor
 
 from sfumato import files
 from sfumato.evaluation import blocks
-from sfumato.model import Model
+from sfumato.guidance import Guidance
+from sfumato.model import Config, Model
 from sfumato.pictures import to_uint8
 from sfumato.sampling.sample import Diverged, diverged
 from sfumato.sampling.samplers import Sampler
 
 BLOCK = 500
 """Images in one file."""
+UNGUIDED = Guidance(0.0)
 
 
 @final
@@ -38,10 +40,12 @@ class Images(NamedTuple):
     Attributes:
         pixels: uint8 (n, C, H, W).
         about: how they were made, as JSON holds it.
+        classes: the name of the class that each image was asked to be of, if any.
     """
 
     pixels: Tensor
     about: dict[str, Any]
+    classes: tuple[str, ...] | None = None
 
 
 @final
@@ -57,6 +61,7 @@ class Drawing:
         keep: folder of finished blocks; None stores none.
         tick: called with the number of images in each block, once it is finished.
         clip: whether every estimate of x_0 is clipped.
+        guidance: of the samples.
     """
 
     model: Model
@@ -66,6 +71,7 @@ class Drawing:
     keep: Path | None = None
     tick: Callable[[int], None] = lambda _: None
     clip: bool = False
+    guidance: Guidance = UNGUIDED
 
     def images(self) -> Images:
         """The images, and the record of how they were drawn."""
@@ -83,7 +89,10 @@ class Drawing:
             self.tick(len(seeds))
         pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
         about |= {"seconds_per_image": round(seconds / self.count, 5)}
-        return Images(pixels, about | {"diverged": lost} if lost else about)
+        names = self._classed.record.classes or ()
+        classes = self._classes(range(self.count))
+        asked = None if classes is None else tuple(names[one] for one in classes)
+        return Images(pixels, about | {"diverged": lost} if lost else about, asked)
 
     def about(self) -> dict[str, Any]:
         """What the images depend on: network, sampler, grid, seeds, threads."""
@@ -91,30 +100,58 @@ class Drawing:
             "model": fingerprint(self.model),
             "sampler": self.sampler.name,
             "steps": self.sampler.whole[1],
-            "network_calls": self.model.network_calls(self.sampler),
+            "network_calls": self.model.network_calls(self._timed, self.guidance),
             "grid": [round(float(t), 12) for t in self._times],
             "seeds": f"0-{self.count - 1}",
             "batch": self.batch,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        return about | ({"clip": True} if self.clip else {})
+        guided = {"guidance": self._guided()} if self.guidance.weight else {}
+        return about | ({"clip": True} if self.clip else {}) | guided
+
+    def _guided(self) -> dict[str, Any]:
+        found = self.guidance
+        others = {"guide": found.guide, "classifier": found.classifier}
+        known = {
+            name: fingerprint(other) for name, other in others.items() if isinstance(other, Model)
+        }
+        return {"weight": found.weight, "interval": list(found.interval), **known}
+
+    def _classes(self, seeds: Sequence[int]) -> list[int] | None:
+        """Of samples of classes, seed i has class i modulo their number."""
+        if not self._classed.conditional:
+            return None
+        known = len(self._classed.record.classes or ())
+        return [seed % known for seed in seeds]
+
+    @property
+    def _classed(self) -> Config:
+        """The config of what knows the classes of the samples."""
+        classifier = self.guidance.classifier
+        return (self.model if classifier is None else classifier).config
 
     def _block(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         began = time.perf_counter()
-        classes = None
-        if self.model.config.conditional:
-            known = len(self.model.config.record.classes or ())
-            classes = [seed % known for seed in seeds]
-        sampler = replace(self.sampler, grid=self._times)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Diverged)  # counted instead, over all blocks
-            made = self.model.sample(seeds, sampler, classes, self.batch, clip=self.clip)
+            made = self.model.sample(
+                seeds,
+                self._timed,
+                self._classes(seeds),
+                self.batch,
+                clip=self.clip,
+                guidance=self.guidance,
+            )
         return {
             "images": to_uint8(made),
             "seconds": np.array(time.perf_counter() - began),
             "diverged": np.array(int(diverged(made).sum())),
         }
+
+    @property
+    def _timed(self) -> Sampler:
+        return replace(self.sampler, grid=self._times)
 
     @functools.cached_property
     def _times(self) -> Tensor:

@@ -175,10 +175,7 @@ class UNet(nn.Module):
         patch = self.options.patch
         height, width = self.shape[1:]
         top, left = (-height % patch) // 2, (-width % patch) // 2
-        if height % patch or width % patch:
-            bottom, right = -height % patch - top, -width % patch - left
-            x = F.pad(x, (left, right, top, bottom), mode="replicate")
-        u = F.pixel_unshuffle(x, patch)
+        u = patches(x, patch)
         u = self.net(u, label * LABEL_SCALE, self._classes(x, classes), return_dict=False)[0]
         u = F.pixel_shuffle(u, patch)
         return u[..., top : top + height, left : left + width]
@@ -219,6 +216,16 @@ class Enlarge(nn.Module):
     def forward(self, x: Tensor, output_size: None = None) -> Tensor:
         """(B, C, h, w) -> (B, C, *size); diffusers' blocks pass an `output_size`, always None."""
         return F.interpolate(x, size=self.size, mode="nearest")
+
+
+def patches(x: Tensor, patch: int) -> Tensor:
+    """Images (B, C, H, W) as channels of patches, (B, C patch^2, ceil(H / patch), ...)."""
+    height, width = x.shape[2:]
+    top, left = (-height % patch) // 2, (-width % patch) // 2
+    if height % patch or width % patch:
+        bottom, right = -height % patch - top, -width % patch - left
+        x = F.pad(x, (left, right, top, bottom), mode="replicate")
+    return F.pixel_unshuffle(x, patch)
 
 
 def check_inputs(x: Tensor, label: Tensor, shape: tuple[int, ...]) -> None:

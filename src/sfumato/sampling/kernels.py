@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.algebra.operators import Operator, identity, scaled, zero
 from sfumato.corruption import coupling
-from sfumato.corruption.coupling import Coupling, ancestral
+from sfumato.corruption.coupling import Coupling, ancestral, ancestral_large
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.errors import Refused
@@ -69,6 +69,14 @@ class Kernel(ABC):
     @abstractmethod
     def name(self) -> str:
         """The name in error sentences."""
+
+    @property
+    def markov(self) -> bool:
+        """Whether it reverses the Markov process: from one x_t it draws from p(x_0 | x_t).
+
+        Others keep the law of all x_s and not the joint one: a flow returns a single point.
+        """
+        return False
 
     @abstractmethod
     def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
@@ -142,6 +150,10 @@ class reverse(Kernel):
     @property
     def name(self) -> str:
         return called(self.coupling)
+
+    @property
+    def markov(self) -> bool:
+        return self.coupling in (ancestral, ancestral_large)
 
     def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         def rule(process: Process, t: Tensor, s: Tensor) -> Move:

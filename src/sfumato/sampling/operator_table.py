@@ -22,8 +22,9 @@ class OperatorTable:
 
     Args:
         make: (t, s) -> operators and labels, for times (N, 1, ..., 1) or (), in tuples and
-            NamedTuples of any depth. Tensors in them are labels, a value for each time; whatever
-            else they hold is the same at all times.
+            NamedTuples of any depth. Tensors in them are labels, a value for each time, or choices
+            (of bool), which are read once a block and are Python's bool in a step; whatever else
+            they hold is the same at all times.
         x: the signal they will act on; gives rank, dtype and device.
         grid: falling times.
     """
@@ -78,6 +79,8 @@ def _unbind(tree: Any, count: int, x: Tensor) -> list[Any]:  # noqa: ANN401
         return [made(row) for row in rows] if tree else [tree] * count
     if isinstance(tree, Diagonal):
         return tree.unbind(x) if _batched(tree.log_gain, count, x) else [tree] * count
+    if isinstance(tree, Tensor) and tree.dtype == torch.bool:
+        return tree.flatten().tolist() if _batched(tree, count, x) else [tree] * count
     if isinstance(tree, Tensor):
         label = sent(tree, x)
         return list(label.flatten(1)) if _batched(tree, count, x) else [label] * count

@@ -1,4 +1,8 @@
-r"""The only loop: from x at the first time of a grid to x at its last, by any kernel."""
+r"""The only loop: from x at the first time of a grid to x at its last, by any kernel.
+
+A grid falls, from noise to a sample; or it rises, from an image to the x_1 that the probability
+flow takes to it, by the few kernels whose step holds in both directions.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,23 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from sfumato.algebra.operators import identity, scaled
 from sfumato.algebra.place import CPU, sent
 from sfumato.corruption.boundary import alike, expect
+from sfumato.corruption.coupling import ddim
 from sfumato.corruption.prior import RandnLike
-from sfumato.corruption.process import Process
 from sfumato.errors import Refused, RefusedType
-from sfumato.estimation.denoise import NONE, Conditions, Denoiser, NetworkDenoiser
-from sfumato.estimation.predictions import Parametrization
+from sfumato.estimation.denoise import NONE, Conditions, Denoiser
 from sfumato.notes import Note
-from sfumato.sampling.kernels import Call, Kernel
+from sfumato.sampling.flow import dopri5, flow
+from sfumato.sampling.kernels import Call, Ending, Kernel, reverse
 
 AHEAD = 16
 """Most tensors of noise drawn at once on a device."""
 LARGEST = 2**18
 """Most numbers drawn at once for an image."""
+LIFTS = 6
+"""Network calls that find where a grid begins that rises from 0."""
 
 Callback = Callable[[int, Tensor], None]
 """(steps done, x) -> None, after every step."""
@@ -42,11 +49,13 @@ def sample(
 ) -> Tensor:
     """Run `kernel` along `grid`, starting from `x` ~ the law of x at grid[0].
 
-    A grid that ends at 0 ends with the estimate x_0^ made at the time before it.
+    A grid that ends at 0 ends with the estimate x_0^ made at the time before it. One that rises
+    from 0 begins at the time after it, with the x whose estimate is the x_0 given.
 
     Args:
         x: (B, *shape).
-        grid: falling times in [0, 1], at least two.
+        grid: times in [0, 1], at least two: falling, or rising for a kernel that
+                `check_reversible` accepts.
         randn_like: source of the noise; `Seeds` gives every image its own stream.
         callback: called after each step with the number of steps done and x.
         cond: what the network receives besides x and t, by name, such as {"classes": (B,)}.
@@ -56,7 +65,8 @@ def sample(
 
     Raises:
         TypeError: arguments of other kinds, or in another order.
-        ValueError: the grid does not fall, or leaves [0, 1].
+        ValueError: the grid is not monotone or leaves [0, 1], or rises and the kernel cannot be
+            run backwards.
     """
     return prepare(kernel, denoiser, x, grid)(x, randn_like, callback, cond)
 
@@ -76,12 +86,13 @@ class Prepared:
         )
         expect(denoiser, Denoiser, "sampling needs a Denoiser after the kernel")
         alike(x=x)
-        grid = check_grid(grid)
-        ends_clean = float(grid[-1]) == 0.0
-        inner = grid[:-1] if ends_clean else grid
+        grid = check_direction(grid, kernel)
+        starts_clean, ends_clean = (float(end) == 0.0 for end in (grid[0], grid[-1]))
+        inner = grid[grid > 0] if starts_clean or ends_clean else grid
         self._steps = len(inner) - 1
         self._ends_clean = ends_clean
         self._loop = kernel.prepare(denoiser, x, inner)
+        self._lift = lifted(denoiser, inner[0]) if starts_clean else None
 
     @torch.no_grad()
     def __call__(
@@ -94,15 +105,51 @@ class Prepared:
         """As `sample`."""
         call = Call(randn_like, cond)
         step, end, state = self._loop
+        if self._lift is not None:
+            x = self._lift(x, call)
+            if callback is not None:
+                callback(1, x)
         for i in range(self._steps):
             x, state = step(state, x, i, call)
             if callback is not None:
-                callback(i + 1, x)
+                callback(i + 1 + (self._lift is not None), x)
         if self._ends_clean:
             x = end(x, call)
             if callback is not None:
                 callback(self._steps + 1, x)
         return x
+
+
+def lifted(denoiser: Denoiser, t: Tensor) -> Ending:
+    r"""(x_0, call) -> the x at `t` whose estimate is x_0: the inverse of a loop's last step.
+
+    The solution of x = C_t x_0 + S_t eps^(x), the step of `ddim` from 0 to t, by iteration from
+    C_t x_0. For Gaussian data each iteration reduces the error of a coefficient by its share of
+    noise in x, V_t / M_t.
+    """
+    signal = denoiser.process.signal.at(t)
+    noise = denoiser.at(t).update(identity(), scaled(-1.0) @ signal)
+
+    def lift(x0: Tensor, call: Call) -> Tensor:
+        clean = signal(x0)
+        x = clean
+        for _ in range(LIFTS):
+            x = clean + noise(x, call.cond)
+        return x
+
+    return lift
+
+
+def check_reversible(kernel: Kernel) -> None:
+    """Raise ValueError unless `kernel` follows the probability flow in both directions of time.
+
+    It does where its step draws nothing and holds for s > t as for s < t.
+    """
+    if not (isinstance(kernel, flow | dopri5) or kernel == reverse(ddim())):
+        raise Refused(
+            "only a deterministic sampler can be run backwards: ddim, euler, heun, rk4 or dopri5; "
+            f"got {kernel.name}."
+        )
 
 
 @torch.no_grad()
@@ -115,20 +162,32 @@ def prepare(kernel: Kernel, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Prep
     return Prepared(kernel, denoiser, x, grid)
 
 
+def check_conditional(kernel: Kernel) -> None:
+    """Raise ValueError unless `kernel`, started from one x_t, draws from p(x_0 | x_t)."""
+    if not kernel.markov:
+        raise Refused(
+            f"{kernel.name} started from one x_t does not draw from p(x_0 | x_t): only samplers "
+            "that reverse the Markov process do. Use ancestral, ancestral-large or euler-maruyama."
+        )
+
+
 def network_calls(
     kernel: Kernel,
-    process: Process,
-    parametrization: Parametrization,
+    make: Callable[[nn.Module], Denoiser],
     shape: Sequence[int],
     grid: Tensor,
 ) -> int:
     """The number of network calls of `kernel` for one signal along `grid`; no network is run.
 
+    Args:
+        kernel, shape, grid: how a signal is sampled.
+        make: the denoiser with a given backbone in place of each network.
+
     Raises:
         ValueError: this kernel cannot sample this process, with any network.
     """
     count = _Count()
-    sample(kernel, NetworkDenoiser(process, parametrization, count), torch.zeros(1, *shape), grid)
+    sample(kernel, make(count), torch.zeros(1, *shape), grid)
     return count.calls
 
 
@@ -164,6 +223,16 @@ def check_grid(grid: Tensor) -> Tensor:
             f"grid must fall from 1 to 0; got {grid[i]:g} before {grid[i + 1]:g} at index {i + 1}."
         )
     return grid
+
+
+def check_direction(grid: Tensor, kernel: Kernel) -> Tensor:
+    """As `check_grid`, and a grid that rises where `kernel` is reversible."""
+    times = torch.as_tensor(grid) if isinstance(grid, Tensor | Sequence) else None
+    if times is None or times.ndim != 1 or len(times) < 2 or not bool(times[0] < times[-1]):
+        return check_grid(grid)
+    rising = check_grid(times.flip(0)).flip(0)
+    check_reversible(kernel)
+    return rising
 
 
 def diverged(x: Tensor) -> Tensor:
@@ -216,7 +285,7 @@ def check_converged(x: Tensor, kernel: Callable[[], str], steps: int, learned: n
     sentence = divergence(kernel(), lost, steps)
     if not bool(x.isfinite().all()):
         raise Diverged(sentence)
-    warnings.warn(Diverged(sentence), stacklevel=3)
+    warnings.warn(Diverged(sentence), stacklevel=4)
 
 
 def finite(module: nn.Module) -> bool:

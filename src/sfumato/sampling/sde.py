@@ -84,6 +84,10 @@ class sde(Kernel):
         solver = "euler-maruyama" if self.tableau == EULER else "stochastic heun"
         return f"{solver} of {called(self.diffusion)}"
 
+    @property
+    def markov(self) -> bool:
+        return self.diffusion is markov and self.amount == 1
+
     def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         process = denoiser.process
         tableau = self.tableau

@@ -26,7 +26,7 @@ MOST = 4
 
 def array(path: Path, how: Reading) -> Raw:
     """The images or signals in the file at `path`, with their range and classes."""
-    name, values, labels = _read(path, how.key)
+    name, values, labels = found_in(path, how.key)
     rows = name is None and values.ndim == 2
     kind = how.kind or ("signals" if name == "signals" or rows else "images")
     if kind == "signals":
@@ -36,7 +36,7 @@ def array(path: Path, how: Reading) -> Raw:
             raise Refused(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
         raw = measured(values, path, how.range)
     else:
-        images = _channels_first(values, path)
+        images = channels_first(values, path)
         raw = how.applied(placed(images, path, how.range), images)
     if labels is None:
         return raw
@@ -44,7 +44,7 @@ def array(path: Path, how: Reading) -> Raw:
     return raw._replace(labels=numbers, classes=classes)
 
 
-def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
+def channels_first(values: np.ndarray, path: Path) -> np.ndarray:
     """Images (n, H, W) or (n, H, W, C) as (n, C, H, W)."""
     if values.ndim not in (3, 4) or not values.size:
         raise Refused(
@@ -62,7 +62,7 @@ def _channels_first(values: np.ndarray, path: Path) -> np.ndarray:
     return values.transpose(0, 3, 1, 2)
 
 
-def _read(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarray | None]:
+def found_in(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarray | None]:
     """The name of an array, the array and the labels in a file, whatever its suffix."""
     try:
         loaded = np.load(path, allow_pickle=False)

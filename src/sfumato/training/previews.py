@@ -23,7 +23,8 @@ ROWS = 6
 def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
     """Pictures by name: `samples`, their path from noise (`reverse`), and the data's (`forward`).
 
-    There are none of signals that cannot be drawn, nor of samples that are not finite.
+    There are none of signals that cannot be drawn, nor of samples that are not finite. A classifier
+    has `forward` alone.
 
     Args:
         model: with the weights to sample.
@@ -32,6 +33,10 @@ def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
     """
     if not (model.config.record.pictures and pictures.drawable(model.shape)):
         return {}
+    x0 = data.batch(torch.arange(min(ROWS, len(data))))
+    forward = {"forward": pictures.strip(list(trajectory.forward(model.recipe.process, x0)))}
+    if model.config.classifier:
+        return forward
     sampler = Sampler(steps=model.preview_steps(STEPS))
     classes = None
     if model.config.conditional:
@@ -45,10 +50,8 @@ def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
     except Diverged:
         warnings.warn(Note(f"samples at {images} images are not finite: no picture."), stacklevel=3)
         return {}
-    x0 = data.batch(torch.arange(min(ROWS, len(data))))
-    forward = trajectory.forward(model.recipe.process, x0)
     return {
         "samples": pictures.grid(samples),
         "reverse": pictures.strip(list(reverse)),
-        "forward": pictures.strip(list(forward)),
+        **forward,
     }

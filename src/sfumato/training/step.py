@@ -1,9 +1,9 @@
 r"""A step computes random draws, mean loss and gradients of one global batch.
 
-The draws depend on (seed, step) and the place in the *global* batch alone, on the device: times for
-the whole batch, noise in parts of `PART` rows with a stream each; a process draws the parts that
-its rows are in. So a resumed run equals an uninterrupted one, and several processes draw what one
-would.
+The draws depend on (seed, step) and the place in the *global* batch alone: times and dropped
+classes for the whole batch, noise in parts of `PART` rows with a stream each; a process draws the
+parts that its rows are in. Times and noise are drawn on the device. So a resumed run equals an
+uninterrupted one, and several processes draw what one would.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.algebra.place import CPU, home, upload
 from sfumato.corruption.learned import interior
+from sfumato.estimation.classify import class_loss
 from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Model
@@ -42,6 +43,8 @@ class Drawn(NamedTuple):
     """Noise, (B, *shape)."""
     context: Tensor | None
     """Context of each image, for methods that draw one."""
+    classes: Tensor | None
+    """Of each image, (B,) int64, on the CPU, for conditional models; their number means none."""
 
 
 def draw(
@@ -70,7 +73,8 @@ def draw(
     contexts = [context for _, context in drawn if context is not None]
     context = torch.cat(contexts)[cut] if contexts else None
     rows = _rows(step, data, options)[mine.start : mine.stop]
-    return Drawn(rows, t.reshape(-1, *(1,) * len(model.shape)), eps, context)
+    classes = _classes(step, data, options, model, rows, mine)
+    return Drawn(rows, t.reshape(-1, *(1,) * len(model.shape)), eps, context, classes)
 
 
 def _part(
@@ -98,6 +102,19 @@ def _rows(step: int, data: Data, options: TrainOptions) -> Tensor:
         mine = epochs == epoch
         rows[mine] = torch.randperm(len(data), generator=order)[places[mine]]
     return rows
+
+
+def _classes(
+    step: int, data: Data, options: TrainOptions, model: Model, rows: Tensor, mine: range
+) -> Tensor | None:
+    """Classes of `rows`, which are at places `mine` of the global batch, some of them dropped."""
+    classes = data.classes(rows) if model.config.conditional else None
+    if classes is None or not model.config.drop_classes:
+        return classes
+    stream = _stream(CPU, options.seed, "classes", step)
+    u = torch.rand(options.batch, generator=stream, dtype=torch.float64)[mine.start : mine.stop]
+    none = len(model.config.record.classes or ())
+    return torch.where(u < model.config.drop_classes, none, classes)
 
 
 @torch.no_grad()
@@ -139,16 +156,18 @@ def gradients(
         x0 = data.batch(drawn.rows[chosen], device)
         bound = denoiser
         cond = {}
-        labels = data.classes(drawn.rows[chosen]) if model.config.conditional else None
-        if labels is not None:
-            cond["classes"] = upload(labels, device)
+        if drawn.classes is not None:
+            cond["classes"] = upload(drawn.classes[chosen], device)
         if model.recipe.context is not None and drawn.context is not None:
             cond["context"] = drawn.context[chosen]
             bound = denoiser.with_process(model.recipe.context.process(cond["context"]))
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
             noise = drawn.eps[chosen]
-            each = loss(bound, model.recipe.weighting, x0, drawn.t[chosen], noise, **cond)
+            if model.config.classifier:
+                each = class_loss(bound, x0, drawn.t[chosen], noise, cond["classes"])
+            else:
+                each = loss(bound, model.recipe.weighting, x0, drawn.t[chosen], noise, **cond)
             if inner:
                 # They minimize the bound's mean square, since its mean does not depend on them.
                 spread = (2 * each.detach() * each).mean() / options.accumulate

@@ -200,13 +200,30 @@ def _check(model: Model, data: Data, options: TrainOptions, processes: int) -> N
             f"this model was built for {model.config.record.name}, other data than "
             f"{data.record.name} as given. Build it with the record of what it is trained on."
         )
-    model.network_calls(Sampler(steps=model.preview_steps(SHORT)))
-    check_weighting(model)
+    if model.config.classifier:
+        _check_classifier(model)
+    else:
+        model.network_calls(Sampler(steps=model.preview_steps(SHORT)))
+        check_weighting(model)
     _try_ends(model, data.batch(range(min(len(data), SHORT))))
     if options.batch % (processes * options.accumulate):
         raise Refused(
             f"batch {options.batch} does not split into {processes} processes of "
             f"{options.accumulate} parts each."
+        )
+
+
+def _check_classifier(model: Model) -> None:
+    """Raise ValueError where no classifier of x_t can be trained under this process."""
+    if model.recipe.context is not None:
+        raise Refused(
+            f"{model.config.method} draws its corruption for each image, which a classifier of x_t "
+            "does not receive. Choose another method."
+        )
+    if model.trainable is not model.denoiser.backbone:
+        raise Refused(
+            f"the process of {model.config.method} is learned with its network, and a classifier "
+            "cannot share it. Choose another method."
         )
 
 

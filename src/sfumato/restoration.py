@@ -1,0 +1,153 @@
+r"""Restoration by a trained model: samples of p(x_0 | y) for measurements y = A x_0 + noise.
+
+`restore` takes any A; `uncorrupt` takes images that the model's own process has corrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sfumato.algebra.linear import Operator
+from sfumato.algebra.place import sent
+from sfumato.corruption.boundary import shaped
+from sfumato.corruption.measurement import check_measured
+from sfumato.errors import Refused
+from sfumato.estimation.denoise import Denoiser
+from sfumato.estimation.restored import Restored
+from sfumato.model import Model
+from sfumato.sampling.batches import Begun
+from sfumato.sampling.sample import (
+    Callback,
+    Seeds,
+    check_conditional,
+    numbers_of,
+    uniform_grid,
+)
+from sfumato.sampling.samplers import Sampler
+
+MARKOV = Sampler("ancestral")
+"""The sampler of `uncorrupt`, where the caller leaves it unset."""
+
+
+def restore(
+    model: Model,
+    y: Tensor,
+    operator: Operator,
+    noise: float | Operator,
+    seeds: Sequence[int] = range(8),
+    sampler: Sampler | str | None = None,
+    classes: Sequence[int] | None = None,
+    batch: int = 64,
+    callback: Callback | None = None,
+    *,
+    rule: str = "spectrum",
+    scale: float = 1.0,
+) -> Tensor:
+    """Draw images from p(x_0 | y) for measurements y = A x_0 + noise of images.
+
+    Args:
+        model: of images, whose corruption is not drawn for each image.
+        y: (n, *measured), of images in [-1, 1].
+        operator: A, such as `sf.measurement("blur:sigma=2", model.shape)`.
+        noise: its standard deviation, or a root of its covariance.
+        seeds: of the samples of each image, which depend on its y and their seed alone.
+        sampler, batch, callback: as in `Model.sample`; a batch may hold samples of several images.
+        classes: one class for each image, for a conditional model.
+        rule: how the estimate follows y: spectrum, pigdm, dps or replacement.
+        scale: of the push of pigdm and dps.
+
+    Returns:
+        (n, len(seeds), *shape), float32, on the CPU.
+
+    Raises:
+        ValueError: an impossible request, as of `Model.sample` and `Restored`; an operator that
+            does not fit the model or y.
+    """
+    _check_fixed(model)
+    check_measured(operator, model.shape, y)
+
+    def begin(mine: Tensor, randn_like: Seeds) -> tuple[Tensor, Denoiser]:
+        like = model.place().new_empty(len(mine), *model.shape)
+        denoiser = Restored(model.denoiser, operator, sent(y[mine], like), noise, rule, scale)
+        return denoiser.start(like, randn_like), denoiser
+
+    return _drawn(model, len(y), begin, seeds, sampler, classes, batch, callback)
+
+
+def uncorrupt(
+    model: Model,
+    x: Tensor,
+    t: float,
+    seeds: Sequence[int] = range(8),
+    sampler: Sampler | str | None = None,
+    classes: Sequence[int] | None = None,
+    batch: int = 64,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw images from p(x_0 | x_t) for images that the model's own process has corrupted.
+
+    Sampling starts at x_t, in steps of equal length from `t` to 0. Only a sampler that reverses the
+    Markov process draws from this law, the nearer the more steps: a flow keeps the law of all x_s,
+    and makes one image of each x_t.
+
+    Args:
+        x: (n, *shape), C_t x_0 + S_t eps, such as `model.recipe.process.corrupt(x0, t, eps)`.
+        t: the time of `x` in (0, 1].
+        sampler: ancestral, ancestral-large or euler-maruyama; ancestral by default.
+        model, seeds, classes, batch, callback: as in `restore`.
+
+    Returns:
+        (n, len(seeds), *shape), float32, on the CPU.
+
+    Raises:
+        ValueError: another sampler, a time outside (0, 1], or a request that `restore` refuses too.
+    """
+    _check_fixed(model)
+    shaped("x", x, model.shape)
+    if not isinstance(t, float | int) or not 0 < t <= 1:
+        raise Refused(f"all images have one time, a number above 0, up to 1; got {t}.")
+    chosen = model.chosen(MARKOV if sampler is None else sampler)
+    kernel, steps = chosen.whole
+    check_conditional(kernel)
+    placed = sent(x, model.place())
+
+    def begin(mine: Tensor, randn_like: Seeds) -> tuple[Tensor, Denoiser]:
+        return placed[mine], model.denoiser
+
+    times = uniform_grid(steps, t)
+    return _drawn(model, len(x), begin, seeds, chosen, classes, batch, callback, times)
+
+
+def _check_fixed(model: Model) -> None:
+    if model.recipe.context is not None:
+        raise Refused("restoration needs a model whose corruption is not drawn for each image.")
+
+
+def _drawn(
+    model: Model,
+    count: int,
+    start: Callable[[Tensor, Seeds], tuple[Tensor, Denoiser]],
+    seeds: Sequence[int],
+    sampler: Sampler | str | None,
+    classes: Sequence[int] | None,
+    batch: int,
+    callback: Callback | None,
+    times: Tensor | None = None,
+) -> Tensor:
+    """A sample for each seed of each of `count` images; `start` gives x and its denoiser."""
+    seeds = numbers_of(seeds)
+    labels = model.labels(classes, count)
+    owner = torch.arange(count).repeat_interleave(len(seeds))
+
+    def begin(rows: slice, randn_like: Seeds) -> Begun:
+        mine = owner[rows]
+        told = model.conditions(None if labels is None else labels[mine], None)
+        with torch.no_grad():
+            x, denoiser = start(mine, randn_like)
+        return Begun(x, denoiser, told, None)
+
+    drawn = model.drawn(seeds * count, begin, sampler, batch, callback, times=times)
+    return drawn.unflatten(0, (count, len(seeds)))
