@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sfumato.algebra.linear import Operator
     from sfumato.evaluation.restorations import Arrays, Shelf
     from sfumato.model import Model
+    from sfumato.progress import Advance
     from sfumato.sampling.samplers import Sampler
     from sfumato.training.inputs import Input
 
@@ -264,7 +265,7 @@ def _restored(task: Task, shelf: Shelf, values: Namespace) -> list[Arrays]:
     return [one for one in done if one is not None]
 
 
-def _drawn(task: Task, some: list[int], values: Namespace, advance: Any) -> list[Arrays]:  # noqa: ANN401
+def _drawn(task: Task, some: list[int], values: Namespace, advance: Advance) -> list[Arrays]:
     import torch
 
     from sfumato.algebra.linear import Operator
