@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 from sfumato.errors import Refused
+from sfumato.methods.flow_maps import FlowMap
 from sfumato.names import renamed
 from sfumato.networks.backbones import UNetOptions
 from sfumato.record import Record
@@ -50,6 +51,8 @@ class Config:
             0 to 1, so that a conditional model also learns the data without classes.
         classifier: whether the backbone is a classifier of x_t, which guides other models and makes
             no images; its classes are those of the data, `conditional`.
+        flow_map: what maps the backbone learns, where it was distilled or trained to need few
+            steps.
 
     Raises:
         ValueError: `drop_classes` is no share, or there are no classes to drop or to tell apart.
@@ -66,6 +69,7 @@ class Config:
     origin: Origin | None = None
     drop_classes: float = 0.0
     classifier: bool = False
+    flow_map: FlowMap | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop_classes <= 1.0:
@@ -93,7 +97,7 @@ class Config:
         plain = asdict(replace(self, sampler=Sampler())) | parts
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
         # Left out at their defaults, so that models of older versions are unchanged.
-        for name in ("time_warp", "origin", "drop_classes", "classifier"):
+        for name in ("time_warp", "origin", "drop_classes", "classifier", "flow_map"):
             if not found[name]:
                 del found[name]
         return found
@@ -113,12 +117,14 @@ class Config:
             record = Record.from_dict(values.pop("record"))
             warp = values.pop("time_warp", None)
             origin = values.pop("origin", None)
+            flow = values.pop("flow_map", None)
             return cls(
                 record=record,
                 network=None if network is None else UNetOptions(**network),
                 time_warp=None if warp is None else tuple(warp),
                 sampler=Sampler.from_dict(values.pop("sampler", {})),
                 origin=None if origin is None else Origin(**origin),
+                flow_map=None if flow is None else FlowMap(**flow),
                 **values,
             )
         except (KeyError, TypeError) as error:

@@ -19,6 +19,7 @@ from sfumato.algebra.operators import Diagonal
 from sfumato.algebra.place import sent
 from sfumato.corruption.boundary import shaped
 from sfumato.errors import Refused
+from sfumato.methods.flow_maps import check_mean
 from sfumato.model import Model
 from sfumato.sampling.batches import Batches, Begun
 from sfumato.sampling.sample import Seeds, check_converged, check_reversible
@@ -108,7 +109,7 @@ def _carried(
     kernel, _ = chosen.whole
 
     def begin(rows: slice, randn_like: Seeds) -> Begun:
-        told = {} if labels is None else {"classes": labels[rows].to(placed.device)}
+        told = model.conditions(len(placed[rows]), None if labels is None else labels[rows])
         return Begun(placed[rows], denoiser, told, denoiser)
 
     def check() -> int:
@@ -225,6 +226,7 @@ def deterministic(model: Model, sampler: Sampler | str | None = None) -> Sampler
     Raises:
         ValueError: a sampler that draws noise, or a method whose flow cannot be inverted.
     """
+    check_mean(model.recipe, "edits")
     told = sampler if isinstance(sampler, Sampler) else Sampler(sampler)
     chosen = model.chosen(told.over(DEFAULT))
     check_reversible(chosen.whole[0])

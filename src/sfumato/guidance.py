@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.config import Config
+from sfumato.corruption.boundary import expect
 from sfumato.errors import Refused
 from sfumato.estimation.classify import class_log_prob
 from sfumato.estimation.contrast import Contrasted, Weak
@@ -73,6 +74,14 @@ class Guidance:
 
     def check(self, model: Fitted) -> None:
         """Raise ValueError where `model` cannot be guided so, with the reason."""
+        if (flow := model.recipe.flow_map) is not None:
+            if self.guide or self.classifier or self.interval != (0.0, 1.0):
+                raise Refused(
+                    "this model's estimates cannot be guided by another model, nor at some times: "
+                    "they map to later times. Guide the model it was distilled from."
+                )
+            flow.check_weight(self.weight)
+            return
         if self.classifier is not None:
             _check_classifier(model, self.classifier)
             return
@@ -124,6 +133,24 @@ class Guidance:
             return len(config.record.classes or ())
         backbone = self.guide.denoiser.eval().backbone
         return backbone if self.guide.config.conditional else _unconditional(backbone)
+
+
+def asked(model: Fitted, guidance: Guidance | float) -> tuple[Guidance | None, float]:
+    """The guidance, if any, that moves estimates of `model`, and the weight its network receives.
+
+    Raises:
+        ValueError, TypeError: `guidance` is none of this model.
+    """
+    if isinstance(guidance, int | float):
+        guidance = Guidance(guidance)
+    expect(guidance, Guidance, "guidance must be a weight, such as 2.0, or a Guidance")
+    if model.recipe.flow_map is not None:
+        guidance.check(model)
+        return None, guidance.weight
+    if not guidance.weight:
+        return None, 0.0
+    guidance.check(model)
+    return guidance, 0.0
 
 
 def _unconditional(backbone: nn.Module) -> Callable[..., Tensor]:

@@ -21,8 +21,9 @@ from sfumato.corruption.statistics import DataStatistics, default_statistics
 from sfumato.errors import Refused
 from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
-from sfumato.guidance import Guidance
+from sfumato.guidance import Guidance, asked
 from sfumato.methods import grids, lookup
+from sfumato.methods.flow_maps import check_mean, told_beside, with_flow_map
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe, with_time_warp
 from sfumato.networks.backbones import UNetOptions
@@ -72,7 +73,9 @@ class Model:
         except (TypeError, IndexError, KeyError) as error:
             raise Refused(f"method {config.method}: {error}.") from error
         warp = config.time_warp
-        self.recipe: Recipe = recipe if warp is None else with_time_warp(recipe, warp)
+        recipe = recipe if warp is None else with_time_warp(recipe, warp)
+        flow = config.flow_map
+        self.recipe: Recipe = recipe if flow is None else with_flow_map(recipe, flow)
         if backbone is None:
             if config.network is None:
                 raise Refused("this model's backbone is your own module. Pass it as `backbone`.")
@@ -90,7 +93,8 @@ class Model:
         if self.config.classifier:
             return TimedClassifier(self.shape, size, classes)
         known = classes if self.config.conditional else None
-        context = self.recipe.context.channels if self.recipe.context else 0
+        drawn, flow = self.recipe.context, self.recipe.flow_map
+        context = (drawn.channels if drawn else 0) + (flow.channels if flow else 0)
         return network(self.shape, size, known, context, self.recipe.fourier)
 
     def __reduce__(self) -> tuple[type[Model], tuple[object, ...], dict[str, Tensor]]:
@@ -113,9 +117,9 @@ class Model:
         return self.config.record.shape
 
     def preview_steps(self, most: int) -> int:
-        """Steps of a preview: at most `most`, unless the method takes one number only."""
+        """Steps of a preview: at most `most`, unless the method does not take any number."""
         steps = self.sampler.whole[1]
-        return steps if self.recipe.fixed else min(steps, most)
+        return steps if self.recipe.fixed or self.recipe.flow_map else min(steps, most)
 
     def to(self, device: torch.device | str) -> Model:
         """Move backbone and process to `device`, in place; the process stays in float64."""
@@ -146,7 +150,8 @@ class Model:
             start: a seed whose x_1 all signals of a class start from; later draws differ.
             clip: clip every estimate of x_0 to [-1, 1], as DDPM's official code does.
             guidance: how far estimates are moved away from those without a class, or from those of
-                a weaker model: a weight w >= 0, or Guidance(w, interval, guide).
+                a weaker model: a weight w >= 0, or Guidance(w, interval, guide). A model that was
+                distilled with guidance receives w.
 
         Returns:
             (len(seeds), *shape) in about [-1, 1], float32, on the CPU. Where signals diverged, a
@@ -156,8 +161,9 @@ class Model:
             ValueError: an impossible request; or signals that are not finite, with the reason.
         """
         seeds = numbers_of(seeds)
-        guided = self._guidance(guidance)
+        guided, weight = asked(self, guidance)
         labels = self.labels(classes, len(seeds), guided)
+        steps = self.chosen(sampler).whole[1]
 
         def begin(rows: slice, randn_like: Seeds) -> Begun:
             told = None if labels is None else labels[rows]
@@ -169,7 +175,7 @@ class Model:
             denoiser = limit.Limited(denoiser, limit.clip) if clip else denoiser
             fresh = context is not None or (guided is not None and guided.classifier is not None)
             key = None if fresh else (self.denoiser, clip, guided)
-            return Begun(x, denoiser, self.conditions(told, context), key)
+            return Begun(x, denoiser, self.conditions(len(x), told, context, steps, weight), key)
 
         return self.drawn(seeds, begin, sampler, batch, callback, guided)
 
@@ -207,7 +213,7 @@ class Model:
             ValueError: this kernel cannot sample this model.
         """
         chosen = self.chosen(sampler)
-        return self._try(chosen.whole[0], self.times(chosen), self._guidance(guidance))
+        return self._try(chosen.whole[0], self.times(chosen), asked(self, guidance)[0])
 
     def drawn(
         self,
@@ -245,16 +251,6 @@ class Model:
 
         return network_calls(kernel, made, self.shape, grid)
 
-    def _guidance(self, guidance: Guidance | float) -> Guidance | None:
-        """The guidance, if any, that this model can be sampled with."""
-        if isinstance(guidance, int | float):
-            guidance = Guidance(guidance)
-        expect(guidance, Guidance, "guidance must be a weight, such as 2.0, or a Guidance")
-        if not guidance.weight:
-            return None
-        guidance.check(self)
-        return guidance
-
     def start(self, seeds: Sequence[int], classes: Sequence[int] | None = None) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
         drawn = Seeds(seeds)
@@ -278,7 +274,7 @@ class Model:
             asked = "takes no" if context is not None else "needs a"
             raise Refused(f"this model {asked} context.")
         self.denoiser.eval()
-        return self._under(context)(x, t, **self.conditions(labels, context)).mean
+        return self._under(context)(x, t, **self.conditions(len(x), labels, context)).mean
 
     @torch.no_grad()
     def score(self, x: Tensor, t: Time, classes: Sequence[int] | None = None) -> Tensor:
@@ -309,6 +305,7 @@ class Model:
         Raises:
             ValueError: a conditional model, or one whose corruption is drawn for each image.
         """
+        check_mean(self.recipe, "likelihoods")
         if self.recipe.context is not None or self.config.conditional:
             raise Refused(
                 "likelihoods need a model without classes or corruptions drawn for each image."
@@ -334,9 +331,22 @@ class Model:
             return self.denoiser
         return self.denoiser.with_process(drawn.process(context))
 
-    def conditions(self, labels: Tensor | None, context: Tensor | None) -> dict[str, Tensor]:
-        """The inputs of the network beside x and t, on its device."""
+    def conditions(
+        self,
+        count: int,
+        labels: Tensor | None,
+        context: Tensor | None = None,
+        steps: int | None = None,
+        weight: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """The inputs of the network beside x and t, on its device, for `count` signals.
+
+        `steps` of the sampler and the `weight` of guidance are for flow maps that receive them.
+        """
         device = self.place().device
+        if (flow := self.recipe.flow_map) is not None and flow.channels:
+            numbers = flow.told(count, flow.size_of(steps) if steps else 0.0, weight)
+            context = told_beside(context, numbers.to(device), self.shape)
         told = {"classes": labels if self.config.conditional else None, "context": context}
         return {name: value.to(device) for name, value in told.items() if value is not None}
 

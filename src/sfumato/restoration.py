@@ -17,6 +17,7 @@ from sfumato.corruption.measurement import check_measured
 from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.restored import Restored
+from sfumato.methods.flow_maps import check_mean
 from sfumato.model import Model
 from sfumato.sampling.batches import Begun
 from sfumato.sampling.sample import (
@@ -122,6 +123,7 @@ def uncorrupt(
 
 
 def _check_fixed(model: Model) -> None:
+    check_mean(model.recipe, "restorations")
     if model.recipe.context is not None:
         raise Refused("restoration needs a model whose corruption is not drawn for each image.")
 
@@ -144,7 +146,7 @@ def _drawn(
 
     def begin(rows: slice, randn_like: Seeds) -> Begun:
         mine = owner[rows]
-        told = model.conditions(None if labels is None else labels[mine], None)
+        told = model.conditions(len(mine), None if labels is None else labels[mine])
         with torch.no_grad():
             x, denoiser = start(mine, randn_like)
         return Begun(x, denoiser, told, None)

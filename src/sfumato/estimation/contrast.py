@@ -69,8 +69,7 @@ class Contrasted(Denoiser):
         self.process, self.stats = base.process, base.stats
         self.weight = weight
         self.interval = interval
-        both = _Both(base.backbone, weak)
-        self.base = NetworkDenoiser(base.process, base.parametrization, both, base.stats)
+        self.base = contrasted(base, weak)
 
     def at(self, t: Tensor) -> Estimator:
         found = self.base.at(t)
@@ -82,6 +81,12 @@ class Contrasted(Denoiser):
             within = (t >= low) & (t <= high)
             within = within if t.ndim else bool(within)
         return found._replace(ask=_Contrasted(found.ask, self.weight, within))
+
+
+def contrasted(base: NetworkDenoiser, weak: Weak) -> NetworkDenoiser:
+    """`base` with the weight as a condition, contrast=(B, 1, ..., 1); without one it is `base`."""
+    both = _Both(base.backbone, weak)
+    return NetworkDenoiser(base.process, base.parametrization, both, base.stats)
 
 
 class _Contrasted(NamedTuple):

@@ -31,6 +31,9 @@ Weighting = Callable[[Process, Tensor, Tensor], Operator]
 Times = Callable[[Tensor], Tensor]
 """Uniform numbers in [0, 1) -> training times in [0, 1]."""
 
+Target = Callable[[Tensor], Tensor]
+"""x_t -> what the estimate is compared with, both (B, *shape)."""
+
 
 def unweighted(process: Process, t: Tensor, s: Tensor) -> Operator:
     """W = I: the error of x_0 itself (Cold Diffusion's loss, squared)."""
@@ -149,7 +152,14 @@ def unit_target(parametrization: Parametrization) -> Weighting:
 
 
 def loss(
-    denoiser: Denoiser, weighting: Weighting, x0: Tensor, t: Time, eps: Tensor, **cond: Any
+    denoiser: Denoiser,
+    weighting: Weighting,
+    x0: Tensor,
+    t: Time,
+    eps: Tensor,
+    *,
+    target: Target | None = None,
+    **cond: Any,
 ) -> Tensor:
     """|| W_t (x_0^ - x_0) ||^2 / n for each sample, with x_t = C_t x_0 + S_t eps; (B,).
 
@@ -159,6 +169,8 @@ def loss(
         x0: (B, *shape) in [-1, 1], n values a sample.
         t: (B, 1, ..., 1) in [0, 1].
         eps: standard normal, like `x0`.
+        target: x_t -> what the estimate is compared with in place of `x0`, such as the x~ of
+            `sfumato.estimation.flow_map`.
         cond: what the network receives besides x and t, such as classes=(B,).
 
     Raises:
@@ -174,6 +186,8 @@ def loss(
     weight = weighting(process, t, t)
     spectra = Spectra()
     x = apply((process.signal.at(t), x0), (process.noise.at(t), eps), spectra=spectra)
+    if target is not None:
+        x0 = target(x)
     terms = off(denoiser(x, t, **cond), weight, x0)
     return energy(*terms, spectra=spectra) / x0[0].numel()
 

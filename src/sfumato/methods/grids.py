@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.corruption.statistics import DataStatistics
 from sfumato.errors import Refused
+from sfumato.methods.flow_maps import EXACT
 from sfumato.methods.recipe import Recipe
 from sfumato.methods.spacing import SPACINGS, spaced
 from sfumato.names import choose
@@ -121,6 +122,10 @@ def times(sampler: Sampler, recipe: Recipe, stats: DataStatistics) -> Tensor:
     chosen = sampler.over(recipe.sampler)
     kernel, steps = chosen.whole
     how = chosen.grid
+    flow = recipe.flow_map
+    if flow is not None and flow.maps(steps):
+        flow.check_kernel(kernel)
+        return _own_alone(how, recipe.grid(steps))
     if callable(how):
         return how(steps)
     if not isinstance(how, str):
@@ -129,6 +134,19 @@ def times(sampler: Sampler, recipe: Recipe, stats: DataStatistics) -> Tensor:
     if recipe.fixed and how != "own":
         raise Refused("this method is defined on its own grid alone; leave --grid out.")
     return grid(recipe, stats, kernel, steps)
+
+
+def _own_alone(how: object, known: Tensor) -> Tensor:
+    """The grid `known` of a flow map, if `how` asks for no other."""
+    asked = how(len(known) - 1) if callable(how) else how
+    same = asked == "own" if isinstance(asked, str) else _equal(torch.as_tensor(asked), known)
+    if not same:
+        raise Refused("this model maps between its own times alone; leave --grid out.")
+    return known
+
+
+def _equal(asked: Tensor, known: Tensor) -> bool:
+    return asked.shape == known.shape and bool(((asked - known).abs() < EXACT).all())
 
 
 def _ends(recipe: Recipe, steps: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from sfumato.corruption.select import time_warped
 from sfumato.errors import Refused
 from sfumato.estimation.loss import Times, Weighting, uniform_times
 from sfumato.estimation.predictions import Parametrization
+from sfumato.methods.flow_maps import FlowMap
 from sfumato.sampling.likelihood import MARKOV, Evidence
 from sfumato.sampling.sample import uniform_grid
 from sfumato.sampling.samplers import Sampler
@@ -60,6 +61,7 @@ class Recipe:
         context: the random parameter of the corruption; `process` is then a typical one.
         ends: terms of the bound that train the ends of a learned process.
         fourier: frequencies f of the features sin, cos(f pi x) that the network receives beside x.
+        flow_map: what maps the network learns in place of the mean of x_0; None where it does not.
     """
 
     process: Process
@@ -76,6 +78,7 @@ class Recipe:
     levels: int | None = None
     evidence: Evidence = MARKOV
     own_noise: bool = False
+    flow_map: FlowMap | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampler", self.sampler.over(Sampler(grid=uniform_grid)))

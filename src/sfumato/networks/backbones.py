@@ -134,6 +134,7 @@ class UNet(nn.Module):
         self.fourier = tuple(fourier)
         told = self.shape[0] * (1 + 2 * len(self.fourier)) + context
         channels = [c * options.patch**2 for c in (told, self.shape[0])]
+        self.inputs = channels[0]
         self.net = _unet(channels[0], channels[1], options, classes)
         size = [math.ceil(side / options.patch) for side in self.shape[1:]]
         # The last block enlarges nothing; the one before it enlarges to the finest level's size.

@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -68,6 +68,27 @@ def network(
     return Network(told, kinds[len(shape)](told.channels, shape[0], options))
 
 
+def grown(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights of the same network with fewer channels of context, for `network`.
+
+    Channels that are new have weight 0: the network's output does not depend on them yet. Weights
+    that differ otherwise are unchanged.
+    """
+    wanted = network.state_dict()
+    inputs = getattr(network, "inputs", 0)
+    found = dict(weights)
+    for name, value in weights.items():
+        shape = wanted[name].shape if name in wanted else value.shape
+        if value.ndim < 2 or len(shape) != value.ndim or shape[1] <= value.shape[1]:
+            continue
+        more = shape[1] - value.shape[1]
+        if shape[0] == value.shape[0] and shape[2:] == value.shape[2:] and more < inputs:
+            new = value.new_zeros(value.shape[0], more, *value.shape[2:])
+            old, rest = value.tensor_split([inputs - more], 1)
+            found[name] = torch.cat([old, new, rest], 1)
+    return found
+
+
 @final
 class Network(nn.Module):
     """F(x, label, classes, context) = core(input features, label).
@@ -81,6 +102,11 @@ class Network(nn.Module):
         super().__init__()
         self.told = told
         self.core = core
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the first layer's input, x first and context last."""
+        return self.told.channels
 
     def forward(
         self,

@@ -22,6 +22,7 @@ from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.loss import loss, stratified
 from sfumato.model import Model
 from sfumato.training.data import Data
+from sfumato.training.lessons import Batch, Lessons, Told
 from sfumato.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Drawn(NamedTuple):
     """Context of each image, for methods that draw one."""
     classes: Tensor | None
     """Of each image, (B,) int64, on the CPU, for conditional models; their number means none."""
+    places: Tensor | None = None
+    """Of the segments of a flow map, (B,) int64, on the CPU."""
+    weight: Tensor | None = None
+    """Of the guidance that a flow map receives, (B,), on the CPU."""
 
 
 def draw(
@@ -65,7 +70,9 @@ def draw(
     place = home(device)
     stream = _stream(place, options.seed, "times", step)
     u = torch.rand(options.batch, generator=stream, dtype=torch.float64, device=place)
-    t = model.recipe.times(stratified(u))[mine.start : mine.stop]
+    u = stratified(u)
+    t, places = _times(step, u, options, model)
+    t = t[mine.start : mine.stop]
     parts = range(mine.start // PART, -(-mine.stop // PART))
     drawn = [_part(step, k, options, model, device) for k in parts]
     cut = slice(mine.start - parts.start * PART, mine.stop - parts.start * PART)
@@ -74,7 +81,34 @@ def draw(
     context = torch.cat(contexts)[cut] if contexts else None
     rows = _rows(step, data, options)[mine.start : mine.stop]
     classes = _classes(step, data, options, model, rows, mine)
-    return Drawn(rows, t.reshape(-1, *(1,) * len(model.shape)), eps, context, classes)
+    if places is not None:
+        places = places[mine.start : mine.stop].cpu()
+    weight = _weights(step, options, model, mine)
+    t = t.reshape(-1, *(1,) * len(model.shape))
+    return Drawn(rows, t, eps, context, classes, places, weight)
+
+
+def _times(
+    step: int, u: Tensor, options: TrainOptions, model: Model
+) -> tuple[Tensor, Tensor | None]:
+    """Times of the global batch from stratified numbers, and places of the segments of a map."""
+    flow = model.recipe.flow_map
+    if flow is None:
+        return model.recipe.times(u), None
+    size = torch.rand((), generator=_stream(CPU, options.seed, "sizes", step), dtype=torch.float64)
+    places = flow.drawn(u, float(size))
+    plain = model.recipe.times((2 * u) % 1.0)
+    return torch.where(places < 0, plain, flow.starts(places)), places
+
+
+def _weights(step: int, options: TrainOptions, model: Model, mine: range) -> Tensor | None:
+    """Weights of guidance, uniform, for a flow map that receives them."""
+    flow = model.recipe.flow_map
+    if flow is None or flow.guidance is None:
+        return None
+    low, high = flow.guidance
+    u = torch.rand(options.batch, generator=_stream(CPU, options.seed, "weights", step))
+    return (low + (high - low) * u)[mine.start : mine.stop]
 
 
 def _part(
@@ -136,8 +170,11 @@ def gradients(
     model: Model,
     data: Data,
     options: TrainOptions,
+    lessons: Lessons | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Leave the clipped gradients of the global batch in the parameters; the same in each process.
+
+    `lessons` give the targets of a flow map.
 
     Returns:
         The mean loss, (), and whether it and all gradients are finite, () of bool.
@@ -161,13 +198,19 @@ def gradients(
         if model.recipe.context is not None and drawn.context is not None:
             cond["context"] = drawn.context[chosen]
             bound = denoiser.with_process(model.recipe.context.process(cond["context"]))
+        target = None
+        if lessons is not None:
+            batch = _batch(drawn, chosen, x0, cond)
+            target = lessons.target(bound, batch)
+            cond = lessons.cond(batch.places, batch.told)
         last = i == options.accumulate - 1
         with _together(accelerator, denoiser.backbone, last):
             noise = drawn.eps[chosen]
             if model.config.classifier:
                 each = class_loss(bound, x0, drawn.t[chosen], noise, cond["classes"])
             else:
-                each = loss(bound, model.recipe.weighting, x0, drawn.t[chosen], noise, **cond)
+                t = drawn.t[chosen]
+                each = loss(bound, model.recipe.weighting, x0, t, noise, target=target, **cond)
             if inner:
                 # They minimize the bound's mean square, since its mean does not depend on them.
                 spread = (2 * each.detach() * each).mean() / options.accumulate
@@ -180,6 +223,14 @@ def gradients(
     for parameter, found in zip(inner, zip(*slopes, strict=True), strict=False):
         parameter.grad = torch.stack(found).sum(0)
     return _shared(total, accelerator, denoiser, options.clip)
+
+
+def _batch(drawn: Drawn, chosen: slice, x0: Tensor, cond: dict[str, Tensor]) -> Batch:
+    """Some samples of a step, for the targets of a flow map."""
+    assert drawn.places is not None
+    weight = None if drawn.weight is None else upload(drawn.weight[chosen], x0.device)
+    told = Told(cond.get("classes"), cond.get("context"), weight)
+    return Batch(x0, drawn.eps[chosen], drawn.places[chosen], told)
 
 
 def _shared(

@@ -29,9 +29,11 @@ from sfumato.sampling.samplers import Sampler
 from sfumato.training import stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
+from sfumato.training.lessons import Lessons
 from sfumato.training.options import TrainOptions as TrainOptions
 from sfumato.training.report import Report
 from sfumato.training.step import check_weighting, draw, gradients
+from sfumato.networks.ranks import grown
 from sfumato.training.trackers import JsonLines, Pictures, Tracker, checked
 
 SHORT = 50
@@ -76,7 +78,7 @@ def build(
         )
     origin = Origin(str(start), files.digest(dict(sorted(stored.weights.items()))))
     model = Model(replace(config, origin=origin), data.stats(), **given)
-    files.load_weights(model.trainable, stored.path, stored.weights)
+    files.load_weights(model.trainable, stored.path, grown(stored.weights, model.denoiser.backbone))
     if not finite(model.trainable):
         raise Refused(f"the weights in {stored.path} are not finite. Start from others.")
     return model
@@ -89,6 +91,7 @@ def train(
     out: Path | str,
     trackers: Iterable[Tracker] = (),
     device: str | None = None,
+    teacher: Model | None = None,
 ) -> Model:
     """Train `model` on `data` into the run folder `out`; the same call again resumes the run.
 
@@ -108,6 +111,7 @@ def train(
         trackers: receivers of figures and pictures, such as `ProgressBar()`, beside
             `JsonLines(out)` and `Pictures(out)`, which are part of every run.
         device: "cpu", "cuda", "mps"; by default the best available.
+        teacher: the model that a flow map is distilled from; `model` was built with it as `start`.
 
     Returns:
         The model with averaged weights, also the last of `out`/checkpoints.
@@ -126,6 +130,7 @@ def train(
     accelerator = _accelerator(options, device)
     _check(model, data, options, accelerator.num_processes)
     backbone = model.to(accelerator.device).denoiser.backbone
+    lessons = None if model.config.flow_map is None else Lessons(model, teacher)
     state = _state(model.trainable, options)
     checkpoints = Checkpoints(Path(out), model, options)
     main = accelerator.is_main_process
@@ -138,7 +143,9 @@ def train(
         report = Report(told if main else (), model, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
-        for step, value in _steps(start, accelerator, prepared, state, model, data, options):
+        for step, value in _steps(
+            start, accelerator, prepared, state, model, data, options, lessons
+        ):
             if main:
                 rate = state.optimizer.param_groups[0]["lr"]
                 report.step(step, value, state.skipped, rate)
@@ -165,13 +172,14 @@ def _steps(
     model: Model,
     data: Data,
     options: TrainOptions,
+    lessons: Lessons | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Do the steps after `step`; yields the number done and the mean loss of the last."""
     denoiser = NetworkDenoiser(model.recipe.process, model.recipe.parametrization, backbone)
     place = accelerator.device, accelerator.process_index, accelerator.num_processes
     drawn = draw(step, data, options, model, *place)
     while step < options.steps:
-        value, good = gradients(step, drawn, accelerator, denoiser, model, data, options)
+        value, good = gradients(step, drawn, accelerator, denoiser, model, data, options, lessons)
         drawn = draw(step + 1, data, options, model, *place)
         # bool(good) is the only value of a step that the host waits for. On a GPU the next batch is
         # drawn meanwhile; the wait costs the time to queue the optimizer's kernels.
