@@ -94,6 +94,7 @@ from .sampling.samplers import Sampler as Sampler
 from .store import from_pretrained as from_pretrained
 from .training.data import Data as Data
 from .training.data import load as load
+from .training.distill import distill as distill
 from .training.options import TrainOptions as TrainOptions
 from .training.trackers import JsonLines as JsonLines
 from .training.trackers import Pictures as Pictures

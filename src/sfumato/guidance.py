@@ -78,7 +78,7 @@ class Guidance:
             if self.guide or self.classifier or self.interval != (0.0, 1.0):
                 raise Refused(
                     "this model's estimates cannot be guided by another model, nor at some times: "
-                    "they map to later times. Guide the model it was distilled from."
+                    "they map to later times. Guide its teacher."
                 )
             flow.check_weight(self.weight)
             return

@@ -69,17 +69,18 @@ def data_options(parser: Parser) -> None:
     """Add which data are trained on or shown."""
     parser.option("data", kinds.TEXT, "digits", DATA)
     parser.option("split", kinds.TEXT, "train", SPLIT)
-    _reading_options(parser)
+    reading_options(parser)
 
 
 def real_options(parser: Parser) -> None:
     """Add which data a trained model is compared with."""
     parser.option("data", kinds.optional(kinds.TEXT), None, REAL)
     parser.option("split", kinds.optional(kinds.TEXT), None, HELD_OUT)
-    _reading_options(parser)
+    reading_options(parser)
 
 
-def _reading_options(parser: Parser) -> None:
+def reading_options(parser: Parser) -> None:
+    """Add how data are read."""
     text = "raw values that become -1 and 1 (default: inferred from the values)"
     parser.option("range", kinds.optional(RANGE), None, text)
     text = "the array in a .npz (default: images, or signals)"

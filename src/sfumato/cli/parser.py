@@ -271,6 +271,7 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     record = model["record"]
     return {
         **described(model),
+        **_objective(model.get("flow_map")),
         "data": record["name"],
         "split": record["split"],
         "range": [record["low"], record["high"]],
@@ -278,6 +279,15 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
         **({"from": origin["name"]} if origin else {}),
         **found["options"],
     }
+
+
+def _objective(flow: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options in a flow map that was trained without a teacher."""
+    if not flow:
+        return {}
+    if flow["sampler"] is not None or flow["by"] == "progressive":
+        raise Refused("--config is the record of a run of distill: repeat that command.")
+    return {"objective": flow["by"], "flow_levels": len(flow["times"]) - 1}
 
 
 def described(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ RESUMES = (
     "The same command again resumes an interrupted run, and gives the same weights bit for bit."
 )
 WITHOUT = "{verb} needs a method first, as in sfumato {verb} soft; there are {names}."
+DENOISING, UNTAUGHT = "denoising", ("consistency", "shortcut")
 TRAIN = "train"
 CLASSIFIER = "train-classifier"
 ABOUT = {
@@ -98,6 +99,7 @@ def _train(
     from sfumato.config import Config
     from sfumato.methods import lookup
     from sfumato.training.data import load
+    from sfumato.training.distill import learned
     from sfumato.training.train import build, train
 
     place = common.device(values.device)
@@ -115,6 +117,10 @@ def _train(
     config = Config(name, data.record, parameters, size, sha256=sha256, **told)
     if values.time_warp is not None:
         config = replace(config, time_warp=time_warp(values.time_warp))
+    if verb == TRAIN and values.objective != DENOISING:
+        own = {"method": make} if sha256 else {}
+        by, levels = values.objective, values.flow_levels
+        config = replace(config, flow_map=learned(config, data.stats(), by, levels, **own))
     model = build(config, data, options, values["from"], method=make if sha256 else None)
     try:
         train(model, data, options, values.out, trackers, place)
@@ -192,6 +198,13 @@ def _add_options(
         parser.option("conditional", kinds.YES, False, text)
         text = "share of images trained without their class, as guidance needs: 0.1 is usual"
         parser.option("drop_classes", kinds.NUMBER, 0.0, text)
+        text = (
+            "what is learned: the mean of x_0; or, to need few steps without a teacher, a "
+            "consistency or a shortcut model"
+        )
+        parser.option("objective", kinds.choice(DENOISING, *UNTAUGHT), DENOISING, text)
+        text = "levels of a consistency model; of a shortcut model the shortest steps"
+        parser.option("flow_levels", kinds.POSITIVE, 16, text)
     if method is not None:
         parser.options(method.parameters, f"the method {name}")
     parser.options(training, "training", also={"precision": "dtype"})

@@ -161,7 +161,7 @@ class FlowMap:
         if self.by == "progressive" and steps != self.steps:
             raise Refused(
                 f"this model was distilled to {_steps(self.steps)} and takes no other number; got "
-                f"{steps}. Use --steps {self.steps}, or the model it was distilled from."
+                f"{steps}. Use --steps {self.steps}, or a model of the mean of x_0, such as its teacher."
             )
         if self.by == "shortcut" and count % steps:
             known = ", ".join(str(2**k) for k in range(count.bit_length()))
@@ -214,7 +214,7 @@ class FlowMap:
             known = "ddim, or naive" if self.by == "consistency" else "ddim"
             raise Refused(
                 f"this model maps from each of its times to a later one, which is {known}; got "
-                f"{kernel.name}. Use {known}, or the model it was distilled from."
+                f"{kernel.name}. Use {known}, or a model of the mean of x_0, such as its teacher."
             )
 
 
@@ -226,6 +226,7 @@ def with_flow_map(recipe: Recipe, flow: FlowMap) -> Recipe:
     """
     if next(iter(recipe.process.parameters()), None) is not None:
         raise Refused("this method learns its process, which no flow map can follow.")
+
     def grid(steps: int) -> Tensor:
         if not flow.maps(steps):
             return recipe.grid(steps)
@@ -257,7 +258,7 @@ def check_mean(recipe: Recipe, what: str) -> None:
     if recipe.flow_map is not None:
         raise Refused(
             f"{what} need estimates of the mean of x_0 given x_t, and this model maps x_t to later "
-            "times in place of that. Use the model it was distilled from."
+            "times in place of that. Use a model of that, such as its teacher."
         )
 
 
@@ -271,7 +272,7 @@ def at_times(parametrization: Parametrization, times: Sequence[float]) -> Parame
         if seen(off > EXACT):
             raise Refused(
                 f"this model maps from its {len(times)} times alone, and is not defined between "
-                "them. Use --sampler ddim, or the model it was distilled from."
+                "them. Use --sampler ddim, or a model of the mean of x_0, such as its teacher."
             )
         return parametrization(process, t)
 

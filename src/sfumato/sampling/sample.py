@@ -191,6 +191,24 @@ def network_calls(
     return count.calls
 
 
+def noise_drawn(
+    kernel: Kernel,
+    make: Callable[[nn.Module], Denoiser],
+    shape: Sequence[int],
+    grid: Tensor,
+) -> bool:
+    """Whether `kernel` draws noise along `grid`; arguments and errors as `network_calls`."""
+    drawn = False
+
+    def noted(x: Tensor) -> Tensor:
+        nonlocal drawn
+        drawn = True
+        return torch.zeros_like(x)
+
+    sample(kernel, make(_Count()), torch.zeros(1, *shape), grid, noted)
+    return drawn
+
+
 class _Count(nn.Module):
     """A backbone that returns 0 and counts its calls."""
 

@@ -24,6 +24,7 @@ from sfumato.corruption.boundary import expect
 from sfumato.errors import Refused, TrainingDiverged
 from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.model import Model
+from sfumato.networks.ranks import grown
 from sfumato.sampling.sample import finite
 from sfumato.sampling.samplers import Sampler
 from sfumato.training import stop
@@ -33,7 +34,6 @@ from sfumato.training.lessons import Lessons
 from sfumato.training.options import TrainOptions as TrainOptions
 from sfumato.training.report import Report
 from sfumato.training.step import check_weighting, draw, gradients
-from sfumato.networks.ranks import grown
 from sfumato.training.trackers import JsonLines, Pictures, Tracker, checked
 
 SHORT = 50
