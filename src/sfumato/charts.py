@@ -20,6 +20,7 @@ class Panel(NamedTuple):
         title, across, up: its title and the labels of the x and y axes.
         lines: x and y of each line, by its name; a name that starts with "_" is not in the legend.
         marks: whether the points are marked.
+        logs: whether both axes are logarithmic.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Panel(NamedTuple):
     up: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     marks: bool = False
+    logs: bool = False
 
 
 def save(panels: Sequence[Panel], target: str | Path) -> None:
@@ -39,6 +41,8 @@ def save(panels: Sequence[Panel], target: str | Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, (x, y) in panel.lines.items():
             axes.plot(x, y, "o-" if panel.marks else "-", markersize=3, label=name)
+        if panel.logs:
+            axes.set(xscale="log", yscale="log")
         axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
         if any(not name.startswith("_") for name in panel.lines):
             axes.legend(fontsize=8)

@@ -161,7 +161,8 @@ class FlowMap:
         if self.by == "progressive" and steps != self.steps:
             raise Refused(
                 f"this model was distilled to {_steps(self.steps)} and takes no other number; got "
-                f"{steps}. Use --steps {self.steps}, or a model of the mean of x_0, such as its teacher."
+                f"{steps}. Use --steps {self.steps}, or a model of the mean of x_0, such as its "
+                "teacher."
             )
         if self.by == "shortcut" and count % steps:
             known = ", ".join(str(2**k) for k in range(count.bit_length()))
