@@ -161,8 +161,8 @@ def _rows(
     ]
 
 
-def tables() -> list[str]:
-    """The tables, in Markdown."""
+def scores_table() -> list[str]:
+    """FID / precision / recall of the bundled models and their students, in Markdown."""
     lines = [f"| | n | {' | '.join(map(str, CALLS))} |", "|---" * (2 + len(CALLS)) + "|"]
     for name in TEACHER:
         for count in COUNTS:
@@ -173,7 +173,7 @@ def tables() -> list[str]:
                 cells = [_cell(known.get(n)) for n in CALLS]
                 if known:
                     lines.append(f"| `{name}`, {told} | {count:,} | {' | '.join(cells)} |")
-    return [*lines, "", *_ways_table()]
+    return lines
 
 
 def _cell(row: dict[str, Any] | None) -> str:
@@ -182,7 +182,8 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['fid']:.3g} / {row['precision']:.2f} / {row['recall']:.2f}"
 
 
-def _ways_table() -> list[str]:
+def ways_table() -> list[str]:
+    """FID of the three ways by sampler and network calls, in Markdown."""
     path = RECORDS / "few-ways.json"
     found = json.loads(path.read_text())["results"] if path.exists() else []
     calls = (*CALLS, 16)
@@ -248,7 +249,7 @@ def main() -> None:
     elif asked.what == "plot":
         plot()
     else:
-        print("\n".join(tables()))
+        print("\n".join([*scores_table(), "", *ways_table()]))
 
 
 if __name__ == "__main__":

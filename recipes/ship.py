@@ -2,9 +2,11 @@
 
     python recipes/ship.py runs/fashion-soft fashion-soft [RECORD.json ...] --sampler ddim
         --steps 20
+    python recipes/ship.py runs/few-soft/4 fashion-soft-4 [RECORD.json ...]    # a student
 
 The card gives the training data, the training time (from the run's log) and the scores in the
-records of `sfumato evaluate`; without records it says that the model is not evaluated yet.
+records of `sfumato evaluate`; without records it says that the model is not evaluated yet. That of
+a student counts all stages up to it, which are beside it.
 """
 
 from __future__ import annotations
@@ -45,6 +47,13 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
     parameters = sum(p.numel() for p in model.denoiser.backbone.parameters())
     results = [(record["n"], row) for record in map(read, records) for row in record["results"]]
     results.sort(key=lambda result: (-result[0], result[1]["steps"]))
+    made = [
+        f"- {images:,} training images seen, batch {options['batch']}, seed {options['seed']}, "
+        f"{spent:.0f} minutes on one core of two; the other core trained the other bundled model.",
+        f"- Reproduced by `recipes/{name}.yaml` and `recipes/ship.py`.",
+    ]
+    if config.flow_map is not None:
+        made = student(name, run, model)
     rows = [
         f"| {row['steps']} | {n} | " + " | ".join(f"{row[s]:.4g}" for s in SCORES) + " |"
         for n, row in results
@@ -63,11 +72,8 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
             f"{config.record.name} ({config.record.split}), unconditional.",
             "",
             f"- {parameters:,} parameters, averaged weights in half precision.",
-            f"- {images:,} training images seen, batch {options['batch']}, seed {options['seed']}, "
-            f"{spent:.0f} minutes on one core of two; the other core trained the other bundled "
-            "model.",
-            f"- Reproduced by `recipes/{name}.yaml` and `recipes/ship.py`.",
-            f"- Default sampler: `{config.sampler.name}`, {config.sampler.steps} steps.",
+            *made,
+            f"- Default sampler: `{model.chosen().name}`, {model.chosen().whole[1]} steps.",
             f"- Images: Fashion-MNIST (MIT license), {config.record.shape}; the model samples no "
             "other.",
             "",
@@ -79,16 +85,31 @@ def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
     )
 
 
+def student(name: str, run: Path, model: Model) -> list[str]:
+    """The lines of a student's card about its making."""
+    flow, options = model.config.flow_map, json.loads((run / "run.json").read_text())["options"]
+    stages = [run.parent / str(n) for n in (8, 4, 2, 1) if flow is not None and n >= flow.steps]
+    spent, images = (sum(part) for part in zip(*map(minutes, stages), strict=True))
+    teacher = name.rpartition("-")[0]
+    return [
+        f"- Distilled from `{teacher}` by halving its 16 steps: {len(stages)} stages, {images:,} "
+        f"training images seen, batch {options['batch']}, seed {options['seed']}, {spent:.0f} "
+        "minutes on one core of two; the other core distilled the other bundled model.",
+        f"- Reproduced by `recipes/few_steps.py students {teacher}` and `recipes/ship.py`.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
-    parser.add_argument("--sampler", required=True)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--sampler")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("records", type=Path, nargs="*")
     asked = parser.parse_args()
     model = from_pretrained(asked.run)
-    model.config = replace(model.config, sampler=Sampler(asked.sampler, asked.steps))
+    if model.config.flow_map is None:
+        model.config = replace(model.config, sampler=Sampler(asked.sampler, asked.steps))
     home = pretrained.path(asked.name)
     shutil.rmtree(home, ignore_errors=True)
     half = {name: value.half() for name, value in model.denoiser.backbone.state_dict().items()}

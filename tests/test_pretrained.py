@@ -15,8 +15,9 @@ from sfumato.sampling.samplers import Sampler
 MODELS = pretrained.models()
 
 
-def test_both_are_there():
-    assert MODELS == ("fashion-ddpm", "fashion-soft")
+def test_all_are_there():
+    """Two models, and of each the student of four steps."""
+    assert MODELS == ("fashion-ddpm", "fashion-ddpm-4", "fashion-soft", "fashion-soft-4")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -30,7 +31,7 @@ def test_it_is_small_and_has_a_card(name):
 
 
 def test_they_differ_in_the_corruption_only():
-    ddpm, soft = (from_pretrained(name).config for name in MODELS)
+    ddpm, soft = (from_pretrained(name).config for name in ("fashion-ddpm", "fashion-soft"))
     assert ddpm.network == soft.network and ddpm.record == soft.record
     assert (ddpm.method, soft.method) == ("ddpm", "soft")
 
@@ -39,9 +40,17 @@ def test_they_differ_in_the_corruption_only():
 def test_seed_i_gives_image_i_at_any_batch_size(name):
     """Batch 1 and 3 agree to 1e-4, absolutely, and images lie in about [-1, 1]."""
     model = from_pretrained(name)
-    images = model.sample(range(6), Sampler(steps=10), batch=3)
+    sampler = Sampler(steps=10 if model.config.flow_map is None else 4)
+    images = model.sample(range(6), sampler, batch=3)
     assert float(images.abs().max()) < 1.5
-    assert (model.sample([4], Sampler(steps=10), batch=1) - images[4:5]).abs().max() < 1e-4
+    assert (model.sample([4], sampler, batch=1) - images[4:5]).abs().max() < 1e-4
+
+
+def test_a_student_takes_its_own_steps_alone(tmp_path, capsys):
+    words = ("--seeds", "0", "--quiet", "--out", str(tmp_path / "a.png"))
+    assert main(["sample", "fashion-soft-4", "--steps", "4", *words]) == 0
+    assert main(["sample", "fashion-soft-4", "--steps", "5", *words]) == 2
+    assert "was distilled to 4 steps" in capsys.readouterr().err
 
 
 def test_no_sample_is_drawn_by_a_network_in_training():

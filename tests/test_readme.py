@@ -125,6 +125,11 @@ def test_the_other_pages_tell_what_the_records_say():
     assert "\n".join(scores["grids"]()) in page
     rows = runpy.run_path(str(recipes / "selection.py"))["table"]()
     assert "\n".join(rows) in page
+    few = runpy.run_path(str(recipes / "few_steps.py"))
+    page = (docs / "few-steps.md").read_text(encoding="utf-8")
+    for table in ("scores_table", "ways_table"):
+        assert "\n".join(few[table]()) in page
+    page = (docs / "selection.md").read_text(encoding="utf-8")
     rows, correlation, count = scores["predicted"]()
     assert "\n".join(rows) in page
     assert f"was {correlation:.2f} (n = {count}), under 0.6" in MODEL
@@ -136,6 +141,7 @@ def test_the_other_pages_tell_what_the_records_say():
         ("README.md", {"python", "bash"}),
         ("docs/tracking.md", {"python"}),
         ("docs/guidance.md", {"python"}),
+        ("docs/few-steps.md", {"python"}),
     ],
 )
 def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):
