@@ -143,7 +143,7 @@ def _learned(
         yield model, both, CALLS, time.perf_counter() - began
         return
     each = steps // len(CALLS) if way == "progressive" else steps
-    found = list(sf.distill(teacher, data, _options(each), home / way, way, sampler="unipc"))
+    found = sf.distill(teacher, data, _options(each), home / way, way, sampler="unipc")
     spent = time.perf_counter() - began
     for stage in found:
         own = stage.model.sampler.whole[1]

@@ -68,31 +68,28 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
     config = newest(values.run, read_config)
     source = values.data or config.record.name
     data = load(source, values.split, **common.beside(config.record, source, values))
-    stages = distill(
-        values.run,
-        data,
-        options,
-        out,
-        values.by,
-        teacher_steps=values.teacher_steps,
-        to=values.to,
-        sampler=Sampler(values.sampler, None, values.grid),
-        guidance=values.guidance,
-        trackers=lambda folder: _trackers(values, folder),
-        device=place,
-    )
     try:
-        done = []
-        for stage in stages:
-            done.append(stage)
-            if not values.quiet:
-                print(f"{stage.out}: {_taken(stage.model.config)}")
+        done = distill(
+            values.run,
+            data,
+            options,
+            out,
+            values.by,
+            teacher_steps=values.teacher_steps,
+            to=values.to,
+            sampler=Sampler(values.sampler, None, values.grid),
+            guidance=values.guidance,
+            trackers=lambda folder: _trackers(values, folder),
+            device=place,
+        )
         if values.n:
             _scored(values, config, source, done, out)
     except KeyboardInterrupt:
         print(f"sfumato: stopped; the same command resumes {out}.", file=sys.stderr)
         return 130
     if not values.quiet:
+        for stage in done:
+            print(f"{stage.out}: {_taken(stage.model.config)}")
         print(f"Sample it: sfumato sample {done[-1].out} --out samples.png")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, final
@@ -59,7 +59,7 @@ def distill(
     guidance: tuple[float, float] | None = None,
     trackers: Callable[[Path], Iterable[Tracker]] = lambda out: (),
     device: str | None = None,
-) -> Iterator[Stage]:
+) -> list[Stage]:
     """Train models that need few steps from the model at `source`; the same call resumes.
 
     progressive: students of half as many steps each time, in the folders `out`/8, `out`/4, ...;
@@ -83,8 +83,8 @@ def distill(
         trackers: from a stage's folder to what receives its figures.
         device: as in `train`.
 
-    Yields:
-        each stage once it is trained.
+    Returns:
+        the stages, in turn.
 
     Raises:
         ValueError: a sampler that draws noise, numbers of steps that do not halve to `to`, a
@@ -96,18 +96,18 @@ def distill(
     chosen = _checked(teacher, sampler, teacher_steps, guidance)
     times = teacher.times(chosen)
     name = spelled(chosen.kernel)
+    how = data, options, trackers, device
     if by != "progressive":
         taught = name if by == "consistency" else None
         flow = FlowMap(by, _floats(times), min(to, teacher_steps), taught, guidance)
-        yield _stage(source, teacher, data, options, Path(out), flow, trackers, device)
-        return
+        return [_stage(source, teacher, Path(out), flow, *how)]
+    stages: list[Stage] = []
     for steps in halved(teacher_steps, to):
         flow = FlowMap(by, _floats(times), steps, name, guidance)
-        stage = _stage(
-            source, teacher, data, options, Path(out, f"{steps}"), flow, trackers, device
-        )
-        yield stage
-        source, teacher, times, name = stage.out, stage.model, times[::2], spelled(reverse(ddim()))
+        stages.append(_stage(source, teacher, Path(out, f"{steps}"), flow, *how))
+        source, teacher = stages[-1]
+        times, name = times[::2], spelled(reverse(ddim()))
+    return stages
 
 
 def halved(teacher_steps: int, to: int) -> list[int]:
@@ -151,10 +151,10 @@ def learned(
 def _stage(
     source: str | Path,
     teacher: Model,
-    data: Data,
-    options: TrainOptions,
     out: Path,
     flow: FlowMap,
+    data: Data,
+    options: TrainOptions,
     trackers: Callable[[Path], Iterable[Tracker]],
     device: str | None,
 ) -> Stage:
