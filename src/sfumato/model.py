@@ -292,9 +292,9 @@ class Model:
 
         For x (B, *shape) in [-1, 1]; see `sfumato.log_prob`.
         """
+        x = self.placed(x)
         grid = self.recipe.grid(self.recipe.finest)
         ends = grid[grid > 0][[0, -1]]
-        x = self.placed(x)
         denoiser = self.denoiser.eval()
         prior = self.recipe.prior
         return log_prob(denoiser, prior, x, ends, None, probes, randn_like, tolerance)

@@ -11,7 +11,7 @@ ordinary one, with x~ in place of x_0; nothing else of training changes, for any
 
 For an x~ averaged over two `ddim` steps t -> m -> s with estimates a and b,
 
-    x~ = A a + (I - A) b,    A = p (p + q)^-1,
+    x~ = A a + (I - A) b,    A = (p + q)^-1 p,
     p = (S_s / S_m) (C_m - (S_m / S_t) C_t),    q = C_s - (S_s / S_m) C_m
 
 and A is in [0, 1] where the signal-to-noise ratio falls, and 0 for s = 0: no coefficient divides by

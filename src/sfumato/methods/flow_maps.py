@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.place import seen
-from sfumato.corruption.coupling import ddim
+from sfumato.corruption.coupling import ddim, naive
 from sfumato.corruption.process import Process
 from sfumato.errors import Refused
 from sfumato.estimation.predictions import Parametrization, Precondition
@@ -210,9 +210,9 @@ class FlowMap:
 
     def check_kernel(self, kernel: Kernel) -> None:
         """Raise ValueError for a kernel that is none of maps from one time to the next."""
-        several = self.by == "consistency" and isinstance(kernel, reverse)
+        several = self.by == "consistency" and kernel == reverse(naive)
         if not several and kernel != reverse(ddim()):
-            known = "ddim, or naive" if self.by == "consistency" else "ddim"
+            known = "naive, or ddim" if self.by == "consistency" else "ddim"
             raise Refused(
                 f"this model maps from each of its times to a later one, which is {known}; got "
                 f"{kernel.name}. Use {known}, or a model of the mean of x_0, such as its teacher."
@@ -221,6 +221,11 @@ class FlowMap:
 
 def with_flow_map(recipe: Recipe, flow: FlowMap) -> Recipe:
     """The method whose network learns `flow`.
+
+    A consistency model maps to the end of the path alone. In several steps it is sampled by
+    `naive`, which corrupts that end again to a later time, so that exact maps give exact samples;
+    with `ddim`, which would need the map to that time, they vary too much. In one step the two are
+    the same.
 
     Raises:
         ValueError: a method that learns its process.
@@ -233,13 +238,13 @@ def with_flow_map(recipe: Recipe, flow: FlowMap) -> Recipe:
             return recipe.grid(steps)
         return torch.tensor([flow.times[i] for i in flow.grid(steps)], dtype=torch.float64)
 
-    mapped = replace(
-        recipe, sampler=Sampler(reverse(ddim()), flow.steps, grid), flow_map=flow, levels=None
-    )
+    kernel = reverse(naive if flow.by == "consistency" else ddim())
+    sampler = Sampler(kernel, flow.steps, grid)
+    mapped = replace(recipe, sampler=sampler, flow_map=flow, levels=None)
     if flow.by == "shortcut":
         return mapped
     starts = [flow.times[segment.path[0]] for segment in flow.segments()]
-    known = at_times(recipe.parametrization, starts)
+    known = at_times(recipe.parametrization, starts, flow.times[-1])
 
     def times(u: Tensor) -> Tensor:
         return flow.starts(flow.drawn(u, 0.0))
@@ -263,9 +268,14 @@ def check_mean(recipe: Recipe, what: str) -> None:
         )
 
 
-def at_times(parametrization: Parametrization, times: Sequence[float]) -> Parametrization:
-    """The same at `times` alone; ValueError at others."""
-    known = torch.tensor(times, dtype=torch.float64)
+def at_times(
+    parametrization: Parametrization, times: Sequence[float], end: float
+) -> Parametrization:
+    """The same at `times` alone; ValueError at others.
+
+    Loops over these times that end at `end`, above 0, prepare the estimate there as well.
+    """
+    known = torch.tensor([*times, end], dtype=torch.float64)
 
     @functools.wraps(parametrization)
     def limited(process: Process, t: Tensor) -> Precondition:

@@ -132,10 +132,18 @@ class Lessons:
                     some = Batch(
                         batch.x0[there], batch.eps[there], batch.places[rows], batch.told.of(there)
                     )
-                    found[there] = self._tilde(self.segments[place], denoiser, x[there], some)
+                    bound = self._bound(denoiser, some.told)
+                    found[there] = self._tilde(self.segments[place], bound, x[there], some)
             return found
 
         return targets
+
+    def _bound(self, denoiser: NetworkDenoiser, told: Told) -> NetworkDenoiser:
+        """The denoiser of some samples of a batch, each of whose corruptions may be its own."""
+        drawn = self.model.recipe.context
+        if drawn is None or told.context is None:
+            return denoiser
+        return denoiser.with_process(drawn.process(told.context))
 
     def _tilde(
         self, segment: Segment, denoiser: NetworkDenoiser, x: Tensor, batch: Batch
@@ -162,7 +170,9 @@ class Lessons:
             return self._walk(OWN, denoiser, self._kernel, segment.path, x)(x, cond)
         if self.teacher is None:
             s = self._time(segment.path[-1])
-            return denoiser.process.corrupt(batch.x0, s, batch.eps), batch.x0
+            # As a loop that ends at 0, where the process may have noise, a path ends with x_0.
+            end = denoiser.process.corrupt(batch.x0, s, batch.eps) if s else batch.x0
+            return end, batch.x0
         teacher = self._taught(denoiser)
         return self._walk(TEACHER, teacher, self._kernel, segment.path, x)(x, self._asked(batch))
 
