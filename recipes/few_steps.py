@@ -134,7 +134,7 @@ def _learned(
 ) -> Iterator[tuple[sf.Model, tuple[str, ...], tuple[int, ...], float]]:
     """Models learned one way: with their kernels, their numbers of calls, and seconds in all."""
     teacher, began = home / "teacher", time.perf_counter()
-    both = ("ddim", "naive")
+    both = ("naive", "ddim")
     if way == "no teacher":
         options = _options(steps)
         flow = learned(config, data.stats(), "consistency", 16)

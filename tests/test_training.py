@@ -30,6 +30,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Geometric
 from sfumato.estimation.loss import loss
 from sfumato.methods import METHODS
+from sfumato.methods.flow_maps import FlowMap
 from sfumato.sampling.sample import prepare
 from sfumato.sampling.samplers import KERNELS, Sampler
 from sfumato.store import from_pretrained
@@ -45,6 +46,7 @@ COMMAND = (
     "--multipliers 1,2 --checkpoint-every 160 --preview-every 240 --steps 5 --device cpu --quiet"
 ).split()
 PLAN = 640 // 16
+SHORTCUT = FlowMap("shortcut", (1.0, 0.75, 0.5, 0.25, 0.0))
 
 # Processes of a test fork from one server, which has imported what takes seconds to import.
 FORK = multiprocessing.get_context("forkserver")
@@ -77,12 +79,14 @@ def mortal(command: list[str], count: Path, kind: str, where: int) -> None:
     sys.exit(main(command))
 
 
-def rank(number: int, port: int, out: Path, options: TrainOptions = OPTIONS) -> None:
+def rank(
+    number: int, port: int, out: Path, options: TrainOptions = OPTIONS, flow: FlowMap | None = None
+) -> None:
     """One process of two, without the command line; the variables are those that torchrun sets."""
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    uninterrupted(out, options)
+    uninterrupted(out, options, flow)
 
 
 def free() -> int:
@@ -103,8 +107,8 @@ def spawn(target, *each: tuple) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def uninterrupted(out: Path, options: TrainOptions = OPTIONS) -> None:
-    model, data = tiny(options=options)
+def uninterrupted(out: Path, options: TrainOptions = OPTIONS, flow: FlowMap | None = None) -> None:
+    model, data = tiny(options=options, flow_map=flow)
     train(model, data, options, out, device="cpu")
 
 
@@ -135,11 +139,13 @@ def test_a_killed_run_is_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_does(tmp_path):
+@pytest.mark.parametrize("flow", [None, SHORTCUT], ids=["plain", "shortcut"])
+def test_two_processes_see_what_one_does(flow, tmp_path):
     """DDP over gloo: the weights of one process to float32 rounding."""
     port = free()
-    uninterrupted(tmp_path / "one")
-    assert spawn(rank, *((number, port, tmp_path / "two") for number in range(2))) == [0, 0]
+    uninterrupted(tmp_path / "one", flow=flow)
+    each = ((number, port, tmp_path / "two", OPTIONS, flow) for number in range(2))
+    assert spawn(rank, *each) == [0, 0]
     one, two = (
         load_file(sorted((tmp_path / name / "checkpoints").iterdir())[-1] / "raw.safetensors")
         for name in ("one", "two")

@@ -16,6 +16,7 @@ from sfumato.estimation.classify import class_log_prob
 from sfumato.estimation.contrast import Contrasted, Weak
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.estimation.guided import Guided, classifier
+from sfumato.methods.flow_maps import check_mean
 from sfumato.methods.recipe import Recipe
 
 PROBES = (0.05, 0.35, 0.65, 0.95)
@@ -95,6 +96,7 @@ class Guidance:
                 f"the guide is of signals of shape {theirs.record.shape}, this model of "
                 f"{ours.record.shape}. Use a guide of the same shape."
             )
+        check_mean(guide.recipe, "guides")
         if theirs.classifier:
             raise Refused("the guide is a classifier: give it as --classifier, classifier=...")
         if not ours.conditional and theirs.conditional and not theirs.drop_classes:

@@ -279,6 +279,7 @@ class Model:
     @torch.no_grad()
     def score(self, x: Tensor, t: Time, classes: Sequence[int] | None = None) -> Tensor:
         """The estimated gradient of log q_t at x_t (B, *shape): V_t^-1 (C_t x_0^ - x_t)."""
+        check_mean(self.recipe, "scores")
         return self.recipe.process.score(x, self.denoise(x, t, classes), t)
 
     def log_prob(
