@@ -173,25 +173,24 @@ class Lessons:
             # As a loop that ends at 0, where the process may have noise, a path ends with x_0.
             end = denoiser.process.corrupt(batch.x0, s, batch.eps) if s else batch.x0
             return end, batch.x0
-        teacher = self._taught(denoiser)
-        return self._walk(TEACHER, teacher, self._kernel, segment.path, x)(x, self._asked(batch))
+        taught = self._taught(self.teacher, denoiser)
+        cond = self._asked(self.teacher, batch)
+        return self._walk(TEACHER, taught, self._kernel, segment.path, x)(x, cond)
 
-    def _taught(self, denoiser: NetworkDenoiser) -> NetworkDenoiser:
+    def _taught(self, teacher: Model, denoiser: NetworkDenoiser) -> NetworkDenoiser:
         """The teacher's denoiser of the same samples."""
-        assert self.teacher is not None
-        found = self.teacher.denoiser
+        found = teacher.denoiser
         if self.model.recipe.context is not None:
             found = found.with_process(denoiser.process)
-        config = self.teacher.config
+        config = teacher.config
         if self.flow.guidance is not None and config.flow_map is None:
             return contrasted(found, len(config.record.classes or ()))
         return found
 
-    def _asked(self, batch: Batch) -> dict[str, Tensor]:
+    def _asked(self, teacher: Model, batch: Batch) -> dict[str, Tensor]:
         """What the teacher's network receives."""
-        assert self.teacher is not None
         classes, context, weight = batch.told
-        known = self.teacher.config.flow_map
+        known = teacher.config.flow_map
         if weight is not None and known is None:
             contrast = weight.reshape(-1, *(1,) * len(self.model.shape))
             return {"contrast": contrast, **_given(classes, context)}

@@ -199,8 +199,8 @@ def gradients(
             cond["context"] = drawn.context[chosen]
             bound = denoiser.with_process(model.recipe.context.process(cond["context"]))
         target = None
-        if lessons is not None:
-            batch = _batch(drawn, chosen, x0, cond)
+        if lessons is not None and drawn.places is not None:
+            batch = _batch(drawn, drawn.places[chosen], chosen, x0, cond)
             target = lessons.target(bound, batch)
             cond = lessons.cond(batch.places, batch.told)
         last = i == options.accumulate - 1
@@ -225,12 +225,13 @@ def gradients(
     return _shared(total, accelerator, denoiser, options.clip)
 
 
-def _batch(drawn: Drawn, chosen: slice, x0: Tensor, cond: dict[str, Tensor]) -> Batch:
+def _batch(
+    drawn: Drawn, places: Tensor, chosen: slice, x0: Tensor, cond: dict[str, Tensor]
+) -> Batch:
     """Some samples of a step, for the targets of a flow map."""
-    assert drawn.places is not None
     weight = None if drawn.weight is None else upload(drawn.weight[chosen], x0.device)
     told = Told(cond.get("classes"), cond.get("context"), weight)
-    return Batch(x0, drawn.eps[chosen], drawn.places[chosen], told)
+    return Batch(x0, drawn.eps[chosen], places, told)
 
 
 def _shared(
