@@ -222,7 +222,7 @@ def walked(denoiser: Denoiser, x: Tensor, steps: int) -> Tensor:
     return sample(DDIM, denoiser, x, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", ["soft", "ddpm", "edm", "ni-ddpm", "soft-mask", "ihdm", "fading"])
+@pytest.mark.parametrize("name", ["soft", "edm", "ni-ddpm", "ihdm", "fading"])
 def test_four_halvings_keep_the_teacher_s_samples(name):
     """On a mixture: one step of the last student is 16 of the first teacher."""
     teacher = exact(EACH[name], "mixture")
@@ -232,7 +232,7 @@ def test_four_halvings_keep_the_teacher_s_samples(name):
         torch.testing.assert_close(walked(student, x, steps), expected, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["soft", "ddpm", "blurring", "ni-ddpm"])
+@pytest.mark.parametrize("name", ["soft", "ni-ddpm"])
 def test_four_halvings_keep_the_variance_of_gaussian_data(name):
     """Each student's gain g = (B_1 B_2 - kappa) / (c_s - kappa c_t), and the product of all B."""
     process = EACH[name]
@@ -397,7 +397,7 @@ def orders(errors: list[float]) -> list[float]:
     return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
 
 
-@each_name
+@pytest.mark.parametrize("name", ["blurring", "soft", "coloured"])
 @pytest.mark.parametrize(
     ("kernel", "order"), [("ddim", 1), ("multistep", 2), ("unipc", 3), ("heun", 2)]
 )
@@ -417,6 +417,24 @@ def test_progressive_distillation_tends_to_the_flow(kernel, order, name):
         torch.testing.assert_close(flow.basis.analyze(found)[:, ~kept], near[:, ~kept])
     assert errors[-1] < 0.02
     assert min(orders(errors)) > order - 0.4
+
+
+@pytest.mark.parametrize(("kernel", "floor"), [("ddim", FLOOR[torch.float64]), ("heun", COARSE)])
+def test_where_a_map_is_hardly_moved_by_it_the_estimate_is_the_teacher_s_first(kernel, floor):
+    """Coefficients whose P is below the floor, on a mixture, and for one batch after another."""
+    process = PROCESSES["soft"]
+    flow, teacher = flow_of(process), model_of(process, exact(process, "mixture").backbone)
+    lessons = taught(FlowMap("progressive", (1.0, 0.9, 0.8), 1, kernel), teacher)
+    dead = flow.pull(1.0, 0.8) < floor
+    assert bool(dead.any()) and not bool(dead.all())
+    for seed in (0, 1):
+        x = start(process, 1.0) + seed
+        near = flow.basis.analyze(teacher.denoiser(x, time(1.0)).mean)
+        later = sample(DDIM, teacher.denoiser, x, times(1.0, 0.9))
+        after = flow.basis.analyze(teacher.denoiser(later, time(0.9)).mean)
+        assert float((near - after)[:, dead].abs().max()) > 1e-3
+        found = flow.basis.analyze(tilde(lessons, x, 0))
+        torch.testing.assert_close(found[:, dead], near[:, dead], rtol=1e-9, atol=1e-9)
 
 
 @each_name
@@ -793,12 +811,15 @@ def asked(by: str, what: str) -> Any:
         "uncorrupt": lambda: uncorrupt(model, IMAGE, 0.5, classes=classes),
         "encode": lambda: encode(model, IMAGE, classes=classes),
         "log_prob": lambda: model.log_prob(IMAGE),
+        "score": lambda: model.score(IMAGE, 0.5, classes),
+        "as a guide": lambda: sampled(ordinary, guidance=Guidance(1.0, guide=model)),
         "guide": lambda: sampled(model, guidance=Guidance(1.0, guide=ordinary)),
         "interval": lambda: sampled(model, guidance=Guidance(1.0, (0.2, 0.8))),
     }[what]()
 
 
 NO_MEAN = "need estimates of the mean of x_0 given x_t, and this model maps x_t to later times"
+MEANS = ("restore", "uncorrupt", "encode", "log_prob", "score", "as a guide")
 NO_CONTRAST = "cannot be guided by another model, nor at some times"
 
 
@@ -806,7 +827,7 @@ NO_CONTRAST = "cannot be guided by another model, nor at some times"
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        *((what, NO_MEAN) for what in ("restore", "uncorrupt", "encode", "log_prob")),
+        *((what, NO_MEAN) for what in MEANS),
         *((what, NO_CONTRAST) for what in ("classifier", "guide", "interval")),
     ],
 )
