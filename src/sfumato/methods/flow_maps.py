@@ -58,12 +58,14 @@ class FlowMap:
         times: falling times on which the maps start and end: progressive, the steps of the teacher;
             consistency, any of which can be a step's; shortcut, 2^k shortest steps.
         steps: of the sampler; progressive: no other number, each over equally many of the times.
-        sampler: of the teacher between two times; None where there is no teacher.
+        sampler: of the teacher between two times; None where there is no teacher: for shortcuts,
+            and for consistency models of data alone.
         guidance: least and largest weight of the guidance that the teacher had and that the network
             receives; None where it was not guided.
 
     Raises:
-        ValueError: times that do not fall, or numbers of steps that do not fit them.
+        ValueError: times that do not fall, numbers of steps that do not fit them, or guidance or a
+            sampler where there is no teacher.
 
     References:
         On Distillation of Guided Diffusion Models (C. Meng, R. Rombach, R. Gao, D. P. Kingma, S.
@@ -91,6 +93,15 @@ class FlowMap:
             raise Refused(
                 f"shortcuts need 2, 4, 8, 16, ... shortest steps, each size twice the one before; "
                 f"got {count}."
+            )
+        if self.by == "progressive" and self.sampler is None:
+            raise Refused("progressive distillation needs the name of its teacher's sampler.")
+        if self.by == "shortcut" and self.sampler is not None:
+            raise Refused("shortcuts are learned from steps of their own: leave the sampler out.")
+        if self.guidance is not None and self.sampler is None:
+            raise Refused(
+                "guidance is learned from a teacher's paths, by progressive or consistency; a "
+                f"{self.by} model without one would not depend on the weight. Leave it out."
             )
         if self.guidance is not None:
             object.__setattr__(self, "guidance", tuple(self.guidance))
