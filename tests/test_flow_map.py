@@ -869,6 +869,9 @@ def test_other_steps_grids_kernels_and_weights_are_refused(by, given, sentence):
         (("shortcut", tuple(1 - k / 6 for k in range(7))), "need 2, 4, 8, 16, .*; got 6"),
         (("progressive", TIMES, 4, "ddim", (4, 0)), "two that rise from 0 or more"),
         (("by magic", TIMES), "way to learn a flow map"),
+        (("progressive", TIMES, 4), "needs the name of its teacher's sampler"),
+        (("shortcut", TIMES, 1, "ddim"), "from steps of their own: leave the sampler out"),
+        *(((by, TIMES, 1, None, (0, 4)), "would not depend") for by in ("consistency", "shortcut")),
     ],
 )
 def test_maps_that_cannot_be_are_refused(given, sentence):
