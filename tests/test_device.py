@@ -29,8 +29,9 @@ from sfumato.sampling.sample import prepare
 from sfumato.sampling.samplers import Sampler
 from sfumato.training import step as stepping
 from sfumato.training.data import Data, load
+from sfumato.training.denoising import draw, objective
 from sfumato.training.options import TrainOptions
-from sfumato.training.step import draw, gradients
+from sfumato.training.step import gradients
 
 META = torch.device("meta")
 BATCH = 8
@@ -142,10 +143,11 @@ ALONE = SimpleNamespace(
 def test_a_training_step_neither_waits_nor_copies(case, unseeded):
     """What comes from the CPU at a step is the batch of bytes alone."""
     model, data = built(case)
+    trained = objective(model)
 
     def step(number: int) -> None:
         drawn = draw(number, data, OPTIONS, model, META)
-        value, good = gradients(number, drawn, ALONE, model.denoiser, model, data, OPTIONS)
+        value, good = gradients(number, drawn, ALONE, trained, data, OPTIONS)
         assert value.device == good.device == META
 
     step(0)  # what is made once is made here

@@ -63,8 +63,8 @@ from sfumato.sampling.sample import sample
 from sfumato.sampling.samplers import Sampler
 from sfumato.store import from_pretrained
 from sfumato.training.data import load
+from sfumato.training.denoising import draw
 from sfumato.training.lessons import Batch, Lessons, Told
-from sfumato.training.step import draw
 from sfumato.training.train import TrainOptions, build, train
 
 DDIM = reverse(ddim())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import sfumato as sf
 from cases import normal
 from sfumato.sampling.samplers import Sampler
-from sfumato.training.train import draw
+from sfumato.training.denoising import draw
 
 SHAPE = (1, 8, 8)
 RECORD = sf.Record("x", SHAPE, -1.0, 1.0, None, 2, "train", "0" * 64)

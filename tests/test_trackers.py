@@ -110,8 +110,7 @@ def test_the_device_is_read_at_the_interval_only():
     """On the meta device a read raises: 49 steps pass, and the 50th is the first that reads."""
     data = load("digits")
     told = Recorder()
-    model = SimpleNamespace()
-    found = Report([told], model, data, OPTIONS)  # pyright: ignore[reportArgumentType]
+    found = Report([told], SimpleNamespace(subject=None), data, OPTIONS)  # pyright: ignore[reportArgumentType]
     value = torch.empty((), device="meta")
     with found.running(0):
         for step in range(1, report.EVERY):
@@ -124,7 +123,7 @@ def test_the_device_is_read_at_the_interval_only():
 def test_the_loss_of_the_log_is_the_running_mean():
     """Equal weights at first, 0.98 of the past later; skipped steps do not count."""
     told, values = Recorder(), torch.rand(100, dtype=torch.float64).tolist()
-    found = Report([told], SimpleNamespace(), None, OPTIONS)  # pyright: ignore[reportArgumentType]
+    found = Report([told], SimpleNamespace(subject=None), None, OPTIONS)  # pyright: ignore[reportArgumentType]
     mean = 0.0
     with found.running(0):
         for step, value in enumerate(values, 1):

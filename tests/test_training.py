@@ -34,10 +34,10 @@ from sfumato.methods.flow_maps import FlowMap
 from sfumato.sampling.sample import prepare
 from sfumato.sampling.samplers import KERNELS, Sampler
 from sfumato.store import from_pretrained
-from sfumato.training import step as stepping
+from sfumato.training import denoising
 from sfumato.training.checkpoint import State
 from sfumato.training.data import load
-from sfumato.training.step import draw
+from sfumato.training.denoising import draw
 from sfumato.training.trackers import JsonLines
 from sfumato.training.train import TrainOptions, build, train
 
@@ -615,7 +615,7 @@ def poisoned(bad: set[int], data, model, monkeypatch) -> None:
         each = loss(bound, weighting, x0, t, eps)
         return each * math.nan if any(torch.equal(t, other) for other in times) else each
 
-    monkeypatch.setattr("sfumato.training.step.loss", sick)
+    monkeypatch.setattr("sfumato.training.denoising.loss", sick)
 
 
 def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
@@ -709,7 +709,7 @@ def lame(number: int, port: int, out: Path) -> None:
         each = loss(*given)
         return each * math.nan if number == 1 and len(seen) == 3 else each
 
-    stepping.loss = sick
+    denoising.loss = sick
     rank(number, port, out, replace(OPTIONS, images=80))
 
 

@@ -20,7 +20,8 @@ from sfumato.evaluation.likelihood import flow_bound
 from sfumato.methods.vdm import vdm
 from sfumato.networks.backbones import fourier_features
 from sfumato.training.data import Data, Record
-from sfumato.training.step import draw, gradients
+from sfumato.training.denoising import draw, objective
+from sfumato.training.step import gradients
 from sfumato.training.train import train
 
 IMAGE = (1, 3, 4)
@@ -202,7 +203,7 @@ def test_interior_lowers_the_variance_and_ends_the_mean(bands):
     from accelerate import Accelerator
 
     denoiser, drawn = model.denoiser, draw(3, data, options, model)
-    _, good = gradients(3, drawn, Accelerator(cpu=True), denoiser, model, data, options)
+    _, good = gradients(3, drawn, Accelerator(cpu=True), objective(model), data, options)
     assert bool(good)
     kept = {name: parameter.grad for name, parameter in process.named_parameters()}
     rows, t, eps, *_ = drawn

@@ -2,8 +2,8 @@
 
 run.json             the resolved configuration: whose folder this is, see `identity`
 log.jsonl            one line per report; locked by the process that trains
-checkpoints/NNN/     a model's folder (`from_pretrained` reads it) with `raw.safetensors`, and the
-                     optimizer's tensors apart in `optimizer.safetensors`
+checkpoints/NNN/     a model's or an autoencoder's folder (`from_pretrained` reads it) with
+                     `raw.safetensors`, and the optimizer's tensors in `optimizer.safetensors`
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from sfumato import files
 from sfumato.errors import Refused
 from sfumato.files import load_weights, read_tensors
-from sfumato.model import Model
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
 from sfumato.training import lock
 from sfumato.training.identity import Identity
+from sfumato.training.objective import Subject
 from sfumato.training.options import TrainOptions
 
 SKIPPED = "skipped"
@@ -134,15 +134,15 @@ class Checkpoints:
 
     Args:
         out: the folder.
-        model: the model being trained.
+        subject: what is trained.
         options: how it is trained.
     """
 
-    def __init__(self, out: Path, model: Model, options: TrainOptions) -> None:
+    def __init__(self, out: Path, subject: Subject, options: TrainOptions) -> None:
         self.out = out
-        self.model = model
+        self.subject = subject
         self.keep = options.keep
-        self.identity = Identity(model.config, options)
+        self.identity = Identity(subject.config, options)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -161,7 +161,9 @@ class Checkpoints:
             if record.is_file():
                 last = self.latest()
                 step = int(last.name) if last else 0
-                self.identity.check(Identity.read(record), step, self.out)
+                self.identity.check(
+                    Identity.read(record, type(self.identity.config)), step, self.out
+                )
             if not record.is_file() or record.read_text() != text:
                 files.write(record, text)
             files.sweep(record)
@@ -199,7 +201,7 @@ class Checkpoints:
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
             with files.folder(path) as part:
-                self.model.write(part, state.weights(), self.model.trainable.state_dict())
+                self.subject.write(part, state.weights(), state.trainable.state_dict())
                 files.write_tensors(state.moments(), part / "optimizer.safetensors")
         for old in self._all()[: -self.keep]:
             files.remove(old)

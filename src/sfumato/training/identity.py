@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.config import Config
 from sfumato.errors import Refused
+from sfumato.training.objective import Described
 from sfumato.training.options import TrainOptions
 
 IDLE = (
@@ -32,20 +32,20 @@ PLACE = ("model.record.name", "model.record.split")
 @final
 @dataclass(frozen=True)
 class Identity:
-    """A model's config and how it is trained: what `run.json` holds."""
+    """The config of what is trained, and how it is trained: what `run.json` holds."""
 
-    config: Config
+    config: Described
     options: TrainOptions
 
     @classmethod
-    def read(cls, record: Path) -> Identity:
-        """From a run's `run.json`; ValueError where it is none.
+    def read(cls, record: Path, kind: type[Described]) -> Identity:
+        """From the `run.json` of a run of this kind of config; ValueError where it is none.
 
         Fields that an older version did not have are at their defaults.
         """
         try:
             found = json.loads(record.read_text())
-            return cls(Config.from_dict(found["model"]), TrainOptions(**found["options"]))
+            return cls(kind.from_dict(found["model"]), TrainOptions(**found["options"]))
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{record} cannot be read: {error}.") from error
         except (KeyError, TypeError, ValueError) as error:

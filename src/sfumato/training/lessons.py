@@ -108,6 +108,11 @@ class Lessons:
         self._kernel = reverse(ddim()) if flow.sampler is None else samplers.kernel(flow.sampler)
         self._ready: dict[tuple[str, tuple[int, ...]], _Walk] = {}
 
+    def place(self) -> None:
+        """Move the teacher to where the model is."""
+        if self.teacher is not None:
+            self.teacher.denoiser.to(self.model.place().device)
+
     def cond(self, places: Tensor, told: Told, *, part: bool = False) -> dict[str, Tensor]:
         """What the network receives for the segments at `places`; for `part` of their length."""
         context = told.context
@@ -239,7 +244,7 @@ def _teacher(model: Model, teacher: Model | None) -> Model:
                 f"the teacher's {name} is {found}, and this model's {mine}. Distil a model of the "
                 "same method."
             )
-    teacher.denoiser.to(model.place().device).eval()
+    teacher.denoiser.eval()
     weights = files.plain(teacher.trainable.state_dict())
     if ours.origin is None or files.digest(dict(sorted(weights.items()))) != ours.origin.sha256:
         name = "no model" if ours.origin is None else ours.origin.name

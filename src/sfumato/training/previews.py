@@ -23,20 +23,15 @@ ROWS = 6
 def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
     """Pictures by name: `samples`, their path from noise (`reverse`), and the data's (`forward`).
 
-    There are none of signals that cannot be drawn, nor of samples that are not finite. A classifier
-    has `forward` alone.
+    There are none of signals that cannot be drawn, nor of samples that are not finite.
 
     Args:
         model: with the weights to sample.
         data: what it is trained on.
         images: seen so far, for the note about samples that are not finite.
     """
-    if not (model.config.record.pictures and pictures.drawable(model.shape)):
+    if not (corrupted := forward(model, data)):
         return {}
-    x0 = data.batch(torch.arange(min(ROWS, len(data))))
-    forward = {"forward": pictures.strip(list(trajectory.forward(model.recipe.process, x0)))}
-    if model.config.classifier:
-        return forward
     sampler = Sampler(steps=model.preview_steps(STEPS))
     classes = None
     if model.config.conditional:
@@ -53,5 +48,13 @@ def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
     return {
         "samples": pictures.grid(samples),
         "reverse": pictures.strip(list(reverse)),
-        **forward,
+        **corrupted,
     }
+
+
+def forward(model: Model, data: Data) -> dict[str, Image.Image]:
+    """The picture `forward` of how the data are corrupted; none of signals that are no pictures."""
+    if not (model.config.record.pictures and pictures.drawable(model.shape)):
+        return {}
+    x0 = data.batch(torch.arange(min(ROWS, len(data))))
+    return {"forward": pictures.strip(list(trajectory.forward(model.recipe.process, x0)))}

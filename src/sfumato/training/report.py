@@ -9,10 +9,9 @@ from typing import final
 
 from torch import Tensor
 
-from sfumato.model import Model
 from sfumato.training.data import Data
+from sfumato.training.objective import Objective
 from sfumato.training.options import TrainOptions
-from sfumato.training.previews import previews
 from sfumato.training.trackers import Figures, Tracker
 
 EVERY = 50
@@ -27,16 +26,16 @@ class Report:
 
     Args:
         trackers: the receivers, in this order.
-        model: the model being trained.
+        objective: what is trained.
         data: what it is trained on.
         options: how.
     """
 
     def __init__(
-        self, trackers: Sequence[Tracker], model: Model, data: Data, options: TrainOptions
+        self, trackers: Sequence[Tracker], objective: Objective, data: Data, options: TrainOptions
     ) -> None:
         self.trackers = trackers
-        self.model = model
+        self.objective = objective
         self.data = data
         self.options = options
         self._mean: Tensor | None = None
@@ -49,7 +48,7 @@ class Report:
         with ExitStack() as stack:
             for tracker in self.trackers:
                 stack.callback(tracker.stop)
-                tracker.start(self.model, self.options, step)
+                tracker.start(self.objective.subject, self.options, step)
             self._read_at = (step, time.perf_counter())
             yield
 
@@ -75,7 +74,8 @@ class Report:
 
     def preview(self, step: int) -> None:
         """Send previews to the trackers; their time is not counted in the speed."""
-        for name, picture in previews(self.model, self.data, step * self.options.batch).items():
+        found = self.objective.previews(self.data, step * self.options.batch)
+        for name, picture in found.items():
             for tracker in self.trackers:
                 tracker.image(name, step, picture)
         self._read_at = (step, time.perf_counter())

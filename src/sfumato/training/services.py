@@ -19,7 +19,7 @@ from sfumato.errors import Refused
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sfumato.model import Model
+    from sfumato.training.objective import Subject
     from sfumato.training.options import TrainOptions
     from sfumato.training.trackers import Figures, Tracker
 
@@ -46,7 +46,7 @@ class TensorBoard:
         self._module = _package("torch.utils.tensorboard", "tensorboard")
         self._writer: Any = None
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         # Steps after the checkpoint that a run resumes from are written again.
         purge = step + 1 if step else None
         self._writer = self._module.SummaryWriter(str(self.folder), purge_step=purge)
@@ -92,7 +92,7 @@ class Wandb:
         self._module = _package("wandb", "wandb")
         self._run: Any = None
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         self._run = self._module.init(
             project=PROJECT,
             name=self.folder.name,
@@ -147,7 +147,7 @@ class Trackio:
         self._module = _package("trackio", "trackio")
         self._run: Any = None
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         with redirect_stdout(sys.stderr):  # it prints what it does
             self._run = self._module.init(
                 project=PROJECT,
@@ -194,6 +194,6 @@ def _package(module: str, extra: str) -> Any:  # noqa: ANN401 - a module
         ) from error
 
 
-def _about(model: Model, options: TrainOptions) -> dict[str, Any]:
+def _about(model: Subject, options: TrainOptions) -> dict[str, Any]:
     """The content of the run's `run.json`, for display."""
     return {"model": model.config.to_dict(), "options": asdict(options)}

@@ -22,7 +22,7 @@ from sfumato.progress import bar
 from sfumato.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from sfumato.model import Model
+    from sfumato.training.objective import Subject
 
 Figures = Mapping[str, float | None]
 """Numbers of one step by name: `images` seen so far, `loss` (its running mean, None before the
@@ -34,8 +34,8 @@ steps in a row up to this one that were skipped because they were not finite."""
 class Tracker(Protocol):
     """A receiver of figures and pictures; of several processes the first alone has trackers."""
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
-        """Training starts, or resumes, from `step`."""
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
+        """Training of `model` starts, or resumes, from `step`."""
 
     def log(self, step: int, figures: Figures) -> None:
         """Step `step` is done. `figures` is empty for most steps: see `Figures`."""
@@ -76,7 +76,7 @@ class JsonLines:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         self._write({"event": "resumed" if step else "started", "step": step})
 
     def log(self, step: int, figures: Figures) -> None:
@@ -115,7 +115,7 @@ class Pictures:
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         self._batch = options.batch
 
     def log(self, step: int, figures: Figures) -> None:
@@ -143,8 +143,8 @@ class ProgressBar:
         self._note = ""
         self._batch = 1
 
-    def start(self, model: Model, options: TrainOptions, step: int) -> None:
-        count = sum(p.numel() for p in model.denoiser.backbone.parameters())
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
+        count = sum(p.numel() for p in model.trainable.parameters())
         self.console.print(
             f"{model.config.method} on {model.config.record.name}: {count:,} parameters, "
             f"{options.steps:,} steps of {options.batch}"

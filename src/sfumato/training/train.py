@@ -1,4 +1,4 @@
-r"""The only training loop: any method, one process or many, resumed by the same command.
+r"""The only training loop: any objective, one process or many, resumed by the same command.
 
 The inputs of each step depend on (seed, step) alone, so a resumed run equals an uninterrupted one:
 bit by bit for equal threads, torch build and number of processes.
@@ -22,22 +22,17 @@ from sfumato import files, store
 from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
 from sfumato.errors import Refused, TrainingDiverged
-from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.model import Model
 from sfumato.networks.ranks import grown
 from sfumato.sampling.sample import finite
-from sfumato.sampling.samplers import Sampler
-from sfumato.training import stop
+from sfumato.training import denoising, stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
-from sfumato.training.lessons import Lessons
+from sfumato.training.objective import Objective
 from sfumato.training.options import TrainOptions as TrainOptions
 from sfumato.training.report import Report
-from sfumato.training.step import check_weighting, draw, gradients
+from sfumato.training.step import gradients
 from sfumato.training.trackers import JsonLines, Pictures, Tracker, checked
-
-SHORT = 50
-"""Steps of sampling run without the network before training, so that errors come first."""
 
 PATIENCE = 10
 """Steps in a row that are not finite before training is given up."""
@@ -125,27 +120,39 @@ def train(
     expect(model, Model, "train needs a Model first, as sf.build makes it")
     expect(data, Data, "train needs Data after the model, such as sf.load('digits')")
     expect(options, TrainOptions, "train needs TrainOptions after the data")
+    fit(denoising.objective(model, teacher), data, options, out, trackers, device)
+    model.denoiser.eval()
+    return model
+
+
+def fit(
+    objective: Objective,
+    data: Data,
+    options: TrainOptions,
+    out: Path | str,
+    trackers: Iterable[Tracker] = (),
+    device: str | None = None,
+) -> None:
+    """Train any objective, as `train` does, and leave the averaged weights in its subject."""
     own = (JsonLines(out), Pictures(out))
     told = (*own, *(tracker for tracker in checked(trackers) if tracker not in own))
     accelerator = _accelerator(options, device)
-    _check(model, data, options, accelerator.num_processes)
-    backbone = model.to(accelerator.device).denoiser.backbone
-    lessons = None if model.config.flow_map is None else Lessons(model, teacher)
-    state = _state(model.trainable, options)
-    checkpoints = Checkpoints(Path(out), model, options)
+    _check(objective, data, options, accelerator.num_processes)
+    objective.subject.to(accelerator.device)
+    state = _state(objective.subject.trainable, options)
+    checkpoints = Checkpoints(Path(out), objective.subject, options)
     main = accelerator.is_main_process
     with ExitStack() as stack:
         with accelerator.main_process_first():
             if main:
                 stack.enter_context(checkpoints.claimed())
             start = checkpoints.resume(state)
-        prepared = accelerator.prepare(_compiled(backbone, options))
-        report = Report(told if main else (), model, data, options)
+        prepared = accelerator.prepare(_compiled(objective.network, options))
+        report = Report(told if main else (), objective, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
-        for step, value in _steps(
-            start, accelerator, prepared, state, model, data, options, lessons
-        ):
+        steps = _steps(start, accelerator, objective.through(prepared), state, data, options)
+        for step, value in steps:
             if main:
                 rate = state.optimizer.param_groups[0]["lr"]
                 report.step(step, value, state.skipped, rate)
@@ -157,30 +164,25 @@ def train(
                 raise KeyboardInterrupt
     accelerator.wait_for_everyone()
     bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    # Else a later training would take the backbone for prepared, and not run it in bfloat16.
+    # Else a later training would take the network for prepared, and not run it in bfloat16.
     bare.__dict__.pop("_is_accelerate_prepared", None)
     state.use_average()
-    model.denoiser.eval()
-    return model
 
 
 def _steps(
     step: int,
     accelerator: Accelerator,
-    backbone: nn.Module,
+    objective: Objective,
     state: State,
-    model: Model,
     data: Data,
     options: TrainOptions,
-    lessons: Lessons | None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Do the steps after `step`; yields the number done and the mean loss of the last."""
-    denoiser = NetworkDenoiser(model.recipe.process, model.recipe.parametrization, backbone)
     place = accelerator.device, accelerator.process_index, accelerator.num_processes
-    drawn = draw(step, data, options, model, *place)
+    drawn = objective.draw(step, data, options, *place)
     while step < options.steps:
-        value, good = gradients(step, drawn, accelerator, denoiser, model, data, options, lessons)
-        drawn = draw(step + 1, data, options, model, *place)
+        value, good = gradients(step, drawn, accelerator, objective, data, options)
+        drawn = objective.draw(step + 1, data, options, *place)
         # bool(good) is the only value of a step that the host waits for. On a GPU the next batch is
         # drawn meanwhile; the wait costs the time to queue the optimizer's kernels.
         state.step(options.learning_rate * options.pace(step), bool(good))
@@ -201,37 +203,19 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     return accelerator
 
 
-def _check(model: Model, data: Data, options: TrainOptions, processes: int) -> None:
+def _check(objective: Objective, data: Data, options: TrainOptions, processes: int) -> None:
     """Raise ValueError for what cannot be trained, before anything is written."""
-    if data.record != model.config.record:
+    record = objective.subject.config.record
+    if data.record != record:
         raise Refused(
-            f"this model was built for {model.config.record.name}, other data than "
-            f"{data.record.name} as given. Build it with the record of what it is trained on."
+            f"this model was built for {record.name}, other data than {data.record.name} as given. "
+            "Build it with the record of what it is trained on."
         )
-    if model.config.classifier:
-        _check_classifier(model)
-    else:
-        model.network_calls(Sampler(steps=model.preview_steps(SHORT)))
-        check_weighting(model)
-    _try_ends(model, data.batch(range(min(len(data), SHORT))))
+    objective.check(data)
     if options.batch % (processes * options.accumulate):
         raise Refused(
             f"batch {options.batch} does not split into {processes} processes of "
             f"{options.accumulate} parts each."
-        )
-
-
-def _check_classifier(model: Model) -> None:
-    """Raise ValueError where no classifier of x_t can be trained under this process."""
-    if model.recipe.context is not None:
-        raise Refused(
-            f"{model.config.method} draws its corruption for each image, which a classifier of x_t "
-            "does not receive. Choose another method."
-        )
-    if model.trainable is not model.denoiser.backbone:
-        raise Refused(
-            f"the process of {model.config.method} is learned with its network, and a classifier "
-            "cannot share it. Choose another method."
         )
 
 
@@ -244,13 +228,6 @@ def _state(trainable: nn.Module, options: TrainOptions) -> State:
         fused=next(trainable.parameters()).is_cuda or None,  # one kernel in place of hundreds
     )
     return State(trainable, optimizer, EMAModel(trainable.parameters(), options.ema, foreach=True))
-
-
-@torch.no_grad()
-def _try_ends(model: Model, x0: Tensor) -> None:
-    """Compute the ends of a bound for some images, so that errors of unsuitable data come first."""
-    if model.recipe.ends is not None:
-        model.recipe.ends(model.recipe.process, x0, torch.zeros_like(x0))
 
 
 def _keep(
@@ -297,8 +274,8 @@ def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
     return accelerator.check_trigger()
 
 
-def _compiled(backbone: nn.Module, options: TrainOptions) -> nn.Module:
-    return torch.compile(backbone) if options.compile else backbone  # type: ignore[return-value]
+def _compiled(network: nn.Module, options: TrainOptions) -> nn.Module:
+    return torch.compile(network) if options.compile else network  # type: ignore[return-value]
 
 
 def _crosses(step: int, batch: int, every: int) -> bool:
