@@ -30,12 +30,12 @@ from sfumato.evaluation import blocks
 from sfumato.evaluation.extractor import choose
 from sfumato.evaluation.protocol import Judge
 from sfumato.evaluation.samples import Drawing, Images
-from sfumato.training.distill import By, learned
+from sfumato.training.distill import By, without_teacher
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "records"
 CALLS = (1, 2, 4, 8)
-Way = By | Literal["no teacher"]
+Way = By | Literal["consistency training"]
 COUNTS = (2_000, 10_000)
 TEACHER = {
     "fashion-soft": ("--sampler", "ddim", "--grid", "auto"),
@@ -51,7 +51,7 @@ WAYS: dict[Way, int] = {
     "progressive": 1_200,
     "consistency": 1_000,
     "shortcut": 1_300,
-    "no teacher": 1_100,
+    "consistency training": 1_100,
 }
 """Numbers of steps of each way, of about equal minutes on one core."""
 METHODS = {"soft": {"prediction": "wiener"}, "ddpm": {"betas": "cosine", "prediction": "velocity"}}
@@ -135,15 +135,15 @@ def _learned(
     """Models learned one way: with their kernels, their numbers of calls, and seconds in all."""
     teacher, began = home / "teacher", time.perf_counter()
     both = ("naive", "ddim")
-    if way == "no teacher":
+    if way == "consistency training":
         options = _options(steps)
-        flow = learned(config, data.stats(), "consistency", 16)
+        flow = without_teacher(config, data.stats(), "consistency", 16)
         model = sf.build(replace(config, flow_map=flow), data, options, teacher)
-        model = sf.train(model, data, options, home / "untaught")
+        model = sf.train(model, data, options, home / "training")
         yield model, both, CALLS, time.perf_counter() - began
         return
     each = steps // len(CALLS) if way == "progressive" else steps
-    found = sf.distill(teacher, data, _options(each), home / way, way, sampler="unipc")
+    found = sf.distill(teacher, data, _options(each), home / way, way, sampler="ddim")
     spent = time.perf_counter() - began
     for stage in found:
         own = stage.model.sampler.whole[1]

@@ -93,8 +93,9 @@ def test_the_table_compares_with_the_teacher_at_as_many_steps(soft, students, ca
     out = students["progressive"]
     words = ("--teacher-steps", 4, "--images", 48, "--checkpoint-every", 16, "--n", 50)
     assert run("distill", soft, *words, "--out", out, *FAST[:-1]) == 0
-    said = capsys.readouterr().out
-    assert "samples in one step" in said and "progressive" in said
+    said = capsys.readouterr()
+    assert "samples in one step" in said.out and "progressive" in said.out
+    assert "4 steps of ddim, 4 network calls" in said.err
     record = json.loads((out / "scores.json").read_text())
     assert [row["steps"] for row in record["results"]] == [2, 1] and record["n"] == 50
     assert all(row["fid"] > 0 and row["teacher_fid"] > 0 for row in record["results"])
@@ -133,7 +134,7 @@ def test_models_without_a_teacher_are_trained_by_train(objective, tmp_path):
 
 def test_a_weight_of_guidance_becomes_an_input(classed, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ("--teacher-steps", 4, "--guidance", "0,4", "--out", out)
+    words = ("--teacher-steps", 4, "--guidance", "4", "--out", out)
     assert run("distill", classed, *words, *STAGES) == 0
     model = sf.from_pretrained(out / "1")
     assert model.network_calls(guidance=2.0) == 1
@@ -155,10 +156,15 @@ REFUSED = [
     (("soft", "--to", "0"), "--to"),
     (("soft", "--by", "shortcut", "--teacher-steps", "12"), "2, 4, 8, 16"),
     (("soft", "--by", "adversarial"), "--by"),
-    (("soft", "--guidance", "0,4"), "--drop-classes 0.1"),
+    (("soft", "--guidance", "4"), "--drop-classes 0.1"),
+    (("soft", "--by", "shortcut", "--sampler", "heun"), "leave --sampler out"),
+    (("soft", "--by", "consistency", "--sampler", "unipc"), "Use ddim, or heun"),
+    (("soft", "--by", "consistency", "--to", "17"), "from 1 to 16; got 17"),
+    (("soft", "--n", "3"), "6 samples or more"),
+    (("ihdm",), "its own 200 steps"),
     (("soft", "--sampler", "nonesuch"), "nonesuch"),
     (("soft", "--data", "photos"), "shape"),
-    (("classed", "--guidance", "4,0"), "0,4"),
+    (("classed", "--guidance", "-1"), "positive"),
 ]
 
 
@@ -166,8 +172,10 @@ REFUSED = [
 def test_bad_input_is_one_line(words, said, soft, classed, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = {"soft": soft, "classed": classed}
+    if "ihdm" in words:
+        known["ihdm"] = trained(tmp_path / "ihdm", "ihdm", "--memory", "8")
     told = [known.get(word, word) for word in words]
-    assert run("distill", *told, "--out", "out", *STAGES) == 2
+    assert run("distill", *told[:1], "--out", "out", *STAGES, *told[1:]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not Path("out", "2").exists()
 
@@ -198,7 +206,7 @@ def test_another_teacher_is_refused(soft, classed, students, tmp_path, capsys):
         ("sample", ("--sampler", "heun"), "which is ddim; got"),
         ("sample", ("--sampler", "ancestral"), "which is ddim; got"),
         ("sample", ("--grid", "karras"), "leave --grid out"),
-        ("sample", ("--guidance", "2"), "--guidance 0,4"),
+        ("sample", ("--guidance", "2"), "--guidance 4"),
         ("edit", ("x.png",), "edits need"),
         ("restore", ("x.png", "--operator", "identity"), "need estimates of the mean"),
         ("likelihood", ("--n", "2", "--out", "x.json"), "likelihoods need"),

@@ -83,6 +83,8 @@ class Config:
             )
         if self.classifier and (self.drop_classes or not self.conditional):
             raise Refused("a classifier needs the class of every image: conditional=True alone.")
+        if self.classifier and self.flow_map is not None:
+            raise Refused("a classifier learns no flow map: leave one of the two out.")
         if self.classifier and not self.record.classes:
             raise Refused(f"{self.record.name} has no classes for a classifier to tell apart.")
 

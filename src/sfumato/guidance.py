@@ -109,7 +109,7 @@ class Guidance:
                 "the guide has other classes than this model. Use a guide with the same classes, "
                 "or without any."
             )
-        if not _alike(model, guide):
+        if not alike(model, guide):
             raise Refused(
                 f"the guide's network ({_spelled(theirs)}) estimates something else at some time "
                 f"than this model's ({_spelled(ours)}). Use a guide of the same method, parameters "
@@ -178,7 +178,7 @@ def _check_classifier(model: Fitted, found: Fitted) -> None:
         )
     if ours.conditional and ours.record.classes != theirs.record.classes:
         raise Refused("the classifier has other classes than this model. Train one on its data.")
-    if not _alike(model, found):
+    if not alike(model, found):
         raise Refused(
             f"the classifier ({_spelled(theirs)}) is of another process or prediction than this "
             f"model ({_spelled(ours)}). Train one of the same method, parameters and data."
@@ -202,8 +202,8 @@ def _spelled(config: Config) -> str:
     return " ".join([config.method, *(f"{k}={v}" for k, v in config.parameters.items())])
 
 
-def _alike(one: Fitted, other: Fitted) -> bool:
-    """Whether two networks' outputs mean the same at all times, by what their operators do."""
+def alike(one: Fitted, other: Fitted) -> bool:
+    """Whether two models' networks estimate the same from the same x_t, at some times."""
     like = next(iter(one.denoiser.backbone.parameters()), torch.zeros(()))
     stream = torch.Generator().manual_seed(0)
     x = torch.randn(2, *one.config.record.shape, generator=stream, dtype=torch.float64)

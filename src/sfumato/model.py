@@ -23,7 +23,7 @@ from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.guidance import Guidance, asked
 from sfumato.methods import grids, lookup
-from sfumato.methods.flow_maps import check_mean, told_beside, with_flow_map
+from sfumato.methods.flow_maps import check_mean, conditions, with_flow_map
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe, with_time_warp
 from sfumato.networks.backbones import UNetOptions
@@ -266,7 +266,8 @@ class Model:
     ) -> Tensor:
         """The estimate of x_0 from x_t (B, *shape) at t, () or (B, 1, ..., 1) in (0, 1].
 
-        `context` is the random parameter of each image's corruption, for methods that draw one.
+        `context` is the random parameter of each image's corruption, for methods that draw one. Of
+        a flow map it is x~ (`sfumato.estimation.flow_map`).
         """
         shaped("x", x, self.shape)
         labels = self.labels(classes, len(x))
@@ -345,11 +346,12 @@ class Model:
         `steps` of the sampler and the `weight` of guidance are for flow maps that receive them.
         """
         device = self.place().device
-        if (flow := self.recipe.flow_map) is not None and flow.channels:
+        numbers = None
+        if (flow := self.recipe.flow_map) is not None:
             numbers = flow.told(count, flow.size_of(steps) if steps else 0.0, weight)
-            context = told_beside(context, numbers.to(device), self.shape)
-        told = {"classes": labels if self.config.conditional else None, "context": context}
-        return {name: value.to(device) for name, value in told.items() if value is not None}
+        classes = labels if self.config.conditional else None
+        told = conditions(classes, context, numbers, self.shape)
+        return {name: value.to(device) for name, value in told.items()}
 
     def labels(
         self, classes: Sequence[int] | None, count: int, guidance: Guidance | None = None

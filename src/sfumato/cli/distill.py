@@ -19,8 +19,10 @@ from sfumato.progress import bar
 from sfumato.training.services import SERVICES
 
 if TYPE_CHECKING:
-    from sfumato.config import Config
+    from sfumato.evaluation.protocol import Judge
     from sfumato.model import Model
+    from sfumato.record import Record
+    from sfumato.sampling.samplers import Sampler
     from sfumato.training.data import Data
     from sfumato.training.distill import Stage
     from sfumato.training.options import TrainOptions
@@ -58,16 +60,24 @@ def run(argv: Sequence[str]) -> int:
 def _distill(values: Namespace, options: TrainOptions) -> int:
     from sfumato import files
     from sfumato.sampling.samplers import Sampler
-    from sfumato.store import newest, read_config
-    from sfumato.training.data import load
-    from sfumato.training.distill import distill
+    from sfumato.training.distill import distill, paths_of
 
-    place = common.device(values.device)
     out = Path(values.out or f"runs/{Path(values.run).name}-{values.by}")
     files.check_writable(out / SCORES)
-    config = newest(values.run, read_config)
-    source = values.data or config.record.name
-    data = load(source, values.split, **common.beside(config.record, source, values))
+    teacher = _teacher(values)
+    how = {
+        "teacher_steps": values.teacher_steps,
+        "to": values.to,
+        "sampler": Sampler(values.sampler, None, values.grid),
+        "guidance": values.guidance,
+    }
+    chosen = paths_of(teacher, values.by, *how.values()).sampler
+    data = _data(values, teacher.config.record)
+    judge = _judge(values, teacher)
+    if not values.quiet:
+        calls = teacher.network_calls(chosen)
+        steps = f"{chosen.whole[1]} steps of {chosen.name}, {calls} network calls"
+        print(f"the teacher, {values.run}: {steps}", file=sys.stderr)
     try:
         done = distill(
             values.run,
@@ -75,29 +85,65 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
             options,
             out,
             values.by,
-            teacher_steps=values.teacher_steps,
-            to=values.to,
-            sampler=Sampler(values.sampler, None, values.grid),
-            guidance=values.guidance,
+            **how,
             trackers=lambda folder: _trackers(values, folder),
-            device=place,
+            device=common.device(values.device),
+            method=teacher.method if values.method else None,
         )
-        if values.n:
-            _scored(values, config, source, done, out)
+        if judge is not None:
+            rows = _rows(judge, done, teacher, chosen, values)
+            record = judge.record({"run": values.run, "by": values.by}, rows)
+            files.write(out / SCORES, json.dumps(record, indent=2) + "\n")
+            if not values.quiet:
+                _show(record, out)
     except KeyboardInterrupt:
         print(f"sfumato: stopped; the same command resumes {out}.", file=sys.stderr)
         return 130
     if not values.quiet:
+        own = f" --method {values.method}" if values.method else ""
         for stage in done:
-            print(f"{stage.out}: {_taken(stage.model.config)}")
-        print(f"Sample it: sfumato sample {done[-1].out} --out samples.png")
+            count = stage.model.sampler.whole[1]
+            print(f"{stage.out}: samples in {'one step' if count == 1 else f'{count} steps'}")
+        print(f"Sample it: sfumato sample {done[-1].out}{own} --out samples.png")
     return 0
 
 
-def _taken(config: Config) -> str:
-    flow = config.flow_map
-    steps = flow.steps if flow else 1
-    return "samples in one step" if steps == 1 else f"samples in {steps} steps"
+def _teacher(values: Namespace) -> Model:
+    """The teacher, where it is trained on."""
+    from sfumato.cli.common import load
+
+    return load(values.run, Namespace(**values.as_dict(), weights="ema", dtype="float32"))
+
+
+def _data(values: Namespace, record: Record) -> Data:
+    """The training data: the teacher's, as it had them, unless others are asked for."""
+    from sfumato.training.data import load
+
+    source = values.data or record.name
+    same = source == record.name
+    split = values.split or (record.split if same else "train")
+    data = load(source, split, **common.beside(record, source, values))
+    return data.mirrored() if values.flip or (same and record.flip) else data
+
+
+def _judge(values: Namespace, teacher: Model) -> Judge | None:
+    """What scores samples against held-out images; None where no table is asked for."""
+    from sfumato import pretrained
+    from sfumato.evaluation.extractor import choose
+    from sfumato.evaluation.protocol import Judge
+    from sfumato.training.data import load
+    from sfumato.training.sources import held_out
+
+    record = teacher.config.record
+    source = values.data or record.name
+    unknown = values.extractor == "auto" and source not in pretrained.features()
+    if not values.n or not record.pictures or unknown:
+        if values.n and not values.quiet:
+            note = f"no table of FID: no classifier of {source} is bundled; see --extractor."
+            print(f"sfumato: note: {note}", file=sys.stderr)
+        return None
+    real = load(source, held_out(source), **common.beside(record, source, values))
+    return Judge(real, None, lambda *found: choose(values.extractor, *found), values.n)
 
 
 def _trackers(values: Namespace, folder: Path) -> list[Any]:
@@ -108,69 +154,31 @@ def _trackers(values: Namespace, folder: Path) -> list[Any]:
     return bars + [service(name, folder) for name in dict.fromkeys(values.tracker)]
 
 
-def _scored(
-    values: Namespace, config: Config, source: str, stages: Sequence[Stage], out: Path
-) -> None:
-    """Write and show FID of each stage, beside that of the teacher at as many steps."""
-    from sfumato import files
-    from sfumato.evaluation.extractor import choose
-    from sfumato.evaluation.protocol import Judge
-    from sfumato.store import from_pretrained
-    from sfumato.training.data import load
-    from sfumato.training.sources import held_out
+def _rows(
+    judge: Judge, stages: Sequence[Stage], teacher: Model, chosen: Sampler, values: Namespace
+) -> list[dict[str, Any]]:
+    """The scores of each stage, with FID of the teacher in as many steps, where it takes them."""
+    from sfumato.evaluation.samples import Drawing
 
-    if not config.record.pictures:
-        return
-    real: Data = load(source, held_out(source), **common.beside(config.record, source, values))
-    judge = Judge(real, None, lambda *found: choose("auto", *found), values.n)
-    teacher = from_pretrained(values.run)
+    jobs = [job for stage in stages for job in _jobs(stage.model)]
     rows = []
-    with bar("images", values.n * (2 * len(_columns(stages))), values.quiet) as advance:
-        for steps, model in _columns(stages):
-            student = _result(judge, model, steps, values, advance)
-            whole = min(steps, teacher.recipe.levels or steps)
-            rows.append({"steps": steps, **student})
-            beside = _result(judge, teacher, whole, values, advance)
-            rows[-1] |= {"teacher_fid": beside["fid"]}
-    subject = {"run": values.run, "by": values.by, "teacher_sampler": values.sampler}
-    record = judge.record(subject, rows)
-    files.write(out / SCORES, json.dumps(record, indent=2) + "\n")
-    if not values.quiet:
-        _show(record, out)
+    with bar("images", values.n * 2 * len(jobs), values.quiet) as advance:
+        for steps, model in jobs:
+            drawing = Drawing(model, values.n, model.sampler.stepping(steps), tick=advance)
+            rows.append(judge.result(drawing.images()))
+            if teacher.config.flow_map is None:
+                drawing = Drawing(teacher, values.n, chosen.stepping(steps), tick=advance)
+                rows[-1]["teacher_fid"] = judge.result(drawing.images())["fid"]
+    return rows
 
 
-def _columns(stages: Sequence[Stage]) -> list[tuple[int, Model]]:
-    """(steps, model) to score."""
-    found = []
-    for stage in stages:
-        flow = stage.model.config.flow_map
-        if flow is None or flow.by == "progressive":
-            found.append((stage.model.sampler.whole[1], stage.model))
-        else:
-            most = len(flow.times) - 1
-            found += [(n, stage.model) for n in CALLS if n <= most and most % n == 0]
-    return found
-
-
-def _result(
-    judge: Any,  # noqa: ANN401 - a Judge, imported where it is made
-    model: Model,
-    steps: int,
-    values: Namespace,
-    advance: Any,  # noqa: ANN401 - as of `bar`
-) -> dict[str, Any]:
-    from sfumato.evaluation.samples import UNGUIDED, Drawing
-    from sfumato.guidance import Guidance
-
-    weight = values.guidance[0] if values.guidance else 0.0
-    guided = Guidance(weight) if weight else UNGUIDED
-    chosen = model.sampler.stepping(steps)
-    if model.config.flow_map is None:
-        from sfumato.sampling.samplers import Sampler
-
-        chosen = Sampler(values.sampler or "ddim", steps, values.grid).over(model.sampler)
-    drawing = Drawing(model, values.n, chosen, tick=advance, guidance=guided)
-    return judge.result(drawing.images())
+def _jobs(model: Model) -> list[tuple[int, Model]]:
+    """Numbers of steps to score a model in."""
+    flow = model.config.flow_map
+    if flow is None or flow.by == "progressive":
+        return [(model.sampler.whole[1], model)]
+    most = len(flow.times) - 1
+    return [(n, model) for n in CALLS if n <= most and most % n == 0]
 
 
 def _show(record: Mapping[str, Any], out: Path) -> None:
@@ -184,7 +192,7 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
     )
     table = Table("steps", "teacher", record["subject"]["by"], title=title, title_justify="left")
     for row in record["results"]:
-        cells = (f"{row[name]:.4g}" for name in ("teacher_fid", "fid"))
+        cells = (f"{row[name]:.4g}" if name in row else "" for name in ("teacher_fid", "fid"))
         table.add_row(str(row["steps"]), *cells)
     console = Console()
     console.print(table)
@@ -199,29 +207,38 @@ def _parser(training: Sequence[signatures.Parameter]) -> Parser:
         "to the end from any level; shortcut: one model that receives the size of its step"
     )
     parser.option("by", kinds.choice(*WAYS), "progressive", text)
-    text = "steps of the teacher, halved until --to; levels of a consistency model; of a shortcut "
-    parser.option("teacher_steps", kinds.POSITIVE, 16, f"{text}model the shortest steps")
+    text = (
+        "steps of the teacher, halved until --to; of a consistency model the levels, of a shortcut "
+        "model the shortest steps (default: 16, or those of a student that is distilled again)"
+    )
+    parser.option("teacher_steps", kinds.optional(kinds.POSITIVE), None, text)
     text = "steps of the last student; by default of a consistency or shortcut model"
     parser.option("to", kinds.POSITIVE, 1, text)
     text = "of the teacher, without noise, see sfumato methods (default: its own, or ddim)"
     parser.option("sampler", kinds.optional(kinds.TEXT), None, text)
     text = "times of the teacher's steps, as of sfumato sample (default: own)"
     parser.option("grid", kinds.optional(kinds.TEXT), None, text)
-    text = "least and largest weight of guidance, for a model of classes that receives the weight"
-    weights = kinds.optional(kinds.several(kinds.NUMBER, 2))
-    parser.option("guidance", weights, None, text)
-    parser.option(
-        "data", kinds.optional(kinds.TEXT), None, "training data (default: the teacher's)"
-    )
-    parser.option("split", kinds.TEXT, "train", common.SPLIT)
+    text = "largest weight of guidance, for a model of classes that receives the weight, from 0"
+    parser.option("guidance", kinds.optional(kinds.NUMBER), None, text)
+    text = "training data (default: the teacher's)"
+    parser.option("data", kinds.optional(kinds.TEXT), None, text)
+    text = "of the data: train, or a slice of it (default: the teacher's)"
+    parser.option("split", kinds.optional(kinds.TEXT), None, text)
+    parser.option("flip", kinds.YES, False, "train on mirror images too (default: as the teacher)")
     common.reading_options(parser)
     text = "folder of the stages' runs (default: runs/NAME-WAY)"
     parser.option("out", kinds.optional(kinds.PATH), None, text)
+    own = "the teacher's method FILE.py:NAME, where it is your own; the file is run"
+    parser.option("method", kinds.optional(kinds.TEXT), None, own)
     common.device_option(parser, "where to train")
     told = "program that receives figures and pictures, beside each run's log; may be repeated"
     known = kinds.several(kinds.choice(*SERVICES), empty=True)
     parser.option("tracker", known, (), told, repeated=True)
     parser.option("n", kinds.NATURAL, 1000, "samples for the table of FID at the end; 0 for none")
+    extractor = (
+        "of the table: auto (the classifier for this data set), FILE.py:NAME, inception, pca"
+    )
+    parser.option("extractor", kinds.TEXT, "auto", extractor)
     parser.options(training, "training of each stage", also={"precision": "dtype"})
     parser.about_the_call()
     return parser

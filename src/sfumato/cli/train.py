@@ -37,7 +37,7 @@ RESUMES = (
     "The same command again resumes an interrupted run, and gives the same weights bit for bit."
 )
 WITHOUT = "{verb} needs a method first, as in sfumato {verb} soft; there are {names}."
-DENOISING, UNTAUGHT = "denoising", ("consistency", "shortcut")
+DENOISING, NO_TEACHER = "denoising", ("consistency", "shortcut")
 TRAIN = "train"
 CLASSIFIER = "train-classifier"
 ABOUT = {
@@ -99,7 +99,7 @@ def _train(
     from sfumato.config import Config
     from sfumato.methods import lookup
     from sfumato.training.data import load
-    from sfumato.training.distill import learned
+    from sfumato.training.distill import without_teacher
     from sfumato.training.train import build, train
 
     place = common.device(values.device)
@@ -120,7 +120,7 @@ def _train(
     if verb == TRAIN and values.objective != DENOISING:
         own = {"method": make} if sha256 else {}
         by, levels = values.objective, values.flow_levels
-        config = replace(config, flow_map=learned(config, data.stats(), by, levels, **own))
+        config = replace(config, flow_map=without_teacher(config, data.stats(), by, levels, **own))
     model = build(config, data, options, values["from"], method=make if sha256 else None)
     try:
         train(model, data, options, values.out, trackers, place)
@@ -202,7 +202,7 @@ def _add_options(
             "what is learned: the mean of x_0; or, to need few steps without a teacher, a "
             "consistency or a shortcut model"
         )
-        parser.option("objective", kinds.choice(DENOISING, *UNTAUGHT), DENOISING, text)
+        parser.option("objective", kinds.choice(DENOISING, *NO_TEACHER), DENOISING, text)
         text = "levels of a consistency model; of a shortcut model the shortest steps"
         parser.option("flow_levels", kinds.POSITIVE, 16, text)
     if method is not None:

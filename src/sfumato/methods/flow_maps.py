@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato.algebra.operators import Diagonal, Operator
 from sfumato.algebra.place import seen
 from sfumato.corruption.coupling import ddim, naive
 from sfumato.corruption.process import Process
 from sfumato.errors import Refused
+from sfumato.estimation.loss import Weighting
 from sfumato.estimation.predictions import Parametrization, Precondition
 from sfumato.names import choose
 from sfumato.sampling.kernels import Kernel, reverse
@@ -60,7 +62,7 @@ class FlowMap:
         steps: of the sampler; progressive: no other number, each over equally many of the times.
         sampler: of the teacher between two times; None where there is no teacher: for shortcuts,
             and for consistency models of data alone.
-        guidance: least and largest weight of the guidance that the teacher had and that the network
+        guidance: largest weight of the guidance that the teacher had, from 0, and that the network
             receives; None where it was not guided.
 
     Raises:
@@ -76,7 +78,7 @@ class FlowMap:
     times: tuple[float, ...]
     steps: int = 1
     sampler: str | None = None
-    guidance: tuple[float, float] | None = None
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         choose("way to learn a flow map", self.by, WAYS)
@@ -103,13 +105,11 @@ class FlowMap:
                 "guidance is learned from a teacher's paths, by progressive or consistency; a "
                 f"{self.by} model without one would not depend on the weight. Leave it out."
             )
-        if self.guidance is not None:
-            object.__setattr__(self, "guidance", tuple(self.guidance))
-            if len(self.guidance) != 2 or not 0 <= self.guidance[0] < self.guidance[1] < 1e6:
-                raise Refused(
-                    "weights of guidance to distil are two that rise from 0 or more, such as 0,4; "
-                    f"got {self.guidance}."
-                )
+        if self.guidance is not None and not 0 < self.guidance < 1e6:
+            raise Refused(
+                "the largest weight of guidance to distil is a positive number; got "
+                f"{self.guidance}."
+            )
 
     @property
     def channels(self) -> int:
@@ -189,15 +189,17 @@ class FlowMap:
         """Whether a sampler of `steps` steps uses maps: shortcuts also have an ordinary x_0^."""
         return self.by != "shortcut" or steps < len(self.times) - 1
 
-    def told(self, count: int, size: Tensor | float, weight: Tensor | float) -> Tensor:
-        """What the network receives for `count` signals, (count, channels), float32, one or more.
+    def told(self, count: int, size: Tensor | float, weight: Tensor | float) -> Tensor | None:
+        """What the network receives for `count` signals, (count, channels), float32.
 
-        `size` is the step's, `weight` that of the guidance: one for all, or (count,).
+        `size` is the step's, `weight` that of the guidance: one for all, or (count,). None where
+        there are no channels.
         """
         rows = [size] if self.by == "shortcut" else []
         if self.guidance is not None:
-            rows.append(weight / self.guidance[1])
-        return torch.stack([torch.as_tensor(row).float().expand(count) for row in rows], 1)
+            rows.append(weight / self.guidance)
+        made = [torch.as_tensor(row).float().expand(count) for row in rows]
+        return torch.stack(made, 1) if made else None
 
     def size_of(self, steps: int) -> float:
         """The size that the network receives in a sampler of `steps` steps."""
@@ -209,14 +211,14 @@ class FlowMap:
         """Raise ValueError where the network does not take this weight of guidance."""
         if self.guidance is None and weight:
             raise Refused(
-                "this model maps to samples of its teacher without guidance, and its estimates "
-                "cannot be guided. Distil the teacher with --guidance 0,4 for a model that takes "
-                "the weight, or guide the teacher."
+                "this model maps to later times, and its estimates cannot be guided. For a model "
+                "that takes the weight distil one of classes with --guidance 4, or guide its "
+                "teacher."
             )
-        if self.guidance is not None and not self.guidance[0] <= weight <= self.guidance[1]:
+        if self.guidance is not None and not weight <= self.guidance:
             raise Refused(
-                f"this model takes a weight of guidance from {self.guidance[0]:g} to "
-                f"{self.guidance[1]:g}; got {weight:g}."
+                f"this model takes a weight of guidance from 0 to {self.guidance:g}; got "
+                f"{weight:g}."
             )
 
     def check_kernel(self, kernel: Kernel) -> None:
@@ -251,7 +253,8 @@ def with_flow_map(recipe: Recipe, flow: FlowMap) -> Recipe:
 
     kernel = reverse(naive if flow.by == "consistency" else ddim())
     sampler = Sampler(kernel, flow.steps, grid)
-    mapped = replace(recipe, sampler=sampler, flow_map=flow, levels=None)
+    weighting = floored(recipe.weighting)
+    mapped = replace(recipe, sampler=sampler, weighting=weighting, flow_map=flow)
     if flow.by == "shortcut":
         return mapped
     starts = [flow.times[segment.path[0]] for segment in flow.segments()]
@@ -260,22 +263,55 @@ def with_flow_map(recipe: Recipe, flow: FlowMap) -> Recipe:
     def times(u: Tensor) -> Tensor:
         return flow.starts(flow.drawn(u, 0.0))
 
-    return replace(mapped, parametrization=known, times=times, fixed=flow.by == "progressive")
+    fixed = flow.by == "progressive"
+    return replace(mapped, parametrization=known, times=times, levels=None, fixed=fixed)
 
 
-def told_beside(context: Tensor | None, numbers: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A network's context (B, channels, *space) with `numbers` (B, k) as k more channels."""
-    space = shape[1:]
-    planes = numbers.reshape(*numbers.shape, *(1 for _ in space)).expand(-1, -1, *space)
-    return planes if context is None else torch.cat([context, planes.to(context)], 1)
+def floored(weighting: Weighting) -> Weighting:
+    """A weighting of at least 1 in each coefficient: that of the noise becomes truncated SNR.
+
+    x~ enters x_s also where the noise outweighs the signal at t, where an objective of the noise
+    has no weight (`Progressive Distillation`, section 4, for one coefficient).
+    """
+
+    @functools.wraps(weighting)
+    def at_least(process: Process, t: Tensor, s: Tensor) -> Operator:
+        weight = weighting(process, t, s)
+        if not isinstance(weight, Diagonal):
+            return weight
+        return Diagonal(weight.log_gain.clamp(min=0.0), weight.sign, weight.basis)
+
+    return at_least
+
+
+def conditions(
+    classes: Tensor | None,
+    context: Tensor | None,
+    numbers: Tensor | None,
+    shape: tuple[int, ...],
+) -> dict[str, Tensor]:
+    """What a network receives beside x (B, *shape) and t, by name.
+
+    Args:
+        classes: (B,) integers, or None.
+        context: of the corruption, (B, channels, *space), or None.
+        numbers: (B, k), as constant channels after the context, or None.
+        shape: of one signal.
+    """
+    if numbers is not None:
+        space = shape[1:]
+        planes = numbers.reshape(*numbers.shape, *(1 for _ in space)).expand(-1, -1, *space)
+        context = planes if context is None else torch.cat([context, planes.to(context)], 1)
+    told = {"classes": classes, "context": context}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def check_mean(recipe: Recipe, what: str) -> None:
     """Raise ValueError where the network's estimate is not the mean of x_0 given x_t."""
     if recipe.flow_map is not None:
         raise Refused(
-            f"{what} need estimates of the mean of x_0 given x_t, and this model maps x_t to later "
-            "times in place of that. Use a model of that, such as its teacher."
+            f"{what} need estimates of the mean of x_0 given x_t, and this model learns maps to "
+            "later times in place of that. Use a model of the mean, such as its teacher."
         )
 
 

@@ -135,6 +135,7 @@ class UNet(nn.Module):
         told = self.shape[0] * (1 + 2 * len(self.fourier)) + context
         channels = [c * options.patch**2 for c in (told, self.shape[0])]
         self.inputs = channels[0]
+        self.per_channel = options.patch**2
         self.net = _unet(channels[0], channels[1], options, classes)
         size = [math.ceil(side / options.patch) for side in self.shape[1:]]
         # The last block enlarges nothing; the one before it enlarges to the finest level's size.

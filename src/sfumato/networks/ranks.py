@@ -68,21 +68,22 @@ def network(
     return Network(told, kinds[len(shape)](told.channels, shape[0], options))
 
 
-def grown(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Weights of the same network with fewer channels of context, for `network`.
+def widened(weights: Mapping[str, Tensor], network: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Weights of the same network with `channels` fewer of context, for `network`.
 
     Channels that are new have weight 0: the network's output does not depend on them yet. Weights
-    that differ otherwise are unchanged.
+    that differ otherwise, or not at all, are unchanged.
     """
     wanted = network.state_dict()
     inputs = getattr(network, "inputs", 0)
+    more = channels * getattr(network, "per_channel", 1)
     found = dict(weights)
     for name, value in weights.items():
         shape = wanted[name].shape if name in wanted else value.shape
-        if value.ndim < 2 or len(shape) != value.ndim or shape[1] <= value.shape[1]:
-            continue
-        more = shape[1] - value.shape[1]
-        if shape[0] == value.shape[0] and shape[2:] == value.shape[2:] and more < inputs:
+        wider = (
+            (*value.shape[:1], value.shape[1] + more, *value.shape[2:]) if value.ndim > 1 else ()
+        )
+        if more and tuple(shape) == wider:
             new = value.new_zeros(value.shape[0], more, *value.shape[2:])
             old, rest = value.tensor_split([inputs - more], 1)
             found[name] = torch.cat([old, new, rest], 1)

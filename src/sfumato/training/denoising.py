@@ -74,7 +74,8 @@ def draw(
     They depend on the seed, the number of the step and the place in the global batch alone.
     """
     mine = draws.share(options, process, processes)
-    place = home(device)
+    # The places of a flow map's segments are read by the host, which would wait for a device.
+    place = home(device) if model.recipe.flow_map is None else CPU
     stream = draws.stream(place, options.seed, "times", step)
     u = torch.rand(options.batch, generator=stream, dtype=torch.float64, device=place)
     u = stratified(u)
@@ -84,7 +85,8 @@ def draw(
     rows = draws.rows(step, data, options)[mine.start : mine.stop]
     classes = _classes(step, data, options, model, rows, mine)
     if places is not None:
-        places = places[mine.start : mine.stop].cpu()
+        t = upload(t, home(device))
+        places = places[mine.start : mine.stop]
     weight = _weights(step, options, model, mine)
     t = t.reshape(-1, *(1,) * len(model.shape))
     return Drawn(rows, t, eps, context, classes, places, weight)
@@ -100,9 +102,12 @@ def objective(model: Model, teacher: Model | None = None) -> Corrupted:
     Raises:
         ValueError: a flow map that is distilled, without the teacher it started from.
     """
+    flow = model.config.flow_map
+    if teacher is not None and (flow is None or flow.sampler is None):
+        raise Refused("this model learns from no teacher: leave teacher=... out.")
     if model.config.classifier:
         return Classification(model)
-    if model.config.flow_map is not None:
+    if flow is not None:
         return Mapping(model, Lessons(model, teacher))
     return Denoising(model)
 
@@ -293,9 +298,8 @@ def _weights(step: int, options: TrainOptions, model: Model, mine: range) -> Ten
     flow = model.recipe.flow_map
     if flow is None or flow.guidance is None:
         return None
-    low, high = flow.guidance
     u = torch.rand(options.batch, generator=draws.stream(CPU, options.seed, "weights", step))
-    return (low + (high - low) * u)[mine.start : mine.stop]
+    return (flow.guidance * u)[mine.start : mine.stop]
 
 
 def _noise(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato.algebra.operators import Diagonal
 from sfumato.config import Config
 from sfumato.corruption.boundary import expect
 from sfumato.corruption.coupling import ddim
@@ -20,7 +22,9 @@ from sfumato.methods.flow_maps import WAYS, FlowMap
 from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import choose
+from sfumato.notes import Note
 from sfumato.sampling.kernels import reverse
+from sfumato.sampling.multistep import multistep
 from sfumato.sampling.sample import noise_drawn
 from sfumato.sampling.samplers import Sampler, spelled
 from sfumato.store import from_pretrained
@@ -30,7 +34,9 @@ from sfumato.training.trackers import Tracker
 from sfumato.training.train import build, train
 
 By = Literal["progressive", "consistency", "shortcut"]
-TEACHER_STEPS = 16
+STEPS = 16
+FAINT = 0.1
+"""Signal at t = 1 below which an x_0 recovered from an estimate of the noise is noted as bad."""
 
 
 @final
@@ -53,12 +59,13 @@ def distill(
     out: str | Path,
     by: By = "progressive",
     *,
-    teacher_steps: int = TEACHER_STEPS,
+    teacher_steps: int | None = None,
     to: int = 1,
     sampler: Sampler | str | None = None,
-    guidance: tuple[float, float] | None = None,
+    guidance: float | None = None,
     trackers: Callable[[Path], Iterable[Tracker]] = lambda out: (),
     device: str | None = None,
+    method: Method | None = None,
 ) -> list[Stage]:
     """Train models that need few steps from the model at `source`; the same call resumes.
 
@@ -73,15 +80,16 @@ def distill(
         options: how each stage is trained.
         out: the folder.
         by: progressive, consistency or shortcut.
-        teacher_steps: of the teacher. progressive: halved until `to`; consistency: levels between
-            which it steps; shortcut: the shortest steps, a power of 2.
+        teacher_steps: of the teacher, 16 by default. progressive: halved until `to`; consistency:
+            levels between which it steps; shortcut: the shortest steps, a power of 2.
         to: steps that the last student, or the model by default, is sampled in.
         sampler: of the teacher, any that draws no noise; its own by default, or ddim where that
             draws noise. A `Sampler` may have a grid too.
-        guidance: least and largest weight, for a teacher of classes trained with `drop_classes`:
-            the student receives the weight, and needs one call for what takes its teacher two.
+        guidance: largest weight, for a teacher of classes trained with `drop_classes`: the student
+            receives the weight, and needs one call for what takes its teacher two.
         trackers: from a stage's folder to what receives its figures.
         device: as in `train`.
+        method: the teacher's method, where it is the user's own.
 
     Returns:
         the stages, in turn.
@@ -91,23 +99,58 @@ def distill(
             teacher without classes for `guidance`, or what `build` and `train` refuse.
     """
     expect(data, Data, "distill needs Data after the teacher, such as sf.load('digits')")
-    choose("way to distil", by, WAYS)
-    teacher = from_pretrained(source)
-    chosen = _checked(teacher, sampler, teacher_steps, guidance)
-    times = teacher.times(chosen)
-    name = spelled(chosen.kernel)
+    teacher = from_pretrained(source, method=method)
+    paths = paths_of(teacher, by, teacher_steps, to, sampler, guidance)
+    _note_noise(teacher)
+    times = paths.times
+    name = spelled(paths.sampler.kernel)
     how = data, options, trackers, device
     if by != "progressive":
         taught = name if by == "consistency" else None
-        flow = FlowMap(by, _floats(times), min(to, teacher_steps), taught, guidance)
+        flow = FlowMap(by, _floats(times), to, taught, guidance)
         return [_stage(source, teacher, Path(out), flow, *how)]
     stages: list[Stage] = []
-    for steps in halved(teacher_steps, to):
+    for steps in halved(len(times) - 1, to):
         flow = FlowMap(by, _floats(times), steps, name, guidance)
         stages.append(_stage(source, teacher, Path(out, f"{steps}"), flow, *how))
         source, teacher = stages[-1]
-        times, name = times[::2], spelled(reverse(ddim()))
+        times = times[::2]
+        name = spelled(reverse(ddim()))
     return stages
+
+
+@final
+@dataclass(frozen=True)
+class Paths:
+    """Of the teacher: its sampler, complete, and its times, (steps + 1,)."""
+
+    sampler: Sampler
+    times: Tensor
+
+
+def paths_of(
+    teacher: Model,
+    by: By,
+    steps: int | None = None,
+    to: int = 1,
+    sampler: Sampler | str | None = None,
+    guidance: float | None = None,
+) -> Paths:
+    """The paths of `teacher` that `distill` learns, with its arguments.
+
+    Raises:
+        ValueError: they cannot be learned, with the reason.
+    """
+    choose("way to distil", by, WAYS)
+    _check_teacher(teacher, guidance)
+    flow = teacher.config.flow_map
+    steps = steps or (STEPS if flow is None else flow.steps)
+    if by == "progressive":
+        halved(steps, to)
+    elif not 1 <= to <= steps:
+        raise Refused(f"--to is the steps of a sampler, from 1 to {steps}; got {to}.")
+    chosen = _sampler(teacher, by, sampler).stepping(steps)
+    return Paths(chosen, teacher.times(chosen))
 
 
 def halved(teacher_steps: int, to: int) -> list[int]:
@@ -123,12 +166,12 @@ def halved(teacher_steps: int, to: int) -> list[int]:
         known = ", ".join(map(str, found[1:])) or "nothing, an odd number"
         raise Refused(
             f"{teacher_steps} steps of a teacher halve to {known}; got {to}. Use --teacher-steps "
-            f"{16 if to < 1 else 2 * to}, or another --to."
+            f"{STEPS if to < 1 else 2 * to}, or another --to."
         )
     return found[1 : found.index(to) + 1]
 
 
-def learned(
+def without_teacher(
     config: Config, stats: DataStatistics, by: By, levels: int, method: Method | None = None
 ) -> FlowMap:
     """A flow map of a model that has no teacher, on `levels` of its method's own times.
@@ -143,7 +186,8 @@ def learned(
     """
     if by == "progressive":
         raise Refused("progressive distillation needs a teacher: sfumato distill RUN.")
-    model = Model(config, stats, torch.nn.Identity(), method)
+    model = Model(config, stats, nn.Identity(), method)
+    _check_levels(model)
     times = model.times(Sampler(reverse(ddim()), levels, "own"))
     return FlowMap(by, _floats(times), 1)
 
@@ -158,57 +202,93 @@ def _stage(
     trackers: Callable[[Path], Iterable[Tracker]],
     device: str | None,
 ) -> Stage:
-    drop = 0.0 if flow.guidance else teacher.config.drop_classes
     config = replace(
-        teacher.config, record=data.record, flow_map=flow, sampler=Sampler(), drop_classes=drop
+        teacher.config, record=data.record, flow_map=flow, sampler=Sampler(), drop_classes=0.0
     )
-    own = {"method": teacher.method} if config.own else {}
-    model = build(config, data, options, source, **own)
-    return Stage(out, train(model, data, options, out, trackers(out), device, teacher))
+    model = build(config, data, options, source, teacher.stats, method=teacher.method)
+    known = None if flow.sampler is None else teacher
+    return Stage(out, train(model, data, options, out, trackers(out), device, known))
 
 
-def _checked(
-    teacher: Model,
-    sampler: Sampler | str | None,
-    steps: int,
-    guidance: tuple[float, float] | None,
-) -> Sampler:
-    """The teacher's sampler; ValueError where its paths cannot be learned."""
+def _check_teacher(teacher: Model, guidance: float | None) -> None:
+    """Raise ValueError for a model whose paths cannot be learned."""
     config = teacher.config
     if config.classifier:
         raise Refused("this is a classifier of x_t, which makes no images to distil.")
-    if (known := config.flow_map) is not None:
-        if known.guidance != (None if guidance is None else tuple(guidance)):
-            told = "no weight" if known.guidance is None else "{:g},{:g}".format(*known.guidance)
-            raise Refused(f"this teacher was distilled with {told} of --guidance: give the same.")
-    elif guidance is not None and not config.drop_classes:
+    if (known := config.flow_map) is None:
+        _check_levels(teacher)
+        if guidance is not None and not config.drop_classes:
+            raise Refused(
+                "guidance can be distilled from a teacher that has learned images with and without "
+                "classes. Train it with --conditional --drop-classes 0.1."
+            )
+        return
+    if known.by != "progressive":
         raise Refused(
-            "guidance can be distilled from a teacher that has learned images with and without "
-            "classes. Train it with --conditional --drop-classes 0.1."
+            f"this teacher is a {known.by} model, whose maps are no steps along a path. Distil the "
+            "model it started from."
         )
-    chosen = teacher.chosen(sampler).stepping(steps)
+    if known.guidance != guidance:
+        told = "without" if known.guidance is None else f"with {known.guidance:g} as"
+        raise Refused(f"this teacher was distilled {told} --guidance: give the same.")
+
+
+def _check_levels(model: Model) -> None:
+    recipe = model.recipe
+    if recipe.fixed:
+        raise Refused(
+            f"{model.config.method} is sampled in its own {recipe.sampler.whole[1]} steps, which "
+            "are no steps along the probability flow. Distil a model of another method."
+        )
+
+
+def _sampler(teacher: Model, by: By, sampler: Sampler | str | None) -> Sampler:
+    """The teacher's sampler; ValueError where it has no one path from x_t."""
+    chosen = teacher.chosen(sampler)
     named = sampler is not None and not (isinstance(sampler, Sampler) and sampler.kernel is None)
-    drawn = _draws(teacher, chosen)
-    if drawn and not named:
+    drawn = _draws_noise(teacher, chosen)
+    if (drawn or by == "shortcut") and not named:
         chosen = replace(chosen, kernel=reverse(ddim()))
     elif drawn:
         raise Refused(
             f"{chosen.name} draws noise, so that x_t has no one path to learn. Use ddim, heun, "
             "multistep or unipc."
         )
-    if spelled(chosen.kernel) is None:
+    kernel = chosen.kernel
+    if by == "shortcut" and kernel != reverse(ddim()):
+        raise Refused("shortcuts are made of steps of their own, by ddim: leave --sampler out.")
+    if by == "consistency" and isinstance(kernel, multistep):
+        raise Refused(
+            f"a consistency model learns single steps, in which {chosen.name} is ddim. Use ddim, "
+            "or heun."
+        )
+    if spelled(kernel) is None:
         raise Refused("a teacher's sampler needs a name of sf.KERNELS, which a file can hold.")
     return chosen
 
 
-def _draws(teacher: Model, chosen: Sampler) -> bool:
+def _draws_noise(teacher: Model, chosen: Sampler) -> bool:
     recipe = teacher.recipe
 
-    def make(backbone: torch.nn.Module) -> NetworkDenoiser:
+    def make(backbone: nn.Module) -> NetworkDenoiser:
         return NetworkDenoiser(recipe.process, recipe.parametrization, backbone)
 
     return noise_drawn(chosen.whole[0], make, teacher.shape, teacher.times(chosen))
 
 
+def _note_noise(teacher: Model) -> None:
+    """Warn where x_0 is recovered from an estimate of something that fades."""
+    first = teacher.times()[0]
+    of = teacher.recipe.parametrization(teacher.recipe.process, first).of
+    if isinstance(of, Diagonal) and bool((of.gain < FAINT).any()):
+        warnings.warn(
+            f"the teacher's network estimates {float(of.gain.min()):.2g} x_0 at its first time, "
+            "from which a map in one step or two is learned badly. A teacher of another "
+            "prediction, such as velocity, wiener or x0, is better.",
+            Note,
+            stacklevel=3,
+        )
+
+
 def _floats(times: Tensor) -> tuple[float, ...]:
-    return tuple(times.tolist())
+    return tuple(torch.as_tensor(times).tolist())

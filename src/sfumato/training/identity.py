@@ -68,6 +68,9 @@ class Identity:
             and mine["model.record.sha256"] == theirs["model.record.sha256"]
         ):
             aside |= {*PLACE}
+        flow = getattr(self.config, "flow_map", None)
+        if flow is not None and flow.by != "progressive":
+            aside |= {"model.flow_map.steps"}  # only the default of its samplers
         if all(self.options.pace(k) == found.options.pace(k) for k in range(step)):
             aside |= {*PLAN}
         elif self.options.images != found.options.images:

@@ -26,7 +26,8 @@ from sfumato.estimation.contrast import contrasted
 from sfumato.estimation.denoise import NetworkDenoiser
 from sfumato.estimation.flow_map import COARSE, FLOOR, FirstEstimate, target
 from sfumato.estimation.loss import Target
-from sfumato.methods.flow_maps import Segment, told_beside
+from sfumato.guidance import alike
+from sfumato.methods.flow_maps import FlowMap, Segment, conditions
 from sfumato.model import Model
 from sfumato.sampling import samplers
 from sfumato.sampling.kernels import Kernel, reverse
@@ -115,17 +116,20 @@ class Lessons:
 
     def cond(self, places: Tensor, told: Told, *, part: bool = False) -> dict[str, Tensor]:
         """What the network receives for the segments at `places`; for `part` of their length."""
-        context = told.context
-        if self.flow.channels:
-            sizes = [segment.part if part else segment.size for segment in self.segments]
-            size = torch.tensor([*sizes, 0.0])[places]  # of ordinary samples, at -1, it is 0
-            weight = 0.0 if told.weight is None else told.weight.cpu()
-            numbers = self.flow.told(len(places), size, weight)
-            context = told_beside(context, numbers.to(self.model.place().device), self.model.shape)
-        return _given(told.classes, context)
+        sizes = [segment.part if part else segment.size for segment in self.segments]
+        size = torch.tensor([*sizes, 0.0])[places]  # of ordinary samples, at -1, it is 0
+        return self._conditions(self.flow, told, size)
+
+    def _conditions(self, flow: FlowMap | None, told: Told, size: Tensor) -> dict[str, Tensor]:
+        """What a network of `flow` receives, for steps of these sizes, (B,)."""
+        weight = torch.zeros(()) if told.weight is None else told.weight.cpu()
+        numbers = None if flow is None else flow.told(len(size), size, weight)
+        if numbers is not None:
+            numbers = numbers.to(self.model.place().device)
+        return conditions(told.classes, told.context, numbers, self.model.shape)
 
     def target(self, denoiser: NetworkDenoiser, batch: Batch) -> Target:
-        """x_t -> x~ for `loss`; `denoiser` is of the network being trained, and these samples."""
+        """x_t -> x~ for `loss`, both (B, *shape); `denoiser` is of the network being trained."""
 
         @torch.no_grad()
         def targets(x: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ class Lessons:
         if self.flow.times[segment.end] == 0.0:
             return end
         t, s = (self._time(place) for place in (segment.path[0], segment.end))
-        exact = isinstance(self._kernel, reverse | multistep)
+        exact = self._kernel == reverse(ddim()) or isinstance(self._kernel, multistep)
         floor = FLOOR.get(x.dtype, COARSE) if exact else COARSE
         return target(denoiser.process, t, s, floor)(x, end, near)
 
@@ -194,15 +198,11 @@ class Lessons:
 
     def _asked(self, teacher: Model, batch: Batch) -> dict[str, Tensor]:
         """What the teacher's network receives."""
-        classes, context, weight = batch.told
-        known = teacher.config.flow_map
-        if weight is not None and known is None:
-            contrast = weight.reshape(-1, *(1,) * len(self.model.shape))
-            return {"contrast": contrast, **_given(classes, context)}
-        if known is not None and known.channels:
-            numbers = known.told(len(batch.x0), 0.0, 0.0 if weight is None else weight.cpu())
-            context = told_beside(context, numbers.to(batch.x0), self.model.shape)
-        return _given(classes, context)
+        known, weight = teacher.config.flow_map, batch.told.weight
+        found = self._conditions(known, batch.told, torch.zeros(len(batch.x0)))
+        if weight is None or known is not None:
+            return found
+        return {**found, "contrast": weight.reshape(-1, *(1,) * len(self.model.shape))}
 
     def _walk(
         self,
@@ -227,11 +227,6 @@ class Lessons:
         return torch.tensor(self.flow.times[place], dtype=torch.float64)
 
 
-def _given(classes: Tensor | None, context: Tensor | None) -> dict[str, Tensor]:
-    told = {"classes": classes, "context": context}
-    return {name: value for name, value in told.items() if value is not None}
-
-
 def _teacher(model: Model, teacher: Model | None) -> Model:
     """The teacher, if it is the one that the model started from."""
     if teacher is None:
@@ -244,6 +239,11 @@ def _teacher(model: Model, teacher: Model | None) -> Model:
                 f"the teacher's {name} is {found}, and this model's {mine}. Distil a model of the "
                 "same method."
             )
+    if not alike(model, teacher):
+        raise Refused(
+            "the teacher's process or prediction is another than this model's at some time. Build "
+            "the model with the teacher's statistics: stats=teacher.stats."
+        )
     teacher.denoiser.eval()
     weights = files.plain(teacher.trainable.state_dict())
     if ours.origin is None or files.digest(dict(sorted(weights.items()))) != ours.origin.sha256:

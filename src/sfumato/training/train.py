@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from sfumato import files, store
 from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
+from sfumato.corruption.statistics import DataStatistics
 from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
-from sfumato.networks.ranks import grown
+from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
 from sfumato.training import denoising, stop
 from sfumato.training.checkpoint import Checkpoints, State
@@ -43,6 +44,7 @@ def build(
     data: Data,
     options: TrainOptions,
     start: str | Path | None = None,
+    stats: DataStatistics | None = None,
     **given: Any,
 ) -> Model:
     """A model before training: statistics measured from `data`, initial weights from the seed.
@@ -53,6 +55,7 @@ def build(
         options: how; their seed is used.
         start: a run or a model, as `from_pretrained` finds it, whose averaged weights are the
             initial ones instead; `config.origin` records which.
+        stats: statistics of the data; by default measured from `data`.
         given: further arguments of `Model`: `backbone`, `method`.
 
     Raises:
@@ -63,8 +66,9 @@ def build(
     expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
     expect(options, TrainOptions, "build needs TrainOptions after the data")
     torch.manual_seed(options.seed)
+    stats = data.stats() if stats is None else stats
     if start is None:
-        return Model(config, data.stats(), **given)
+        return Model(config, stats, **given)
     stored = store.read(start)
     if (there := stored.config.record.shape) != data.record.shape:
         raise Refused(
@@ -72,8 +76,10 @@ def build(
             f"{data.record.shape}."
         )
     origin = Origin(str(start), files.digest(dict(sorted(stored.weights.items()))))
-    model = Model(replace(config, origin=origin), data.stats(), **given)
-    files.load_weights(model.trainable, stored.path, grown(stored.weights, model.denoiser.backbone))
+    model = Model(replace(config, origin=origin), stats, **given)
+    channels = 0 if config.flow_map is None else config.flow_map.channels
+    weights = widened(stored.weights, model.denoiser.backbone, channels)
+    files.load_weights(model.trainable, stored.path, weights)
     if not finite(model.trainable):
         raise Refused(f"the weights in {stored.path} are not finite. Start from others.")
     return model
