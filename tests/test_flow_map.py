@@ -64,7 +64,7 @@ from sfumato.sampling.samplers import Sampler
 from sfumato.store import from_pretrained
 from sfumato.training.data import load
 from sfumato.training.denoising import draw
-from sfumato.training.lessons import Batch, Lessons, Told
+from sfumato.training.targets import Batch, Targets, Told
 from sfumato.training.train import TrainOptions, build, train
 
 DDIM = reverse(ddim())
@@ -268,7 +268,7 @@ def test_four_halvings_keep_the_variance_of_gaussian_data(name):
             torch.testing.assert_close(gain[known], expected, rtol=1e-6, atol=1e-6)
 
 
-# What `Lessons` make of a batch.
+# What `Targets` make of a batch.
 
 RECORD = Record("own", SHAPE, classes=("a", "b"))
 
@@ -285,21 +285,21 @@ def model_of(
     return Model(Config("own", RECORD, network=None, **config), backbone=backbone, method=method)
 
 
-def taught(flow: FlowMap, teacher: Model, own: nn.Module | None = None, **config: Any) -> Lessons:
-    """The lessons of a student of `teacher`, whose own network is `own`."""
+def taught(flow: FlowMap, teacher: Model, own: nn.Module | None = None, **config: Any) -> Targets:
+    """The targets of a student of `teacher`, whose own network is `own`."""
     weights = files.plain(teacher.trainable.state_dict())
     origin = Origin("teacher", files.digest(dict(sorted(weights.items()))))
     process, own = teacher.recipe.process, own or teacher.denoiser.backbone
     given = {"flow_map": flow, "origin": origin, "drawn": teacher.recipe.context}
-    return Lessons(model_of(process, own, **given, **config), teacher)
+    return Targets(model_of(process, own, **given, **config), teacher)
 
 
-def tilde(lessons: Lessons, x: Tensor, place: int | list[int], **given: Any) -> Tensor:
+def tilde(targets: Targets, x: Tensor, place: int | list[int], **given: Any) -> Tensor:
     """x~ of x_t; `given` are data, noise and what the network is told, where they matter."""
-    denoiser = given.get("denoiser", lessons.model.denoiser)
+    denoiser = given.get("denoiser", targets.model.denoiser)
     places = torch.tensor(place).expand(len(x))
     batch = Batch(given.get("x0", x), given.get("eps", x), places, given.get("told", Told()))
-    return lessons.target(denoiser, batch)(x)
+    return targets.target(denoiser, batch)(x)
 
 
 class Flow(NamedTuple):
@@ -408,8 +408,8 @@ def test_progressive_distillation_tends_to_the_flow(kernel, order, name):
     teacher = oracle(process)
     for count in (12, 24, 48):
         t, *_, s = falling(count)
-        lessons = taught(FlowMap("progressive", (t, *falling(count)[1:]), 1, kernel), teacher)
-        found = tilde(lessons, x, 0)
+        targets = taught(FlowMap("progressive", (t, *falling(count)[1:]), 1, kernel), teacher)
+        found = tilde(targets, x, 0)
         off = flow.mapped(x, found, t, s) - flow.ratio(t, s) * flow.away(x, t)
         kept = flow.pull(t, s) > (COARSE if kernel == "heun" else 0)
         errors.append(float(off[:, kept].abs().max()))
@@ -424,7 +424,7 @@ def test_where_a_map_is_hardly_moved_by_it_the_estimate_is_the_teacher_s_first(k
     """Coefficients whose P is below the floor, on a mixture, and for one batch after another."""
     process = PROCESSES["soft"]
     flow, teacher = flow_of(process), model_of(process, exact(process, "mixture").backbone)
-    lessons = taught(FlowMap("progressive", (1.0, 0.9, 0.8), 1, kernel), teacher)
+    targets = taught(FlowMap("progressive", (1.0, 0.9, 0.8), 1, kernel), teacher)
     dead = flow.pull(1.0, 0.8) < floor
     assert bool(dead.any()) and not bool(dead.all())
     for seed in (0, 1):
@@ -433,7 +433,7 @@ def test_where_a_map_is_hardly_moved_by_it_the_estimate_is_the_teacher_s_first(k
         later = sample(DDIM, teacher.denoiser, x, times(1.0, 0.9))
         after = flow.basis.analyze(teacher.denoiser(later, time(0.9)).mean)
         assert float((near - after)[:, dead].abs().max()) > 1e-3
-        found = flow.basis.analyze(tilde(lessons, x, 0))
+        found = flow.basis.analyze(tilde(targets, x, 0))
         torch.testing.assert_close(found[:, dead], near[:, dead], rtol=1e-9, atol=1e-9)
 
 
@@ -444,10 +444,10 @@ def test_consistency_distillation_is_one_step_and_the_flow_from_there(name):
     flow, x, teacher, errors = flow_of(process), start(process, 0.6), oracle(process), []
     for count in (4, 8, 16):
         maps = FlowMap("consistency", falling(count), 1, "ddim")
-        lessons = taught(maps, teacher, Known(flow, maps))
+        targets = taught(maps, teacher, Known(flow, maps))
         for i in {0, 1, count - 1}:
             t, m, s = maps.times[i], maps.times[i + 1], maps.times[-1]
-            found = flow.mapped(x, tilde(lessons, x, i), t, s)
+            found = flow.mapped(x, tilde(targets, x, i), t, s)
             expected = flow.step(t, m) * flow.ratio(m, s) * flow.away(x, t)
             torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
         first = maps.times[:2]
@@ -463,7 +463,7 @@ def test_consistency_training_is_distillation_from_ddim_on_average(name):
     flow, x = flow_of(process), start(process, 0.6)
     maps = FlowMap("consistency", falling(8))
     own = model_of(process, Known(flow, maps), flow_map=maps)
-    alone, teacher = Lessons(own, None), oracle(process)
+    alone, teacher = Targets(own, None), oracle(process)
     distilled = taught(replace(maps, sampler="ddim"), teacher, own.denoiser.backbone)
     t, s = maps.times[0], maps.times[-1]
     centre, some = teacher.denoiser(x, time(t)).mean, normal(*x.shape, seed=9)
@@ -487,7 +487,7 @@ def test_the_last_step_of_consistency_training_is_the_data(name, end):
     own = model_of(process, Ordinary(nn.Identity()), flow_map=maps)
     data, eps = 0.5 * normal(3, *SHAPE, seed=5), normal(3, *SHAPE, seed=6)
     x = process.corrupt(data, time(0.5), eps)
-    found = tilde(Lessons(own, None), x, 1, x0=data, eps=eps)
+    found = tilde(Targets(own, None), x, 1, x0=data, eps=eps)
     known = flow_of(process).pull(0.5, end) > 1e-6
     off = basis_of(process).analyze(found - data)
     assert float(off[:, known].abs().max()) < 1e-8
@@ -501,19 +501,19 @@ def test_shortcuts_are_two_steps_of_half_the_length(name):
     for count in (4, 8, 16):
         maps = FlowMap("shortcut", falling(count))
         own = Known(flow, maps)
-        lessons = Lessons(model_of(process, own, flow_map=maps), None)
+        targets = Targets(model_of(process, own, flow_map=maps), None)
         for place, segment in enumerate(maps.segments()):
             if segment.path[0] not in (0, count // 2):
                 continue
             t, m, s = (maps.times[i] for i in segment.path)
-            found = flow.mapped(x, tilde(lessons, x, place), t, s)
+            found = flow.mapped(x, tilde(targets, x, place), t, s)
             span = segment.end - segment.path[0]
             ratio = flow.step(t, m) * flow.step(m, s) if span == 2 else flow.ratio(t, s)
             torch.testing.assert_close(found, ratio * flow.away(x, t), rtol=1e-8, atol=1e-8)
             # What the network was told: log2 of the step over that of the longest, 0 for one.
             part = math.log2(span // 2) / math.log2(count)
             assert own.sizes[-2:] == pytest.approx([part, part])
-            told = lessons.cond(torch.tensor([place, -1]), Told())["context"]
+            told = targets.cond(torch.tensor([place, -1]), Told())["context"]
             assert told.shape == (2, 1, *SHAPE[1:])
             expected = [math.log2(span) / math.log2(count), 0.0]
             assert told[:, 0, 0, 0].tolist() == pytest.approx(expected)
@@ -556,11 +556,11 @@ def test_rows_of_a_batch_are_walked_apart():
     """Each row by its own segment; those at -1 are compared with their own x_0."""
     process = PROCESSES["blurring"]
     maps, rows = FlowMap("shortcut", falling(4)), normal(5, *SHAPE, seed=3)
-    lessons = Lessons(model_of(process, Known(flow_of(process), maps), flow_map=maps), None)
+    targets = Targets(model_of(process, Known(flow_of(process), maps), flow_map=maps), None)
     places, data = [2, -1, 0, 1, 2], normal(5, *SHAPE, seed=8)
-    found = tilde(lessons, rows, places, x0=data)
+    found = tilde(targets, rows, places, x0=data)
     for i, place in enumerate(places):
-        expected = data[i : i + 1] if place < 0 else tilde(lessons, rows[i : i + 1], place)
+        expected = data[i : i + 1] if place < 0 else tilde(targets, rows[i : i + 1], place)
         torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-10, atol=1e-10)
 
 
@@ -579,13 +579,13 @@ def test_corruptions_drawn_for_each_image_are_walked_with_their_own(by):
     context = drawn.draw(normal(4, *SHAPE, seed=5), lambda x: normal(*x.shape, seed=6).to(x))
     maps = FlowMap(by, falling(4), 2, None if by == "shortcut" else "ddim")
     if maps.sampler:
-        lessons = taught(maps, model_of(recipe.process, Masked(), drawn))
+        targets = taught(maps, model_of(recipe.process, Masked(), drawn))
     else:
-        lessons = Lessons(model_of(recipe.process, Masked(), drawn, flow_map=maps), None)
+        targets = Targets(model_of(recipe.process, Masked(), drawn, flow_map=maps), None)
     places, process = [0, 1, 1, 0], drawn.process(context)
-    whole = lessons.model.denoiser.with_process(process)
+    whole = targets.model.denoiser.with_process(process)
     x = normal(4, *SHAPE, seed=3)
-    found = tilde(lessons, x, places, denoiser=whole, told=Told(None, context))
+    found = tilde(targets, x, places, denoiser=whole, told=Told(None, context))
     for i, place in enumerate(places):
         mine = drawn.process(context[i : i + 1])
         denoiser = NetworkDenoiser(mine, x0, Masked())
@@ -631,11 +631,11 @@ def test_the_teacher_of_a_guided_map_is_contrasted_with_each_weight(by):
     teacher = model_of(process, Classes(process), **GUIDED)
     maps = FlowMap(by, falling(4 if by == "progressive" else 2), 2, "ddim", 4)
     own = Classes(process)
-    lessons = taught(maps, teacher, own, **GUIDED)
+    targets = taught(maps, teacher, own, **GUIDED)
     flow, x = flow_of(process), start(process, 0.6, rows=4)
     places, classes = [0, 1, 0, 1], torch.tensor([0, 1, 1, 0])
     told = Told(classes, None, torch.tensor([0.0, 1.5, 4.0, 2.5]))
-    found, own.told = tilde(lessons, x, places, told=told), []
+    found, own.told = tilde(targets, x, places, told=told), []
     for i, place in enumerate(places):
         segment, cond = maps.segments()[place], {"classes": classes[i : i + 1]}
         path = times(*(maps.times[k] for k in segment.path))
@@ -645,11 +645,11 @@ def test_the_teacher_of_a_guided_map_is_contrasted_with_each_weight(by):
         if segment.path[-1] != segment.end:  # on to the end, by the network's own map
             cond["context"] = torch.full((1, 1, *SHAPE[1:]), weight / 4)
             rest = times(*(maps.times[k] for k in (segment.path[-1], segment.end)))
-            end = sample(DDIM, lessons.model.denoiser, end, rest, cond=cond)
+            end = sample(DDIM, targets.model.denoiser, end, rest, cond=cond)
         t, s = float(path[0]), maps.times[segment.end]
         made = flow.mapped(x[i : i + 1], found[i : i + 1], t, s)
         torch.testing.assert_close(made, flow.away(end, s), rtol=1e-7, atol=1e-7)
-    given = lessons.cond(torch.tensor(places), told)
+    given = targets.cond(torch.tensor(places), told)
     assert given["context"][:, 0, 0, 0].tolist() == [0.0, 0.375, 1.0, 0.625]
     assert torch.equal(given["classes"], classes)
 
@@ -662,9 +662,9 @@ def test_a_guided_map_receives_the_weight_when_it_is_sampled_and_when_it_teaches
     teacher.sample([0, 1], classes=[0, 1], guidance=3.0)
     assert len(network.told) == 4 and all(told.tolist() == [[0.75]] * 2 for told in network.told)
     network.told = []
-    lessons = taught(replace(maps, steps=2), teacher, Classes(process), **GUIDED)
+    targets = taught(replace(maps, steps=2), teacher, Classes(process), **GUIDED)
     told = Told(torch.tensor([0, 1]), None, torch.tensor([1.0, 2.0]))
-    tilde(lessons, start(process, 0.6, rows=2), 0, told=told)
+    tilde(targets, start(process, 0.6, rows=2), 0, told=told)
     assert [told.tolist() for told in network.told] == [[[0.25], [0.5]]] * 2
 
 
@@ -939,11 +939,11 @@ def test_another_teacher_is_refused(tmp_path):
     model = build(config, data, options, start=tmp_path / "teacher")
     other = build(replace(config, flow_map=None), data, replace(options, seed=1))
     method = build(Config("soft", data.record, network=NETWORK), data, options)
-    Lessons(model, plain)
+    Targets(model, plain)
     for teacher, sentence in (
         (None, "is distilled from another: train"),
         (other, "other weights than the teacher's"),
         (method, "the teacher's method is soft, and this model's ddpm"),
     ):
         with pytest.raises(Refused, match=sentence):
-            Lessons(model, teacher)
+            Targets(model, teacher)

@@ -14,8 +14,9 @@ For an x~ averaged over two `ddim` steps t -> m -> s with estimates a and b,
     x~ = A a + (I - A) b,    A = (p + q)^-1 p,
     p = (S_s / S_m) (C_m - (S_m / S_t) C_t),    q = C_s - (S_s / S_m) C_m
 
-and A is in [0, 1] where the signal-to-noise ratio falls, and 0 for s = 0: no coefficient divides by
-what a blur has removed. `target` does the same for a path of any solver.
+and A is in [0, 1] where the signal-to-noise ratio falls, and 0 for s = 0 without noise: nothing is
+divided but two gains that vanish together where a blur has removed a coefficient. `target` finds
+the same x~ from x_s, for a path of any solver.
 
 References:
     Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
@@ -49,7 +50,7 @@ COARSE = 0.05
 
 
 def flow_map(process: Process, t: Tensor, s: Tensor) -> tuple[Operator, Operator]:
-    """(K, P) of x_s = K x_t + P x~, for times s <= t."""
+    """(K, P) of x_s = K x_t + P x~, for times s <= t, () or (B, 1, ..., 1)."""
     carry, _ = ddim()(process, t, s)
     return carry, process.signal.at(s) - carry @ process.signal.at(t)
 
@@ -67,7 +68,7 @@ class Target(NamedTuple):
 
 
 def target(process: Process, t: Tensor, s: Tensor, floor: float = FLOOR[torch.float64]) -> Target:
-    r"""What x~ is for known paths: X_{t,s}(x_t) with it is x_s.
+    r"""What x~ is for known paths from t to s, () or (B, 1, ..., 1): X_{t,s}(x_t) with it is x_s.
 
     x~ = x_0^ + P^-1 (x_s - K x_t - P x_0^), in which no coefficient divides by a P below `floor`:
     there x~ is x_0^, and x_s hardly depends on it.

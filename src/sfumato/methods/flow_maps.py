@@ -198,7 +198,8 @@ class FlowMap:
         rows = [size] if self.by == "shortcut" else []
         if self.guidance is not None:
             rows.append(weight / self.guidance)
-        made = [torch.as_tensor(row).float().expand(count) for row in rows]
+        device = next((row.device for row in rows if isinstance(row, Tensor)), None)
+        made = [torch.as_tensor(row, device=device).float().expand(count) for row in rows]
         return torch.stack(made, 1) if made else None
 
     def size_of(self, steps: int) -> float:

@@ -23,10 +23,10 @@ from sfumato.model import Model
 from sfumato.sampling.samplers import Sampler
 from sfumato.training import draws
 from sfumato.training.data import Data
-from sfumato.training.lessons import Batch, Lessons, Told
 from sfumato.training.objective import Losses, Objective
 from sfumato.training.options import TrainOptions
 from sfumato.training.previews import forward, previews
+from sfumato.training.targets import Batch, Targets, Told
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -108,7 +108,7 @@ def objective(model: Model, teacher: Model | None = None) -> Corrupted:
     if model.config.classifier:
         return Classification(model)
     if flow is not None:
-        return Mapping(model, Lessons(model, teacher))
+        return Mapping(model, Targets(model, teacher))
     return Denoising(model)
 
 
@@ -194,16 +194,16 @@ class Mapping(Corrupted):
 
     Args:
         model, network: as in `Corrupted`.
-        lessons: the targets.
+        targets: the targets.
     """
 
-    def __init__(self, model: Model, lessons: Lessons, network: nn.Module | None = None) -> None:
+    def __init__(self, model: Model, targets: Targets, network: nn.Module | None = None) -> None:
         super().__init__(model, network)
-        self.lessons = lessons
+        self.targets = targets
 
     def through(self, network: nn.Module) -> Mapping:
-        self.lessons.place()
-        return Mapping(self.model, self.lessons, network)
+        self.targets.place()
+        return Mapping(self.model, self.targets, network)
 
     def check(self, data: Data) -> None:
         _check_sampling(self.model)
@@ -215,8 +215,8 @@ class Mapping(Corrupted):
         places = cast(Tensor, drawn.places)
         weight = None if drawn.weight is None else upload(drawn.weight, x0.device)
         told = Told(cond.get("classes"), cond.get("context"), weight)
-        target = self.lessons.target(denoiser, Batch(x0, drawn.eps, places, told))
-        cond = self.lessons.cond(places, told)
+        target = self.targets.target(denoiser, Batch(x0, drawn.eps, places, told))
+        cond = self.targets.cond(places, told)
         weighting = self.model.recipe.weighting
         return loss(denoiser, weighting, x0, drawn.t, drawn.eps, target=target, **cond)
 

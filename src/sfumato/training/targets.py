@@ -2,7 +2,8 @@ r"""What a flow map is trained towards: the x~ of paths of a teacher, of the dat
 
 The three ways differ in who walks a path from t to s, and in nothing else:
 
-    progressive    the teacher, in two steps or more of any deterministic sampler
+    progressive    the teacher, in two steps or more of any deterministic sampler, of which a
+                   multistep one starts each path anew
     shortcut       the network itself, in two steps of half the length
     consistency    the teacher in one step, or the data with the same noise; then the network itself
                    from there to the end
@@ -20,6 +21,7 @@ from torch import Tensor
 from sfumato import files
 from sfumato.algebra.combine import apply
 from sfumato.algebra.operators import Operator
+from sfumato.algebra.place import upload
 from sfumato.corruption.coupling import ddim
 from sfumato.errors import Refused
 from sfumato.estimation.contrast import contrasted
@@ -72,22 +74,22 @@ class Batch(NamedTuple):
     told: Told
 
 
-class _Walk(NamedTuple):
+class _Path(NamedTuple):
     """A path of a denoiser, prepared, and what makes its first estimate of x_0."""
 
     loop: Prepared
-    heard: FirstEstimate
+    first: FirstEstimate
     maps: tuple[Operator, ...]
 
     def __call__(self, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(the end of the path from x, the estimate of x_0 at its start)."""
-        self.heard.forget()
+        self.first.forget()
         end = self.loop(x, cond=cond)
-        return end, apply(*zip(self.maps, self.heard.values, strict=True))
+        return end, apply(*zip(self.maps, self.first.values, strict=True))
 
 
 @final
-class Lessons:
+class Targets:
     """The x~ of a batch, by the rule of the model's flow map.
 
     Args:
@@ -107,7 +109,7 @@ class Lessons:
         self.teacher = _teacher(model, teacher) if flow.sampler is not None else None
         self.segments = flow.segments()
         self._kernel = reverse(ddim()) if flow.sampler is None else samplers.kernel(flow.sampler)
-        self._ready: dict[tuple[str, tuple[int, ...]], _Walk] = {}
+        self._ready: dict[tuple[str, tuple[int, ...]], _Path] = {}
 
     def place(self) -> None:
         """Move the teacher to where the model is."""
@@ -122,10 +124,9 @@ class Lessons:
 
     def _conditions(self, flow: FlowMap | None, told: Told, size: Tensor) -> dict[str, Tensor]:
         """What a network of `flow` receives, for steps of these sizes, (B,)."""
-        weight = torch.zeros(()) if told.weight is None else told.weight.cpu()
-        numbers = None if flow is None else flow.told(len(size), size, weight)
-        if numbers is not None:
-            numbers = numbers.to(self.model.place().device)
+        weight = 0.0 if told.weight is None else told.weight
+        device = self.model.place().device
+        numbers = None if flow is None else flow.told(len(size), upload(size, device), weight)
         return conditions(told.classes, told.context, numbers, self.model.shape)
 
     def target(self, denoiser: NetworkDenoiser, batch: Batch) -> Target:
@@ -162,7 +163,7 @@ class Lessons:
         if segment.path[-1] != segment.end:
             rest = (segment.path[-1], segment.end)
             cond = self.cond(batch.places, batch.told)
-            end, _ = self._walk(OWN, denoiser, reverse(ddim()), rest, x)(end, cond)
+            end, _ = self._path(OWN, denoiser, reverse(ddim()), rest, x)(end, cond)
         if self.flow.times[segment.end] == 0.0:
             return end
         t, s = (self._time(place) for place in (segment.path[0], segment.end))
@@ -176,7 +177,7 @@ class Lessons:
         """The path that is known otherwise: its end, and x_0^ at its start."""
         if self.flow.by == "shortcut":
             cond = self.cond(batch.places, batch.told, part=True)
-            return self._walk(OWN, denoiser, self._kernel, segment.path, x)(x, cond)
+            return self._path(OWN, denoiser, self._kernel, segment.path, x)(x, cond)
         if self.teacher is None:
             s = self._time(segment.path[-1])
             # As a loop that ends at 0, where the process may have noise, a path ends with x_0.
@@ -184,7 +185,7 @@ class Lessons:
             return end, batch.x0
         taught = self._taught(self.teacher, denoiser)
         cond = self._asked(self.teacher, batch)
-        return self._walk(TEACHER, taught, self._kernel, segment.path, x)(x, cond)
+        return self._path(TEACHER, taught, self._kernel, segment.path, x)(x, cond)
 
     def _taught(self, teacher: Model, denoiser: NetworkDenoiser) -> NetworkDenoiser:
         """The teacher's denoiser of the same samples."""
@@ -204,24 +205,24 @@ class Lessons:
             return found
         return {**found, "contrast": weight.reshape(-1, *(1,) * len(self.model.shape))}
 
-    def _walk(
+    def _path(
         self,
         who: str,
         denoiser: NetworkDenoiser,
         kernel: Kernel,
         places: tuple[int, ...],
         x: Tensor,
-    ) -> _Walk:
+    ) -> _Path:
         """The path over the times at `places`; kept, where corruptions are not drawn for each."""
         if (known := self._ready.get((who, places))) is not None:
             return known
-        heard = FirstEstimate(denoiser)
+        first = FirstEstimate(denoiser)
         grid = torch.tensor([self.flow.times[place] for place in places], dtype=torch.float64)
-        loop = Prepared(kernel, heard, x, grid)
-        walk = _Walk(loop, heard, denoiser.at(self._time(places[0])).maps)
+        loop = Prepared(kernel, first, x, grid)
+        path = _Path(loop, first, denoiser.at(self._time(places[0])).maps)
         if self.model.recipe.context is None:
-            self._ready[who, places] = walk
-        return walk
+            self._ready[who, places] = path
+        return path
 
     def _time(self, place: int) -> Tensor:
         return torch.tensor(self.flow.times[place], dtype=torch.float64)
