@@ -363,6 +363,7 @@ VERBS = [
     *((verb, name) for verb in ("train", "select", "show") for name in METHODS),
     *((verb, "fashion-soft") for verb in ("show", "sample", "evaluate", "likelihood")),
     ("train-classifier", "soft"),
+    ("train-autoencoder",),
     ("distill", "fashion-soft"),
     ("restore", "fashion-soft", "blurred.png", "--operator", "blur:sigma=2"),
     ("edit", "fashion-soft", "a.png"),

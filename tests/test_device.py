@@ -27,7 +27,7 @@ from sfumato.methods import METHODS
 from sfumato.model import Model
 from sfumato.sampling.sample import prepare
 from sfumato.sampling.samplers import Sampler
-from sfumato.training import step as stepping
+from sfumato.training import draws
 from sfumato.training.data import Data, load
 from sfumato.training.denoising import draw, objective
 from sfumato.training.options import TrainOptions
@@ -120,12 +120,12 @@ def built(case: str) -> tuple[Model, Data]:
 @pytest.fixture
 def unseeded(monkeypatch) -> None:
     """The meta device has no streams of random numbers; `randn` there needs none."""
-    stream = stepping._stream
+    stream = draws.stream
 
     def streams(device: torch.device, *parts: object) -> torch.Generator | None:
         return None if device == META else stream(device, *parts)
 
-    monkeypatch.setattr(stepping, "_stream", streams)
+    monkeypatch.setattr(draws, "stream", streams)
 
 
 # What `gradients` asks of Accelerate, in one process on the meta device.

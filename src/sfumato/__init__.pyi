@@ -1,6 +1,9 @@
 # The public names of Sfumato: the one list of them, which `__init__` reads too.
 
 from . import (
+    autoencoders as autoencoders,
+)
+from . import (
     bases as bases,
 )
 from . import (
@@ -23,6 +26,9 @@ from . import (
 )
 from . import (
     kernels as kernels,
+)
+from . import (
+    latents as latents,
 )
 from . import (
     levels as levels,

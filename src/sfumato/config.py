@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
+from torch import nn
+
 from sfumato.errors import Refused
 from sfumato.methods.flow_maps import FlowMap
+from sfumato.methods.recipe import Recipe
 from sfumato.names import renamed
 from sfumato.networks.backbones import UNetOptions
+from sfumato.networks.classifier import TimedClassifier
+from sfumato.networks.ranks import network
 from sfumato.record import Record
 from sfumato.sampling.samplers import Sampler
 
@@ -29,6 +34,33 @@ class Origin:
 
     name: str
     sha256: str
+
+
+@final
+@dataclass(frozen=True)
+class Latent:
+    """The autoencoder whose latents a model is of.
+
+    Attributes:
+        name: as given to `--latent`.
+        sha256: of its weights and of the statistics of its latents, in hex.
+        record: of the images.
+        network: its options; None for a user-defined module.
+    """
+
+    name: str
+    sha256: str
+    record: Record
+    network: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "record": self.record.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Latent:
+        """From what JSON held."""
+        return cls(**{**values, "record": Record.from_dict(values["record"])})
 
 
 @final
@@ -53,6 +85,7 @@ class Config:
             no images; its classes are those of the data, `conditional`.
         flow_map: what maps the backbone learns, where it was distilled or trained to need few
             steps.
+        latent: the autoencoder, where the data are its latents; `record` describes these.
 
     Raises:
         ValueError: `drop_classes` is no share, or there are no classes to drop or to tell apart.
@@ -70,6 +103,7 @@ class Config:
     drop_classes: float = 0.0
     classifier: bool = False
     flow_map: FlowMap | None = None
+    latent: Latent | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.drop_classes <= 1.0:
@@ -93,13 +127,19 @@ class Config:
         """Whether the method is code in a file of the user's, which only the user may name."""
         return self.sha256 is not None or ":" in str(self.method)
 
+    @property
+    def pixels(self) -> Record:
+        """The record of what the model makes: of the images where the data are latents."""
+        return self.record if self.latent is None else self.latent.record
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        parts = {"record": self.record.to_dict(), "sampler": self.sampler.to_dict()}
+        parts: dict[str, Any] = {"record": self.record.to_dict(), "sampler": self.sampler.to_dict()}
+        parts["latent"] = None if self.latent is None else self.latent.to_dict()
         plain = asdict(replace(self, sampler=Sampler())) | parts
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
         # Left out at their defaults, so that models of older versions are unchanged.
-        for name in ("time_warp", "origin", "drop_classes", "classifier", "flow_map"):
+        for name in ("time_warp", "origin", "drop_classes", "classifier", "flow_map", "latent"):
             if not found[name]:
                 del found[name]
         return found
@@ -109,6 +149,11 @@ class Config:
         """From what JSON held; ValueError for another format or an unknown field."""
         if not isinstance(values, Mapping):
             raise Refused("the checkpoint's config.json holds no table.")
+        if values.get("kind") == "autoencoder":
+            raise Refused(
+                "this is an autoencoder, which makes no images by itself. Train a model of its "
+                "latents, and sample that."
+            )
         values = renamed(values)
         if (found := values.pop("format", None)) != FORMAT:
             raise Refused(
@@ -120,6 +165,7 @@ class Config:
             warp = values.pop("time_warp", None)
             origin = values.pop("origin", None)
             flow = values.pop("flow_map", None)
+            latent = values.pop("latent", None)
             return cls(
                 record=record,
                 network=None if network is None else UNetOptions(**network),
@@ -127,9 +173,23 @@ class Config:
                 sampler=Sampler.from_dict(values.pop("sampler", {})),
                 origin=None if origin is None else Origin(**origin),
                 flow_map=None if flow is None else FlowMap(**flow),
+                latent=None if latent is None else Latent.from_dict(latent),
                 **values,
             )
         except (KeyError, TypeError) as error:
             raise Refused(
                 f"the checkpoint's config.json has a wrong or missing field: {error}."
             ) from error
+
+
+def made(config: Config, recipe: Recipe) -> nn.Module:
+    """A new backbone of `config.network`, for a model of this recipe; ValueError without one."""
+    if config.network is None:
+        raise Refused("this model's backbone is your own module. Pass it as `backbone`.")
+    shape, classes = config.record.shape, len(config.record.classes or ())
+    if config.classifier:
+        return TimedClassifier(shape, config.network, classes)
+    known = classes if config.conditional else None
+    drawn, flow = recipe.context, recipe.flow_map
+    context = (drawn.channels if drawn else 0) + (flow.channels if flow else 0)
+    return network(shape, config.network, known, context, recipe.fourier)

@@ -3,6 +3,8 @@ r"""Editing by the probability flow, which joins an image to one x_1 and that x_
     encode    x_0 -> x_1, the flow forward in time
     decode    x_1 -> x_0, a deterministic sampler from there
 
+Under a model of latents the image is encoded by its codec first, and decoded by it last.
+
 An edit is made at x_1: on a path between two images, or by decoding under another class.
 """
 
@@ -47,14 +49,14 @@ def encode(
 
     Args:
         model: of a method whose corruption is the same for all images, and has noise.
-        x0: (B, *shape) in [-1, 1].
+        x0: images (B, *model.config.pixels.shape) in [-1, 1].
         classes: one class for each image, for a conditional model.
         sampler: ddim, euler, heun, rk4 or dopri5; what it leaves unset is `DEFAULT`'s.
         batch: signals in memory at once.
         callback: called after each step.
 
     Returns:
-        x_1, (B, *shape), float32, on the CPU.
+        x_1, (B, *model.shape), float32, on the CPU.
 
     Raises:
         ValueError: signals of another shape, a sampler that draws noise, or a method whose flow
@@ -66,9 +68,10 @@ def encode(
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
         2020), section 4.3, https://arxiv.org/abs/2011.13456
     """
-    shaped("x0", x0, model.shape)
+    shaped("x0", x0, model.config.pixels.shape)
     chosen = deterministic(model, sampler)
-    x1 = _carried(model, x0, model.times(chosen).flip(0), chosen, classes, batch, callback)
+    signals = model.codec.encode(x0, batch)
+    x1 = _carried(model, signals, model.times(chosen).flip(0), chosen, classes, batch, callback)
     if not bool(x1.isfinite().all()):
         check_converged(x1, lambda: chosen.name, chosen.whole[1], model.trainable)
     return x1
@@ -82,15 +85,16 @@ def decode(
     batch: int = 64,
     callback: Callback | None = None,
 ) -> Tensor:
-    """The images (B, *shape) that a deterministic sampler makes from `x1`; arguments as `encode`.
+    """The images (B, *pixels) that a deterministic sampler makes from `x1`; arguments as `encode`.
 
     From `model.start(seeds)` they are the images of `model.sample(seeds)` by the same sampler.
     """
     shaped("x1", x1, model.shape)
     chosen = deterministic(model, sampler)
     x0 = _carried(model, x1, model.times(chosen), chosen, classes, batch, callback)
-    check_converged(x0, lambda: chosen.name, chosen.whole[1], model.trainable)
-    return x0
+    far = model.codec.far
+    check_converged(x0, lambda: chosen.name, chosen.whole[1], model.trainable, far)
+    return model.codec.decode(x0, batch)
 
 
 def _carried(
@@ -128,7 +132,7 @@ def interpolate(
     batch: int = 64,
     callback: Callback | None = None,
 ) -> Tensor:
-    """`count` images from `a` to `b`, both (*shape): decoded from a path between their x_1,
+    """`count` images from `a` to `b`, both (*pixels): decoded from a path between their x_1,
     that of `Whitening.between`.
 
     The first and the last image are the round trips of `a` and `b`.
@@ -139,7 +143,7 @@ def interpolate(
         model, sampler, batch, callback: as in `encode`.
 
     Returns:
-        (count, *shape) in about [-1, 1], float32, on the CPU.
+        (count, *pixels) in about [-1, 1], float32, on the CPU.
     """
     check_count(count)
     white = Whitening(model)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.codec import Codec
 from sfumato.config import Config
 from sfumato.corruption.boundary import expect
 from sfumato.errors import Refused
@@ -29,6 +30,7 @@ class Fitted(Protocol):
     config: Config
     recipe: Recipe
     denoiser: NetworkDenoiser
+    codec: Codec
 
 
 @final
@@ -97,6 +99,7 @@ class Guidance:
                 f"{ours.record.shape}. Use a guide of the same shape."
             )
         check_mean(guide.recipe, "guides")
+        model.codec.check_same(guide.codec, "the guide")
         if theirs.classifier:
             raise Refused("the guide is a classifier: give it as --classifier, classifier=...")
         if not ours.conditional and theirs.conditional and not theirs.drop_classes:
@@ -155,6 +158,33 @@ def asked(model: Fitted, guidance: Guidance | float) -> tuple[Guidance | None, f
     return guidance, 0.0
 
 
+def labels(
+    config: Config, classes: Sequence[int] | None, count: int, guidance: Guidance | None = None
+) -> Tensor | None:
+    """The classes of `count` signals, (count,), for a model with this config.
+
+    Raises:
+        ValueError: they do not fit the model, or the classifier that guides it.
+    """
+    if config.classifier:
+        raise Refused(
+            "this is a classifier of x_t, which makes no images. Sample another model with it: "
+            "--classifier RUN."
+        )
+    asked = None if guidance is None else guidance.classifier
+    config = config if asked is None else asked.config
+    if classes is None:
+        if config.conditional:
+            raise Refused("this model was trained on classes; name one for each image.")
+        return None
+    known = len(config.record.classes or ())
+    if not config.conditional:
+        raise Refused("this model has no classes; train with --conditional to sample one.")
+    if len(classes) != count or not all(0 <= c < known for c in classes):
+        raise Refused(f"classes must be {count} numbers from 0 to {known - 1}.")
+    return torch.tensor(list(classes))
+
+
 def _unconditional(backbone: nn.Module) -> Callable[..., Tensor]:
     """A network without classes, called as one with them."""
 
@@ -176,6 +206,7 @@ def _check_classifier(model: Fitted, found: Fitted) -> None:
             f"the classifier is of signals of shape {theirs.record.shape}, this model of "
             f"{ours.record.shape}. Train one on the same data."
         )
+    model.codec.check_same(found.codec, "the classifier")
     if ours.conditional and ours.record.classes != theirs.record.classes:
         raise Refused("the classifier has other classes than this model. Train one on its data.")
     if not alike(model, found):

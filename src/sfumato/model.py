@@ -14,21 +14,20 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from sfumato import files
 from sfumato.algebra.place import sent
+from sfumato.codec import Codec, fitting
 from sfumato.config import Config as Config
+from sfumato.config import made
 from sfumato.corruption.boundary import Time, expect, shaped
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.statistics import DataStatistics, default_statistics
 from sfumato.errors import Refused
 from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
-from sfumato.guidance import Guidance, asked
+from sfumato.guidance import Guidance, asked, labels
 from sfumato.methods import grids, lookup
 from sfumato.methods.flow_maps import check_mean, conditions, with_flow_map
 from sfumato.methods.lookup import Method
 from sfumato.methods.recipe import Recipe, with_time_warp
-from sfumato.networks.backbones import UNetOptions
-from sfumato.networks.classifier import TimedClassifier
-from sfumato.networks.ranks import network
 from sfumato.sampling.batches import Batches, Begin, Begun
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
@@ -45,6 +44,7 @@ class Model:
         stats: statistics measured from the data; by default typical ones.
         backbone: any module f(x, label, **cond); by default the U-Net of `config.network`.
         method: the method, where `config.method` is the user's own.
+        codec: of a model of latents; by default that of pixels, which changes nothing.
 
     Attributes:
         sampler: the default sampler: that of `config`, and what that leaves unset is the method's.
@@ -56,6 +56,7 @@ class Model:
         stats: DataStatistics | None = None,
         backbone: nn.Module | None = None,
         method: Method | None = None,
+        codec: Codec | None = None,
     ) -> None:
         if method is None:
             if config.own:
@@ -66,6 +67,7 @@ class Model:
                 )
             method = lookup.known(config.method)
         self.config = config
+        self.codec = fitting(config, codec)
         self.method = method
         self.stats = stats or default_statistics(self.shape)
         try:
@@ -76,10 +78,7 @@ class Model:
         recipe = recipe if warp is None else with_time_warp(recipe, warp)
         flow = config.flow_map
         self.recipe: Recipe = recipe if flow is None else with_flow_map(recipe, flow)
-        if backbone is None:
-            if config.network is None:
-                raise Refused("this model's backbone is your own module. Pass it as `backbone`.")
-            backbone = self._network(config.network)
+        backbone = made(config, self.recipe) if backbone is None else backbone
         # Faster for convolutions on nearly every device; no effect on other modules.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         process = self.recipe.process
@@ -88,18 +87,9 @@ class Model:
         self.sampler = config.sampler.over(self.recipe.sampler)
         self._batches = Batches()
 
-    def _network(self, size: UNetOptions) -> nn.Module:
-        classes = len(self.config.record.classes or ())
-        if self.config.classifier:
-            return TimedClassifier(self.shape, size, classes)
-        known = classes if self.config.conditional else None
-        drawn, flow = self.recipe.context, self.recipe.flow_map
-        context = (drawn.channels if drawn else 0) + (flow.channels if flow else 0)
-        return network(self.shape, size, known, context, self.recipe.fourier)
-
     def __reduce__(self) -> tuple[type[Model], tuple[object, ...], dict[str, Tensor]]:
         """Copies and pickles hold the method: its recipe has closures and is rebuilt."""
-        given = self.config, self.stats, self.denoiser.backbone, self.method
+        given = self.config, self.stats, self.denoiser.backbone, self.method, self.codec
         return Model, given, self.recipe.process.state_dict()
 
     def __setstate__(self, process: Mapping[str, Tensor]) -> None:
@@ -113,7 +103,7 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one signal."""
+        """Shape of one signal: of a latent, where the model is of latents."""
         return self.config.record.shape
 
     def preview_steps(self, most: int) -> int:
@@ -122,8 +112,9 @@ class Model:
         return steps if self.recipe.fixed or self.recipe.flow_map else min(steps, most)
 
     def to(self, device: torch.device | str) -> Model:
-        """Move backbone and process to `device`, in place; the process stays in float64."""
+        """Move backbone, process and codec to `device`, in place; the process stays in float64."""
         self.denoiser.to(device)
+        self.codec.to(device)
         return self
 
     def sample(
@@ -138,15 +129,15 @@ class Model:
         clip: bool = False,
         guidance: Guidance | float = 0.0,
     ) -> Tensor:
-        """Draw one signal for each seed; seed i gives signal i at any `batch`.
+        """Draw one image for each seed; seed i gives image i at any `batch`.
 
         Args:
             seeds: integers >= 0, such as range(4).
             sampler: kernel, steps and grid, such as Sampler("ddim:eta=0.5", steps=20, grid="auto");
                 the name of a kernel is enough. What it leaves unset is `self.sampler`'s.
             classes: one class for each seed, for a conditional model.
-            batch: signals in memory at once.
-            callback: (steps done in this batch, x) after each step.
+            batch: images in memory at once.
+            callback: (steps done in this batch, x) after each step; x are signals, or latents.
             start: a seed whose x_1 all signals of a class start from; later draws differ.
             clip: clip every estimate of x_0 to [-1, 1], as DDPM's official code does.
             guidance: how far estimates are moved away from those without a class, or from those of
@@ -154,12 +145,32 @@ class Model:
                 distilled with guidance receives w.
 
         Returns:
-            (len(seeds), *shape) in about [-1, 1], float32, on the CPU. Where signals diverged, a
-            warning says how many.
+            (len(seeds), *config.pixels.shape) in about [-1, 1], float32, on the CPU. Where signals
+            diverged, a warning says how many.
 
         Raises:
             ValueError: an impossible request; or signals that are not finite, with the reason.
         """
+        drawn = self.signals(
+            seeds, sampler, classes, batch, callback, start=start, clip=clip, guidance=guidance
+        )
+        return self.codec.decode(drawn, batch)
+
+    def signals(
+        self,
+        seeds: Sequence[int],
+        sampler: Sampler | str | None = None,
+        classes: Sequence[int] | None = None,
+        batch: int = 64,
+        callback: Callable[[int, Tensor], None] | None = None,
+        *,
+        start: int | None = None,
+        clip: bool = False,
+        guidance: Guidance | float = 0.0,
+    ) -> Tensor:
+        """As `sample`, before the codec decodes: (len(seeds), *shape)."""
+        if clip:
+            self.codec.check_pixels("clip")
         seeds = numbers_of(seeds)
         guided, weight = asked(self, guidance)
         labels = self.labels(classes, len(seeds), guided)
@@ -238,18 +249,19 @@ class Model:
         images = self._batches(seeds, begin, kernel, times, batch, callback, check)
         if self.trainable is not self.denoiser.backbone:
             self._batches.forget()  # the process may differ at the next call
-        check_converged(images, lambda: chosen.name, len(times) - 1, self.trainable)
+        far = self.codec.far
+        check_converged(images, lambda: chosen.name, len(times) - 1, self.trainable, far)
         return images
 
     def _try(self, kernel: Kernel, grid: Tensor, guidance: Guidance | None) -> int:
         """Run `kernel` on the CPU without the network, so that errors come before the work."""
 
-        def made(backbone: nn.Module) -> Denoiser:
+        def around(backbone: nn.Module) -> Denoiser:
             process, means = self.recipe.process, self.recipe.parametrization
             base = NetworkDenoiser(process, means, backbone)
             return base if guidance is None else guidance.around(base, backbone)
 
-        return network_calls(kernel, made, self.shape, grid)
+        return network_calls(kernel, around, self.shape, grid)
 
     def start(self, seeds: Sequence[int], classes: Sequence[int] | None = None) -> Tensor:
         """x_1 for each seed, where `sample` starts; (len(seeds), *shape), float32, on the CPU."""
@@ -308,6 +320,7 @@ class Model:
             ValueError: a conditional model, or one whose corruption is drawn for each image.
         """
         check_mean(self.recipe, "likelihoods")
+        self.codec.check_pixels("a likelihood")
         if self.recipe.context is not None or self.config.conditional:
             raise Refused(
                 "likelihoods need a model without classes or corruptions drawn for each image."
@@ -357,26 +370,12 @@ class Model:
         self, classes: Sequence[int] | None, count: int, guidance: Guidance | None = None
     ) -> Tensor | None:
         """The classes of `count` signals, (count,); ValueError where they do not fit the model."""
-        if self.config.classifier:
-            raise Refused(
-                "this is a classifier of x_t, which makes no images. Sample another model with it: "
-                "--classifier RUN."
-            )
-        asked = None if guidance is None else guidance.classifier
-        config = self.config if asked is None else asked.config
-        if classes is None:
-            if config.conditional:
-                raise Refused("this model was trained on classes; name one for each image.")
-            return None
-        known = len(config.record.classes or ())
-        if not config.conditional:
-            raise Refused("this model has no classes; train with --conditional to sample one.")
-        if len(classes) != count or not all(0 <= c < known for c in classes):
-            raise Refused(f"classes must be {count} numbers from 0 to {known - 1}.")
-        return torch.tensor(list(classes))
+        return labels(self.config, classes, count, guidance)
 
     def save_pretrained(self, path: str | Path, raw: Mapping[str, Tensor] | None = None) -> None:
         """Write a folder: `config.json`, `model.safetensors`, `facts.safetensors`, all or nothing.
+
+        A model of latents has `codec.safetensors` too, the weights and statistics of its codec.
 
         Args:
             path: a folder that does not exist yet.
@@ -393,6 +392,8 @@ class Model:
         """Fill the folder `part` with this model's files."""
         (part / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
         files.write_tensors(self.stats.tensors(), part / "facts.safetensors")
+        if held := self.codec.tensors():
+            files.write_tensors(held, part / "codec.safetensors")
         files.write_tensors(files.plain(weights), part / "model.safetensors")
         if raw is not None:
             files.write_tensors(files.plain(raw), part / "raw.safetensors")

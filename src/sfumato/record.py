@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KINDS = ("images", "signals")
+LATENTS = "latents"
+"""The kind of data that an encoder has made: of no range, and used as they are."""
 LATER = ("kind", "key", "resize", "crop", "flip")
 """Fields that JSON holds only where they are not the default: older records have none of them."""
 
@@ -31,7 +33,7 @@ class Record:
         count: number of signals.
         split: "train", "test" or "val", or a slice of one.
         sha256: of the raw values, in hex.
-        kind: "images" or "signals"; by default images where the shape has three axes.
+        kind: "images", "signals" or "latents"; by default images where the shape has three axes.
         key: name of the array in its file, where it was named.
         resize: shorter side that images were resized to; None where they were not.
         crop: of resized images: "center", a square, or "none".
@@ -58,7 +60,7 @@ class Record:
     def __post_init__(self) -> None:
         if not self.kind:
             object.__setattr__(self, "kind", KINDS[len(self.shape) != 3])
-        choose("kind", self.kind, KINDS)
+        choose("kind", self.kind, (*KINDS, LATENTS))
 
     @property
     def pictures(self) -> bool:
@@ -68,14 +70,19 @@ class Record:
     def check_pictures(self, what: str) -> None:
         """Raise ValueError where the data are no images, which `what` needs."""
         if not self.pictures:
-            raise Refused(f"{what} is for images; {self.name} holds signals of shape {self.shape}.")
+            kind = LATENTS if self.kind == LATENTS else KINDS[1]
+            raise Refused(f"{what} is for images; {self.name} holds {kind} of shape {self.shape}.")
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """Raw values scaled for a model: `low` is -1 and `high` is 1."""
+        """Raw values scaled for a model: `low` is -1 and `high` is 1. Latents are not scaled."""
+        if self.kind == LATENTS:
+            return raw
         return (raw - self.low).div((self.high - self.low) / 2).sub(1)
 
     def raw(self, x: Tensor) -> Tensor:
         """The inverse of `scaled`."""
+        if self.kind == LATENTS:
+            return x
         return x.add(1).mul((self.high - self.low) / 2) + self.low
 
     def check_shape(self, shape: tuple[int, ...], whose: str) -> None:

@@ -123,6 +123,7 @@ def uncorrupt(
 
 
 def _check_fixed(model: Model) -> None:
+    model.codec.check_pixels("a restoration")
     check_mean(model.recipe, "restorations")
     if model.recipe.context is not None:
         raise Refused("restoration needs a model whose corruption is not drawn for each image.")

@@ -9,13 +9,15 @@ from typing import NamedTuple, TypeVar, final
 
 from torch import Tensor, nn
 
-from sfumato import files, pretrained
+from sfumato import autoencoding, files, pretrained
+from sfumato.codec import CHANNELS, WEIGHTS, Channels, Codec
 from sfumato.config import Config
 from sfumato.corruption.statistics import DataStatistics
 from sfumato.errors import Refused
 from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import nearest
+from sfumato.networks.autoencoder import Autoencoder, AutoencoderOptions
 
 DIGITS = "[0-9]" * 8
 """Names of checkpoints: the step, in eight digits."""
@@ -32,6 +34,8 @@ class Stored(NamedTuple):
     weights: dict[str, Tensor]
     path: Path
     """The file of the weights."""
+    codec: dict[str, Tensor]
+    """Weights and statistics of the codec of a model of latents; {} of pixels."""
 
 
 def from_pretrained(
@@ -40,6 +44,7 @@ def from_pretrained(
     weights: str = "ema",
     backbone: nn.Module | None = None,
     method: Method | None = None,
+    autoencoder: nn.Module | None = None,
 ) -> Model:
     """The model in a folder that `save_pretrained` or training wrote.
 
@@ -49,16 +54,63 @@ def from_pretrained(
         weights: "ema" (averaged) or "raw".
         backbone: the module, where it is the user's own.
         method: the method, where it is the user's own.
+        autoencoder: the module of a model of latents, where it is the user's own; its weights are
+            replaced by those in the folder.
 
     Raises:
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
             shapes.
     """
     stored = read(path, weights)
-    model = Model(stored.config, stored.stats, backbone, method)
+    codec = codec_of(stored, autoencoder)
+    model = Model(stored.config, stored.stats, backbone, method, codec)
     files.load_weights(model.trainable, stored.path, stored.weights)
     model.denoiser.eval()
     return model
+
+
+def read_autoencoder(path: str | Path, shape: tuple[int, ...] | None = None) -> Autoencoder:
+    """The autoencoder in a folder that `train_autoencoder` or diffusers wrote.
+
+    Args:
+        path: a folder of diffusers' `AutoencoderKL`, or an autoencoder's, or a run's: then its
+            latest checkpoint.
+        shape: of the images, (C, H, W); by default those it was trained on.
+
+    Raises:
+        ValueError: no autoencoder there; a file is missing, truncated or does not fit; or it is of
+            images of another shape.
+    """
+    return newest(path, lambda folder: autoencoding.read(folder, shape)).network
+
+
+def read_source(path: str | Path, shape: tuple[int, ...]) -> Autoencoder | Codec:
+    """What `--latent` names: the codec of a model of latents, or else an autoencoder.
+
+    Args:
+        path: of a run or a folder of either.
+        shape: of the images.
+
+    Raises:
+        ValueError: neither is there, or it is of images of another shape.
+    """
+    if newest(path, _is_autoencoder):
+        return read_autoencoder(path, shape)
+    codec = codec_of(read(path))
+    if codec is None:
+        raise Refused(
+            f"{path} is a model of pixels, and has no autoencoder. Train one: sfumato "
+            "train-autoencoder."
+        )
+    return codec
+
+
+def _is_autoencoder(folder: Path) -> bool:
+    """Whether a folder's config is not that of a model of a method."""
+    try:
+        return "method" not in json.loads((folder / "config.json").read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise Refused(f"{folder / 'config.json'} cannot be read: {error}.") from error
 
 
 def read(path: str | Path, weights: str = "ema") -> Stored:
@@ -73,9 +125,39 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
 
     def stored(folder: Path) -> Stored:
         file = folder / name
-        return Stored(read_config(folder), read_stats(folder), files.read_tensors(file), file)
+        config = read_config(folder)
+        held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
+        return Stored(config, read_stats(folder), files.read_tensors(file), file, held)
 
     return newest(path, stored)
+
+
+def codec_of(stored: Stored, autoencoder: nn.Module | None = None) -> Codec | None:
+    """The codec of a model of latents; None of pixels.
+
+    Args:
+        stored: the model's files.
+        autoencoder: the module, where it is the user's own.
+
+    Raises:
+        ValueError: the module is missing, or the file does not fit it.
+    """
+    latent = stored.config.latent
+    if latent is None:
+        return None
+    if autoencoder is None:
+        if latent.network is None:
+            raise Refused("this model's autoencoder is your own module. Pass it as `autoencoder`.")
+        autoencoder = Autoencoder(latent.record.shape, AutoencoderOptions(**latent.network))
+    path = stored.path.parent / "codec.safetensors"
+    weights, known = (
+        {name.removeprefix(start): x for name, x in stored.codec.items() if name.startswith(start)}
+        for start in (WEIGHTS, CHANNELS)
+    )
+    files.load_weights(autoencoder, path, weights)
+    if set(known) != set(Channels._fields):
+        raise Refused(f"{path} does not hold the statistics of a codec.")
+    return Codec(latent.record, autoencoder, Channels(**known), latent.name)
 
 
 def newest(path: str | Path, read: Callable[[Path], T]) -> T:

@@ -47,8 +47,10 @@ def reverse(
 ) -> Tensor:
     """x along the sampler's path from t = 1 to the sample, at `frames` even steps.
 
+    Latents are decoded, noisy ones too: a picture of them, which no blurred or noisy image is.
+
     Returns:
-        (len(seeds), frames, *shape); the last frame is what `model.sample` returns.
+        (len(seeds), frames, *pixels); the last frame is what `model.sample` returns.
     """
     if frames < 2:
         raise Refused(f"a strip needs two frames or more; got {frames}.")
@@ -64,4 +66,5 @@ def reverse(
     )
     path = [start, *seen]
     chosen = torch.linspace(0, len(path) - 1, frames).round().long().tolist()
-    return torch.stack([*(path[i] for i in chosen[:-1]), last], dim=1)
+    shown = (model.codec.decode(path[i]) for i in chosen[:-1])
+    return torch.stack([*shown, last], dim=1)

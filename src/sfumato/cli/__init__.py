@@ -17,6 +17,7 @@ VERBS = {
     "tune": "rank methods and samplers for data by their predicted error on Gaussian data",
     "train": "train a method on images, or resume a run",
     "train-classifier": "train a classifier of x_t, which guides samples to a class",
+    "train-autoencoder": "train an autoencoder, whose latents are small images, or resume a run",
     "distill": "distil a model into one that samples in one step or a few",
     "sample": "draw images from a trained model",
     "restore": "restore blurred, masked or small images by a trained model",

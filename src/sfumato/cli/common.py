@@ -21,6 +21,7 @@ from sfumato.errors import Refused
 if TYPE_CHECKING:
     from sfumato.model import Model
     from sfumato.record import Record
+    from sfumato.training.trackers import Tracker
 
 DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
 SPLIT = "of the data: train, or a slice of it such as train[:55000]"
@@ -163,6 +164,15 @@ def load(run: str, values: Namespace) -> Model:
         cast = torch.autocast(place.type, getattr(torch, values.dtype))(backbone.forward)
         backbone.forward = lambda *args, **given: cast(*args, **given).float()
     return model
+
+
+def trackers(values: Namespace, folder: Path | str) -> list[Tracker]:
+    """The bar, and the programs that the options name, for a run in `folder`."""
+    from sfumato.training.services import service
+    from sfumato.training.trackers import ProgressBar
+
+    bars: list[Tracker] = [] if values.quiet else [ProgressBar()]
+    return bars + [service(name, folder) for name in dict.fromkeys(values.tracker)]
 
 
 def device(name: str) -> str | None:

@@ -72,7 +72,7 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
         "guidance": values.guidance,
     }
     chosen = paths_of(teacher, values.by, *how.values()).sampler
-    data = _data(values, teacher.config.record)
+    data = _data(values, teacher.config.pixels)
     judge = _judge(values, teacher)
     if not values.quiet:
         calls = teacher.network_calls(chosen)
@@ -86,7 +86,7 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
             out,
             values.by,
             **how,
-            trackers=lambda folder: _trackers(values, folder),
+            trackers=lambda folder: common.trackers(values, folder),
             device=common.device(values.device),
             method=teacher.method if values.method else None,
         )
@@ -134,7 +134,7 @@ def _judge(values: Namespace, teacher: Model) -> Judge | None:
     from sfumato.training.data import load
     from sfumato.training.sources import held_out
 
-    record = teacher.config.record
+    record = teacher.config.pixels
     source = values.data or record.name
     unknown = values.extractor == "auto" and source not in pretrained.features()
     if not values.n or not record.pictures or unknown:
@@ -144,14 +144,6 @@ def _judge(values: Namespace, teacher: Model) -> Judge | None:
         return None
     real = load(source, held_out(source), **common.beside(record, source, values))
     return Judge(real, None, lambda *found: choose(values.extractor, *found), values.n)
-
-
-def _trackers(values: Namespace, folder: Path) -> list[Any]:
-    from sfumato.training.services import service
-    from sfumato.training.trackers import ProgressBar
-
-    bars: list[Any] = [] if values.quiet else [ProgressBar()]
-    return bars + [service(name, folder) for name in dict.fromkeys(values.tracker)]
 
 
 def _rows(

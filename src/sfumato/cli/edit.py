@@ -94,12 +94,13 @@ def _edit(values: Namespace) -> Edit:
     from sfumato.training import inputs
 
     model = load(values.run, values)
-    model.config.record.check_pictures("edit")
+    pixels = model.config.pixels
+    pixels.check_pictures("edit")
     paths = [path for path in (values.image, values.second) if path is not None]
     found = [one for path in paths for one in inputs.read(path, values.key)]
     if len(found) > 2:
         raise Refused(f"edit takes one image or two; {' and '.join(paths)} hold {len(found)}.")
-    images = torch.stack(inputs.fitting(found, model.shape, f"images of {values.run}"))
+    images = torch.stack(inputs.fitting(found, pixels.shape, f"images of {values.run}"))
     chosen = editing.deterministic(model, sampler(values, values.steps))
     model.network_calls(chosen)
     label = _label(model, values.from_class)
@@ -168,7 +169,7 @@ def _cells(edit: Edit, edited: Edited) -> dict[str, Tensor]:
     decoded = edited.decoded
     if len(edit.images) == 2:
         return {f"frame-{i:03d}": one for i, one in enumerate(decoded)}
-    x1 = edited.x1[0]
+    x1 = edit.model.codec.decode(edited.x1[0])
     shown = {"image": edit.images[0], "x1": x1 / max(1.0, float(x1.abs().max()))}
     if edit.classes == [None]:
         return shown | {"decoded": decoded[0]}
@@ -181,10 +182,11 @@ def _check_out(edit: Edit, out: str) -> None:
 
     if out.endswith(".npz"):
         return
-    if not pictures.drawable(edit.model.shape):
-        raise Refused(f"images of shape {edit.model.shape} are no pictures; use --out NAME.npz.")
-    zeros = edit.images[:1].expand(_count(edit), *edit.model.shape)
-    names = [*_cells(edit, Edited(edit.images, zeros))]
+    shape = edit.model.config.pixels.shape
+    if not pictures.drawable(shape):
+        raise Refused(f"images of shape {shape} are no pictures; use --out NAME.npz.")
+    zeros = edit.images[:1].expand(_count(edit), *shape)
+    names = [*_cells(edit, Edited(edit.images.new_zeros(1, *edit.model.shape), zeros))]
     pictures.check_alone(out, None if out.endswith(".png") else names, len(names))
 
 

@@ -96,13 +96,13 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     guided = guidance(values)
     if model is not None and guided.weight:
         guided.check(model)
-    source = values.data or (model and model.config.record.name)
+    source = values.data or (model and model.config.pixels.name)
     if source is None:
         raise Refused("finished images need --data, the real images to compare them with.")
     if model is not None:
-        how = common.beside(model.config.record, source, values)
+        how = common.beside(model.config.pixels, source, values)
         made = model
-        shape = model.shape
+        shape = model.config.pixels.shape
         count = values.n
     else:
         how, finished = common.apart(source, values)

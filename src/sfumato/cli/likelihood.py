@@ -64,6 +64,7 @@ def _measured(values: Namespace, keep: Path | None) -> dict[str, Any]:
     from sfumato.training.sources import held_out
 
     model = load(values.run, values)
+    model.codec.check_pixels("a likelihood")
     source = values.data or model.config.record.name
     how = common.beside(model.config.record, source, values)
     data = load_data(source, values.split or held_out(source), **how)

@@ -264,21 +264,39 @@ def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if set(found) != {"model", "options"}:
         return found
     model = found["model"]
+    if isinstance(model, dict) and model.get("kind") == "autoencoder":
+        return _autoencoder(model, found["options"])
     if not {"method", "record", "conditional", "parameters", "network"} <= {*model}:
         raise Refused("--config holds `model` and `options`, but not those of a run.")
     model = renamed(model)
     origin = model.get("origin")
-    record = model["record"]
+    latent = model.get("latent")
     return {
         **described(model),
         **_objective(model.get("flow_map")),
+        **_recorded((latent or model)["record"]),
+        **({"latent": latent["name"]} if latent else {}),
+        **({"from": origin["name"]} if origin else {}),
+        **found["options"],
+    }
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a data record."""
+    return {
         "data": record["name"],
         "split": record["split"],
         "range": [record["low"], record["high"]],
         **{name: record[name] for name in LATER if name in record},
-        **({"from": origin["name"]} if origin else {}),
-        **found["options"],
     }
+
+
+def _autoencoder(model: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the `run.json` of an autoencoder."""
+    size = dict(model["network"])
+    told = {"kl": model["kl"], "perceptual": model["perceptual"]}
+    categorical = bool(size.pop("levels"))
+    return {**_recorded(model["record"]), **size, **told, "categorical": categorical, **options}
 
 
 def _objective(flow: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _task(values: Namespace) -> Task:
     from sfumato.training import inputs
 
     model = load(values.run, values)
+    model.codec.check_pixels("a restoration")
     record = model.config.record
     record.check_pictures("restore")
     if model.recipe.context is not None:

@@ -61,9 +61,9 @@ def run(argv: Sequence[str]) -> None:
             guidance=guided,
         )
     spent = time.perf_counter() - clock
-    keep(images, values.out, seeds, model.config.record)
+    keep(images, values.out, seeds, model.config.pixels)
     if not values.quiet:
-        noun = "image" if model.config.record.pictures else "signal"
+        noun = "image" if model.config.pixels.pictures else "signal"
         plural = "" if len(seeds) == 1 else "s"
         weights = "EMA" if values.weights == "ema" else "raw"
         weight = f"guidance {values.guidance:g}, " if values.guidance else ""
@@ -79,9 +79,10 @@ def check_out(model: Model, out: str, seeds: Sequence[int]) -> None:
 
     if out.endswith(".npz"):
         return
-    if not (model.config.record.pictures and pictures.drawable(model.shape)):
+    record = model.config.pixels
+    if not (record.pictures and pictures.drawable(record.shape)):
         raise Refused(
-            f"signals of shape {model.shape} are no pictures; write them to --out NAME.npz."
+            f"signals of shape {record.shape} are no pictures; write them to --out NAME.npz."
         )
     pictures.check_alone(out, _names(out, seeds), len(seeds))
 

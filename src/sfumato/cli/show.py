@@ -77,7 +77,7 @@ def _made(target: str, values: Namespace) -> Tensor:
     chosen = sampler(values, values.steps)
     model = load(target, values)
     seeds = kinds.expand(values.seeds)
-    model.config.record.check_pictures("show")
+    model.config.pixels.check_pictures("show")
     classes = labels(model, values.classes, seeds)
     return trajectory.reverse(model, seeds, values.frames, chosen, classes, values.clip)
 

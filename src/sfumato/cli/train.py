@@ -26,12 +26,13 @@ from sfumato.cli.parser import (
 from sfumato.cli.signatures import SOURCE, Parameter, Signature
 from sfumato.errors import Refused
 from sfumato.names import reworded
-from sfumato.training.services import SERVICES, service
+from sfumato.training.services import SERVICES
 
 if TYPE_CHECKING:
+    from sfumato.codec import Codec
     from sfumato.networks.backbones import UNetOptions
+    from sfumato.training.data import Data
     from sfumato.training.options import TrainOptions
-    from sfumato.training.trackers import Tracker
 
 RESUMES = (
     "The same command again resumes an interrupted run, and gives the same weights bit for bit."
@@ -83,6 +84,8 @@ def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
     if not argv[0].startswith("-") and argv[0] != config.method:
         config = replace(config, method=argv[0], parameters={}, time_warp=None)
     found = described(config.to_dict())
+    if config.latent is not None:
+        found["latent"] = source  # its codec, with the statistics that the weights expect
     refuse_code(found, typed(argv), f"--from {source}")
     return found
 
@@ -104,7 +107,7 @@ def _train(
 
     place = common.device(values.device)
     files.check_writable(Path(values.out) / "run.json")
-    trackers = _trackers(values)
+    trackers = common.trackers(values, values.out)
     make, sha256 = lookup.method(name)
     data = load(values.data, values.split, **common.asked(values))
     if values.flip:
@@ -114,14 +117,18 @@ def _train(
     told: dict[str, Any] = {"conditional": True, "classifier": True}
     if verb == TRAIN:
         told = {"conditional": values.conditional, "drop_classes": values.drop_classes}
+    codec = None
+    if values.latent is not None:
+        data, codec = _latents(data, place, values)
+        told["latent"] = codec.about
     config = Config(name, data.record, parameters, size, sha256=sha256, **told)
     if values.time_warp is not None:
         config = replace(config, time_warp=time_warp(values.time_warp))
+    own = {"method": make if sha256 else None, "codec": codec}
     if verb == TRAIN and values.objective != DENOISING:
-        own = {"method": make} if sha256 else {}
         by, levels = values.objective, values.flow_levels
         config = replace(config, flow_map=without_teacher(config, data.stats(), by, levels, **own))
-    model = build(config, data, options, values["from"], method=make if sha256 else None)
+    model = build(config, data, options, values["from"], **own)
     try:
         train(model, data, options, values.out, trackers, place)
     except KeyboardInterrupt:
@@ -137,11 +144,16 @@ def _train(
     return 0
 
 
-def _trackers(values: Namespace) -> list[Tracker]:
-    from sfumato.training.trackers import ProgressBar
+def _latents(data: Data, place: str | None, values: Namespace) -> tuple[Data, Codec]:
+    """The latents of `data`, in the run's folder, and their codec."""
+    from sfumato.progress import bar
+    from sfumato.store import read_source
+    from sfumato.training.latents import encoded
 
-    bars: list[Tracker] = [] if values.quiet else [ProgressBar()]
-    return bars + [service(name, values.out) for name in dict.fromkeys(values.tracker)]
+    source = read_source(values.latent, data.record.shape)
+    with bar("images encoded", len(data), values.quiet) as advance:
+        device = place or common.best()
+        return encoded(data, source, values.out, values.latent, device, advance)
 
 
 def time_warp(text: str) -> tuple[float, ...]:
@@ -187,6 +199,8 @@ def _add_options(
     parser.option("out", kinds.PATH, f"runs/{kind}{name.rpartition(':')[2]}", "the run's folder")
     start = "run or model whose weights training starts from, and whose network is the default"
     parser.option("from", kinds.optional(kinds.TEXT), None, start)
+    text = "run of train-autoencoder, or model of latents: train on its latents of the images"
+    parser.option("latent", kinds.optional(kinds.TEXT), None, text)
     common.device_option(parser, "where to train")
     told = "program that receives figures and pictures, beside the run's log; may be repeated"
     known = kinds.several(kinds.choice(*SERVICES), empty=True)

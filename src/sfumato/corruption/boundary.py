@@ -103,12 +103,12 @@ def shaped(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def near(name: str, x0: Tensor) -> None:
-    """Raise ValueError for data on the CPU that were clearly not scaled to [-1, 1]."""
+def near(name: str, x0: Tensor, far: float = FAR) -> None:
+    """Raise ValueError for data on the CPU, clearly not scaled to [-1, 1]: values beyond `far`."""
     if not x0.numel():
         return
     low, high = x0.detach().aminmax()
-    if seen(~((low >= -FAR) & (high <= FAR))):
+    if seen(~((low >= -far) & (high <= far))):
         raise Refused(
             f"{name} must be data in [-1, 1]; got {float(low):g} to {float(high):g}. "
             "Scale them: bytes by x / 127.5 - 1."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.algebra.basis import Basis, dct
 from sfumato.algebra.operators import Diagonal
-from sfumato.corruption.boundary import alike, near
+from sfumato.corruption.boundary import FAR, alike, near
 from sfumato.errors import Refused
 
 CORNER = 8
@@ -214,6 +214,7 @@ def measure(
     shape: tuple[int, ...],
     labels: Tensor | None = None,
     values: int = 0,
+    far: float = FAR,
 ) -> DataStatistics:
     """Statistics of the images in `batches`, each (B, *shape) in [-1, 1].
 
@@ -225,6 +226,7 @@ def measure(
         shape: of one image.
         labels: classes of all images in their order, int64, if they have any.
         values: how many values a pixel can have, where the data are whole numbers; else 0.
+        far: the largest value that data are believed to have; infinite for latents.
 
     Raises:
         TypeError: images that are not of floating-point numbers.
@@ -239,7 +241,7 @@ def measure(
     count = 0
     for batch in batches:
         alike(images=batch)
-        near("images", batch)
+        near("images", batch, far)
         for row in corner(running.update(batch), rank).float():
             count += 1
             if len(low) < MEMORY:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.algebra.combine import Spectra, apply, energy
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity, zero
 from sfumato.algebra.place import seen
-from sfumato.corruption.boundary import Time, alike, expect, near, time
+from sfumato.corruption.boundary import FAR, Time, alike, expect, near, time
 from sfumato.corruption.coupling import Coupling
 from sfumato.corruption.families import Mapping
 from sfumato.corruption.process import Process
@@ -159,6 +159,7 @@ def loss(
     eps: Tensor,
     *,
     target: Target | None = None,
+    far: float = FAR,
     **cond: Any,
 ) -> Tensor:
     """|| W_t (x_0^ - x_0) ||^2 / n for each sample, with x_t = C_t x_0 + S_t eps; (B,).
@@ -171,6 +172,7 @@ def loss(
         eps: standard normal, like `x0`.
         target: x_t -> what the estimate is compared with in place of `x0`, such as the x~ of
             `sfumato.estimation.flow_map`.
+        far: the largest value that data are believed to have; infinite for latents.
         cond: what the network receives besides x and t, such as classes=(B,).
 
     Raises:
@@ -180,7 +182,7 @@ def loss(
     """
     expect(denoiser, Denoiser, "loss needs a Denoiser first")
     alike(x0=x0, eps=eps)
-    near("x0", x0)
+    near("x0", x0, far)
     process = denoiser.process
     t = time(t, x0)
     weight = weighting(process, t, t)

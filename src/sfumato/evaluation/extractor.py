@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from safetensors import safe_open
@@ -128,8 +128,22 @@ def choose(spec: str, record: Record, reference: Tensor) -> Extractor:
     return shipped(record.name)
 
 
-def shipped(name: str) -> Extractor:
-    """The bundled classifier for the data set `name`."""
+@final
+class Bundled(NamedTuple):
+    """A bundled classifier: its network, the hash of its file, and the names of its classes."""
+
+    net: Classifier
+    sha256: str
+    classes: tuple[str, ...]
+
+
+def bundled(name: str) -> Bundled:
+    """The bundled classifier for the data set `name`; ValueError where there is none."""
+    if name not in pretrained.features():
+        raise Refused(
+            f"no classifier is bundled for {name}; there are some for "
+            f"{', '.join(pretrained.features())}."
+        )
     path = pretrained.classifier(name)
     with safe_open(path, framework="pt") as file:
         about = file.metadata()
@@ -138,9 +152,15 @@ def shipped(name: str) -> Extractor:
     widths = tuple(int(width) for width in about["widths"].split(","))
     net = Classifier(int(about["channels"]), len(classes), widths).eval()
     net.load_state_dict(tensors)
+    return Bundled(net, hashlib.sha256(path.read_bytes()).hexdigest(), classes)
+
+
+def shipped(name: str) -> Extractor:
+    """Features of the bundled classifier for the data set `name`."""
+    net, sha256, classes = bundled(name)
     return Extractor(
         f"classifier for {name}",
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256,
         lambda images: net.features(_signed(images)),
         classify=lambda images: net(_signed(images)).argmax(1),
         classes=classes,

@@ -135,7 +135,7 @@ class Drawing:
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Diverged)  # counted instead, over all blocks
-            made = self.model.sample(
+            made = self.model.signals(
                 seeds,
                 self._timed,
                 self._classes(seeds),
@@ -143,10 +143,11 @@ class Drawing:
                 clip=self.clip,
                 guidance=self.guidance,
             )
+            images = to_uint8(self.model.codec.decode(made, self.batch))
         return {
-            "images": to_uint8(made),
+            "images": images,
             "seconds": np.array(time.perf_counter() - began),
-            "diverged": np.array(int(diverged(made).sum())),
+            "diverged": np.array(int(diverged(made, self.model.codec.far).sum())),
         }
 
     @property
@@ -160,11 +161,11 @@ class Drawing:
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 of what a model's samples depend on beside the sampler: config, stats, weights."""
+    """SHA-256 of what samples depend on beside the sampler: config, stats, weights, codec."""
     plain = {k: v for k, v in model.config.to_dict().items() if k != "sampler"}
     config = json.dumps(plain, sort_keys=True).encode()
     weights = files.plain(model.trainable.state_dict())
-    return files.digest({**model.stats.tensors(), **weights}, config)
+    return files.digest({**model.stats.tensors(), **weights, **model.codec.tensors()}, config)
 
 
 def digest(pixels: Tensor) -> str:

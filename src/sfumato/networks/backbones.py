@@ -39,12 +39,14 @@ LABEL_SCALE = 1000.0
 """The sinusoids of the label have periods from 6 to 60000; labels are near [-1, 1]."""
 
 
-def _positive(name: str, value: int) -> None:
+def positive(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is a whole number from 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise Refused(f"{name} must be a whole number from 1; got {value!r}.")
 
 
-def _whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+def whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """The values as a tuple; ValueError unless they are a list of whole numbers."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise Refused(f"{name} must be a list of whole numbers; got {values!r}.")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
@@ -77,9 +79,9 @@ class UNetOptions:
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):
-            object.__setattr__(self, name, _whole_numbers(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
         for name in ("width", "blocks", "patch"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.width % 8:
             raise Refused(f"width must be a multiple of 8; got {self.width}.")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -123,11 +125,11 @@ class UNet(nn.Module):
         fourier: Sequence[float] = (),
     ) -> None:
         super().__init__()
-        self.shape = _whole_numbers("shape", shape)
+        self.shape = whole_numbers("shape", shape)
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise Refused(f"shape must be (channels, height, width) from 1; got {self.shape}.")
         if classes is not None:
-            _positive("classes", classes)
+            positive("classes", classes)
         self.options = options
         self.classes = classes
         self.context = context
@@ -175,12 +177,9 @@ class UNet(nn.Module):
             told.append(context.to(x))
         x = torch.cat(told, 1)
         patch = self.options.patch
-        height, width = self.shape[1:]
-        top, left = (-height % patch) // 2, (-width % patch) // 2
         u = patches(x, patch)
         u = self.net(u, label * LABEL_SCALE, self._classes(x, classes), return_dict=False)[0]
-        u = F.pixel_shuffle(u, patch)
-        return u[..., top : top + height, left : left + width]
+        return cropped(F.pixel_shuffle(u, patch), self.shape[1:], patch)
 
     def _classes(self, x: Tensor, classes: Tensor | None) -> Tensor | None:
         if self.classes is None:
@@ -222,12 +221,24 @@ class Enlarge(nn.Module):
 
 def patches(x: Tensor, patch: int) -> Tensor:
     """Images (B, C, H, W) as channels of patches, (B, C patch^2, ceil(H / patch), ...)."""
+    return F.pixel_unshuffle(padded(x, patch), patch)
+
+
+def padded(x: Tensor, multiple: int) -> Tensor:
+    """Images (B, C, H, W) with their edges repeated until `multiple` divides both sides."""
     height, width = x.shape[2:]
-    top, left = (-height % patch) // 2, (-width % patch) // 2
-    if height % patch or width % patch:
-        bottom, right = -height % patch - top, -width % patch - left
-        x = F.pad(x, (left, right, top, bottom), mode="replicate")
-    return F.pixel_unshuffle(x, patch)
+    if not (height % multiple or width % multiple):
+        return x
+    top, left = (-height % multiple) // 2, (-width % multiple) // 2
+    bottom, right = -height % multiple - top, -width % multiple - left
+    return F.pad(x, (left, right, top, bottom), mode="replicate")
+
+
+def cropped(x: Tensor, size: Sequence[int], multiple: int) -> Tensor:
+    """The images of `size`, (H, W), that `padded` made into x, (B, C, ...)."""
+    height, width = size
+    top, left = (-height % multiple) // 2, (-width % multiple) // 2
+    return x[..., top : top + height, left : left + width]
 
 
 def check_inputs(x: Tensor, label: Tensor, shape: tuple[int, ...]) -> None:
@@ -255,7 +266,7 @@ def _unet(
 ) -> UNet2DModel:
     levels = range(len(options.multipliers))
     kinds = ["Attn" if level in options.attention else "" for level in levels]
-    groups = _groups(options.width)
+    groups = groups_of(options.width)
     return UNet2DModel(
         in_channels=channels,
         out_channels=channels_out,
@@ -273,6 +284,6 @@ def _unet(
     )
 
 
-def _groups(width: int) -> int:
+def groups_of(width: int) -> int:
     """The most groups, up to 32, of at least 4 channels: they divide every level's channels."""
     return max(groups for groups in range(1, min(32, width // 4) + 1) if width % groups == 0)

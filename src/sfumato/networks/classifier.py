@@ -45,12 +45,18 @@ class Classifier(nn.Module):
         self.blocks = nn.ModuleList(_Block(before, after) for before, after in pairs)
         self.head = nn.Linear(widths[-1], classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Inputs of the last layer for images (B, C, H, W) in [-1, 1]; (B, widths[-1]), >= 0."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Features at each resolution of images (B, C, H, W) in [-1, 1]; (B, width, h, w), >= 0."""
+        found = []
         x = self.stem(x)
         for i, block in enumerate(self.blocks):
             x = block(F.avg_pool2d(x, 2) if i else x)
-        return x.mean((2, 3))
+            found.append(x)
+        return found
+
+    def features(self, x: Tensor) -> Tensor:
+        """Inputs of the last layer for images (B, C, H, W) in [-1, 1]; (B, widths[-1]), >= 0."""
+        return self.maps(x)[-1].mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images (B, C, H, W) in [-1, 1]; (B, classes)."""

@@ -30,6 +30,8 @@ AHEAD = 16
 """Most tensors of noise drawn at once on a device."""
 LARGEST = 2**18
 """Most numbers drawn at once for an image."""
+FAR = 2.0
+"""Root mean square of a signal that has diverged, over the data's largest: 1 in [-1, 1]."""
 LIFTS = 6
 """Network calls that find where a grid begins that rises from 0."""
 
@@ -253,12 +255,12 @@ def check_direction(grid: Tensor, kernel: Kernel) -> Tensor:
     return rising
 
 
-def diverged(x: Tensor) -> Tensor:
-    """Which signals diverged: those of root mean square above 2, or not finite.
+def diverged(x: Tensor, far: float = FAR) -> Tensor:
+    """Which signals x (n, *shape) diverged: those of root mean square above `far`, or not finite.
 
-    For x (n, *shape) of data in [-1, 1], whose root mean square is 1 at most; (n,) of bool.
+    Data in [-1, 1] have a root mean square of 1 at most. (n,) of bool.
     """
-    return ~(x.flatten(1).square().mean(1) <= 4)
+    return ~(x.flatten(1).square().mean(1) <= far**2)
 
 
 def divergence(kernel: str, lost: int, steps: int) -> str:
@@ -280,11 +282,13 @@ def numbers_of(seeds: Iterable[int]) -> list[int]:
 
 
 class Diverged(Refused, Note):
-    """Samples far outside [-1, 1]: a warning, and an error where some are not finite."""
+    """Samples far outside the data's range: a warning, and an error where some are not finite."""
 
 
-def check_converged(x: Tensor, kernel: Callable[[], str], steps: int, learned: nn.Module) -> None:
-    """Warn where signals x (n, *shape) `diverged`.
+def check_converged(
+    x: Tensor, kernel: Callable[[], str], steps: int, learned: nn.Module, far: float = FAR
+) -> None:
+    """Warn where signals x (n, *shape) `diverged`, beyond `far`.
 
     Args:
         kernel: returns the name of the sampler that drew them, in `steps` steps.
@@ -293,7 +297,7 @@ def check_converged(x: Tensor, kernel: Callable[[], str], steps: int, learned: n
     Raises:
         Diverged: some signals are not finite; if the weights are not, the sentence says so.
     """
-    if not (lost := int(diverged(x).sum())):
+    if not (lost := int(diverged(x, far).sum())):
         return
     if not finite(learned):
         raise Diverged(
@@ -303,7 +307,7 @@ def check_converged(x: Tensor, kernel: Callable[[], str], steps: int, learned: n
     sentence = divergence(kernel(), lost, steps)
     if not bool(x.isfinite().all()):
         raise Diverged(sentence)
-    warnings.warn(Diverged(sentence), stacklevel=4)
+    warnings.warn(Diverged(sentence), stacklevel=5)
 
 
 def finite(module: nn.Module) -> bool:

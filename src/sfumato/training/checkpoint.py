@@ -2,6 +2,7 @@
 
 run.json             the resolved configuration: whose folder this is, see `identity`
 log.jsonl            one line per report; locked by the process that trains
+latents/             of a model of latents: its data, see `latents`
 checkpoints/NNN/     a model's or an autoencoder's folder (`from_pretrained` reads it) with
                      `raw.safetensors`, and the optimizer's tensors in `optimizer.safetensors`
 """
@@ -19,8 +20,10 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files
+from sfumato.config import Config
 from sfumato.errors import Refused
 from sfumato.files import load_weights, read_tensors
+from sfumato.record import LATENTS, Record
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
 from sfumato.training import lock
@@ -128,6 +131,25 @@ class State:
             self.ema.restore(self.trainable.parameters())
 
 
+def check_owned(out: Path) -> None:
+    """Raise ValueError where `out` has files and is not a run's folder."""
+    record = out / "run.json"
+    mine = {record, out / "log.jsonl", out / LATENTS, *files.parts(record)}
+    if not record.is_file() and out.is_dir() and set(out.iterdir()) - mine:
+        raise Refused(f"{out} is not empty and holds no run. Choose another --out.")
+
+
+def check_free(out: Path, data: Record) -> None:
+    """Raise ValueError where `out` is no folder for a run on `data`: before these are computed."""
+    check_owned(out)
+    record = out / "run.json"
+    if record.is_file() and Identity.read(record, Config).config.record.sha256 != data.sha256:
+        raise Refused(
+            f"{out} belongs to another run, on other data or of another codec. Choose another "
+            "--out, or ask for the same."
+        )
+
+
 @final
 class Checkpoints:
     """The run folder `out`.
@@ -154,9 +176,7 @@ class Checkpoints:
         """
         text = json.dumps(self.identity.to_dict(), indent=2) + "\n"
         record, log = self.out / "run.json", self.out / "log.jsonl"
-        mine = {record, log, *files.parts(record)}
-        if not record.is_file() and self.out.is_dir() and set(self.out.iterdir()) - mine:
-            raise Refused(f"{self.out} is not empty and holds no run. Choose another --out.")
+        check_owned(self.out)
         with lock.held(log):
             if record.is_file():
                 last = self.latest()
@@ -168,6 +188,7 @@ class Checkpoints:
                 files.write(record, text)
             files.sweep(record)
             files.sweep(self.out / "checkpoints" / DIGITS)
+            files.sweep(self.out / LATENTS / "*")
             yield
 
     def resume(self, state: State) -> int:

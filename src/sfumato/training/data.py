@@ -6,6 +6,7 @@ data = load("digits")        data.batch([0, 1, 2])        data.record
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 
 from sfumato.algebra.place import CPU, upload
+from sfumato.corruption.boundary import FAR
 from sfumato.corruption.statistics import DataStatistics, measure
 from sfumato.errors import Refused
 from sfumato.notes import Note
+from sfumato.record import LATENTS
 from sfumato.record import Record as Record
 from sfumato.training.raw import Range, Reading, check_labels
 from sfumato.training.sources import SPLITS, read
@@ -113,7 +116,9 @@ class Data:
         starts = range(0, len(self), batch)
         batches = (self.batch(range(i, min(i + batch, len(self)))) for i in starts)
         values = self.record.values if np.issubdtype(self.images.dtype, np.integer) else 0
-        return measure(batches, self.record.shape, self.classes(range(len(self))), values)
+        labels = self.classes(range(len(self)))
+        far = math.inf if self.record.kind == LATENTS else FAR
+        return measure(batches, self.record.shape, labels, values, far)
 
 
 def load(

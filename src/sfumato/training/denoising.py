@@ -6,6 +6,7 @@ sample. Times and noise are drawn on the device.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.algebra.place import CPU, home, upload
+from sfumato.corruption.boundary import FAR
 from sfumato.corruption.learned import interior
 from sfumato.corruption.prior import RandnLike
 from sfumato.errors import Refused
@@ -127,6 +129,7 @@ class Corrupted(Objective[Drawn]):
         self.denoiser = NetworkDenoiser(recipe.process, recipe.parametrization, self.network)
         self.beside = tuple(recipe.process.parameters())
         self.inner = tuple(interior(recipe.process))
+        self.far = FAR if model.config.latent is None else math.inf
 
     @abstractmethod
     def each(
@@ -182,7 +185,8 @@ class Denoising(Corrupted):
     def each(
         self, denoiser: NetworkDenoiser, drawn: Drawn, x0: Tensor, cond: dict[str, Any]
     ) -> Tensor:
-        return loss(denoiser, self.model.recipe.weighting, x0, drawn.t, drawn.eps, **cond)
+        weighting, far = self.model.recipe.weighting, self.far
+        return loss(denoiser, weighting, x0, drawn.t, drawn.eps, far=far, **cond)
 
     def previews(self, data: Data, images: int) -> dict[str, Image.Image]:
         return previews(self.model, data, images)
@@ -217,8 +221,8 @@ class Mapping(Corrupted):
         told = Told(cond.get("classes"), cond.get("context"), weight)
         target = self.targets.target(denoiser, Batch(x0, drawn.eps, places, told))
         cond = self.targets.cond(places, told)
-        weighting = self.model.recipe.weighting
-        return loss(denoiser, weighting, x0, drawn.t, drawn.eps, target=target, **cond)
+        weighting, far = self.model.recipe.weighting, self.far
+        return loss(denoiser, weighting, x0, drawn.t, drawn.eps, target=target, far=far, **cond)
 
     def previews(self, data: Data, images: int) -> dict[str, Image.Image]:
         return previews(self.model, data, images)
@@ -275,6 +279,7 @@ def _check_weighting(model: Model) -> None:
 def _try_ends(model: Model, data: Data) -> None:
     """Compute the ends of a bound for some images, so that errors of unsuitable data come first."""
     if model.recipe.ends is not None:
+        model.codec.check_pixels(f"{model.config.method}, whose bound is of whole numbers,")
         x0 = data.batch(range(min(len(data), SHORT)))
         model.recipe.ends(model.recipe.process, x0, torch.zeros_like(x0))
 

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.algebra.operators import Diagonal
+from sfumato.codec import Codec
 from sfumato.config import Config
 from sfumato.corruption.boundary import expect
 from sfumato.corruption.coupling import ddim
@@ -29,6 +30,7 @@ from sfumato.sampling.sample import noise_drawn
 from sfumato.sampling.samplers import Sampler, spelled
 from sfumato.store import from_pretrained
 from sfumato.training.data import Data
+from sfumato.training.latents import encoded
 from sfumato.training.options import TrainOptions
 from sfumato.training.trackers import Tracker
 from sfumato.training.train import build, train
@@ -104,7 +106,11 @@ def distill(
     _note_noise(teacher)
     times = paths.times
     name = spelled(paths.sampler.kernel)
-    how = data, options, trackers, device
+    first = Path(out)
+    if by == "progressive":
+        first = Path(out, f"{halved(len(times) - 1, to)[0]}")
+    data, codec = _coded(teacher, data, first, device)
+    how = data, codec, options, trackers, device
     if by != "progressive":
         taught = name if by == "consistency" else None
         flow = FlowMap(by, _floats(times), to, taught, guidance)
@@ -172,21 +178,22 @@ def halved(teacher_steps: int, to: int) -> list[int]:
 
 
 def without_teacher(
-    config: Config, stats: DataStatistics, by: By, levels: int, method: Method | None = None
+    config: Config, stats: DataStatistics, by: By, levels: int, **given: Any
 ) -> FlowMap:
     """A flow map of a model that has no teacher, on `levels` of its method's own times.
 
     Args:
-        config, stats, method: of the model, as `Model` takes them.
+        config, stats: of the model, as `Model` takes them.
         by: consistency or shortcut.
         levels: of a consistency model; of a shortcut model, the shortest steps, a power of 2.
+        given: further arguments of `Model`: `method`, `codec`.
 
     Raises:
         ValueError: progressive distillation, which needs a teacher, or levels that do not fit.
     """
     if by == "progressive":
         raise Refused("progressive distillation needs a teacher: sfumato distill RUN.")
-    model = Model(config, stats, nn.Identity(), method)
+    model = Model(config, stats, nn.Identity(), **given)
     _check_levels(model)
     times = model.times(Sampler(reverse(ddim()), levels, "own"))
     return FlowMap(by, _floats(times), 1)
@@ -198,16 +205,31 @@ def _stage(
     out: Path,
     flow: FlowMap,
     data: Data,
+    codec: Codec | None,
     options: TrainOptions,
     trackers: Callable[[Path], Iterable[Tracker]],
     device: str | None,
 ) -> Stage:
     config = replace(
-        teacher.config, record=data.record, flow_map=flow, sampler=Sampler(), drop_classes=0.0
+        teacher.config,
+        record=data.record,
+        latent=codec and codec.about,
+        flow_map=flow,
+        sampler=Sampler(),
+        drop_classes=0.0,
     )
-    model = build(config, data, options, source, teacher.stats, method=teacher.method)
+    own = {"method": teacher.method, "codec": codec}
+    model = build(config, data, options, source, teacher.stats, **own)
     known = None if flow.sampler is None else teacher
     return Stage(out, train(model, data, options, out, trackers(out), device, known))
+
+
+def _coded(teacher: Model, data: Data, out: Path, device: str | None) -> tuple[Data, Codec | None]:
+    """What the teacher's process acts on: the data, or their latents, kept in `out`."""
+    if teacher.config.latent is None:
+        return data, None
+    name = teacher.config.latent.name
+    return encoded(data, teacher.codec, out, name, device)
 
 
 def _check_teacher(teacher: Model, guidance: float | None) -> None:

@@ -18,14 +18,18 @@ from sfumato.training.options import TrainOptions
 
 IDLE = (
     *("model.sampler.kernel", "model.sampler.steps", "model.sampler.grid", "model.origin.name"),
+    *("model.latent.name", "model.latent.sha256"),
     *("options.checkpoint_every", "options.preview_every", "options.keep"),
 )
-"""Fields that no weight depends on."""
+"""Fields that no weight depends on, beside those that the hash of the data covers."""
 
 PLAN = ("options.images", "options.warmup", "options.decay")
 """Fields that weights depend on through the learning rate of each step alone."""
 
-PLACE = ("model.record.name", "model.record.split")
+PLACE = (
+    *("model.record.name", "model.record.split"),
+    *("model.latent.record.name", "model.latent.record.split"),
+)
 """Fields for the place of the data, which their hash identifies."""
 
 
@@ -49,7 +53,9 @@ class Identity:
         except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{record} cannot be read: {error}.") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise Refused(f"{record} is not the record of a run: {error}") from error
+            raise Refused(
+                f"{record} is not the record of such a run: {error} Choose another --out."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -54,7 +54,9 @@ def previews(model: Model, data: Data, images: int) -> dict[str, Image.Image]:
 
 def forward(model: Model, data: Data) -> dict[str, Image.Image]:
     """The picture `forward` of how the data are corrupted; none of signals that are no pictures."""
-    if not (model.config.record.pictures and pictures.drawable(model.shape)):
+    record = model.config.pixels
+    if not (record.pictures and pictures.drawable(record.shape)):
         return {}
     x0 = data.batch(torch.arange(min(ROWS, len(data))))
-    return {"forward": pictures.strip(list(trajectory.forward(model.recipe.process, x0)))}
+    shown = model.codec.decode(trajectory.forward(model.recipe.process, x0))
+    return {"forward": pictures.strip(list(shown))}

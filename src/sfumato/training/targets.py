@@ -245,6 +245,7 @@ def _teacher(model: Model, teacher: Model | None) -> Model:
             "the teacher's process or prediction is another than this model's at some time. Build "
             "the model with the teacher's statistics: stats=teacher.stats."
         )
+    model.codec.check_same(teacher.codec, "the teacher")
     teacher.denoiser.eval()
     weights = files.plain(teacher.trainable.state_dict())
     if ours.origin is None or files.digest(dict(sorted(weights.items()))) != ours.origin.sha256:

@@ -19,6 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files, store
+from sfumato.codec import identity
 from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
 from sfumato.corruption.statistics import DataStatistics
@@ -56,11 +57,11 @@ def build(
         start: a run or a model, as `from_pretrained` finds it, whose averaged weights are the
             initial ones instead; `config.origin` records which.
         stats: statistics of the data; by default measured from `data`.
-        given: further arguments of `Model`: `backbone`, `method`.
+        given: further arguments of `Model`: `backbone`, `method`, `codec`.
 
     Raises:
-        ValueError: the weights at `start` are of another network or of signals of another shape, or
-            not finite.
+        ValueError: the weights at `start` are of another network or of signals of another shape,
+            or of latents of another codec, or not finite.
     """
     expect(config, Config, "build needs a Config first")
     expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
@@ -77,6 +78,7 @@ def build(
         )
     origin = Origin(str(start), files.digest(dict(sorted(stored.weights.items()))))
     model = Model(replace(config, origin=origin), stats, **given)
+    model.codec.check_identity(identity(stored.codec), str(start))
     channels = 0 if config.flow_map is None else config.flow_map.channels
     weights = widened(stored.weights, model.denoiser.backbone, channels)
     files.load_weights(model.trainable, stored.path, weights)
