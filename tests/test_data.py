@@ -556,6 +556,9 @@ def test_records_of_before_are_what_they_were():
         text = path.read_text()
         config = sfumato.Config.from_dict(json.loads(text))
         then, now = json.loads(text), config.to_dict()
+        if "kernel" not in then:  # written since
+            assert now == then
+            continue
         assert now["sampler"] == {"kernel": then.pop("kernel"), "steps": then.pop("steps")} | {
             "grid": None
         }

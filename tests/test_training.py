@@ -611,8 +611,8 @@ def poisoned(bad: set[int], data, model, monkeypatch) -> None:
     """The loss is NaN at the steps `bad`, told apart by their times."""
     times = [draw(step, data, OPTIONS, model).t for step in bad]
 
-    def sick(bound, weighting, x0, t, eps):
-        each = loss(bound, weighting, x0, t, eps)
+    def sick(bound, weighting, x0, t, eps, **given):
+        each = loss(bound, weighting, x0, t, eps, **given)
         return each * math.nan if any(torch.equal(t, other) for other in times) else each
 
     monkeypatch.setattr("sfumato.training.denoising.loss", sick)
@@ -704,9 +704,9 @@ def lame(number: int, port: int, out: Path) -> None:
     """One process of two, of which the other's loss is NaN at the third of five steps."""
     seen = []
 
-    def sick(*given):
+    def sick(*given, **named):
         seen.append(None)
-        each = loss(*given)
+        each = loss(*given, **named)
         return each * math.nan if number == 1 and len(seen) == 3 else each
 
     denoising.loss = sick
