@@ -94,7 +94,7 @@ def student(name: str, run: Path, model: Model) -> list[str]:
     return [
         f"- Distilled from `{teacher}` by halving its 16 steps: {len(stages)} stages, {images:,} "
         f"training images seen, batch {options['batch']}, seed {options['seed']}, {spent:.0f} "
-        "minutes on one core of two; the other core distilled the other bundled model.",
+        "minutes on one core of two, while the other had other work.",
         f"- Reproduced by `recipes/few_steps.py students {teacher}` and `recipes/ship.py`.",
     ]
 

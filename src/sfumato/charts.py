@@ -43,6 +43,9 @@ def save(panels: Sequence[Panel], target: str | Path) -> None:
             axes.plot(x, y, "o-" if panel.marks else "-", markersize=3, label=name)
         if panel.logs:
             axes.set(xscale="log", yscale="log")
+            known = sorted({x for across, _ in panel.lines.values() for x in across})
+            axes.set_xticks(known, [f"{x:g}" for x in known])
+            axes.set_xticks([], minor=True)
         axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
         if any(not name.startswith("_") for name in panel.lines):
             axes.legend(fontsize=8)
