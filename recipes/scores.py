@@ -24,7 +24,10 @@ RECORDS = Path(__file__).parents[1] / "docs" / "records"
 HEAD = ("| | n | steps | FID | KID | precision | recall |", "|---|---|---|---|---|---|---|")
 REAL = "real training images"
 CALLS = (5, 10, 20, 50)
-OTHERS = ("bits-", "grid-", "guidance-", "selection-", "spacing-", "zoo-")
+OTHERS = (
+    *("bits-", "few-", "grid-", "guidance-", "selection-", "spacing-", "zoo-"),
+    *("fashion-ddpm-4-", "fashion-soft-4-"),
+)
 GRIDS = ("uniform", "quadratic", "karras", "auto")
 BITS = {
     "uniform": "flow, uniform noise",
