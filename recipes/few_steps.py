@@ -6,8 +6,8 @@
     python recipes/few_steps.py ways               # three ways on the digits at equal minutes
     python recipes/few_steps.py plot               # docs/few-steps.png
 
-`students` takes about half an hour on two cores for each model, and resumes where it was cut; so
-does `scores`, whose images are kept until all are scored. Records are
+`students` takes about 50 minutes on one core for each model, and resumes where it was cut; so does
+`scores`, whose images are kept until all are scored. Records are
 docs/records/few-NAME-N.json, for N samples, and few-ways.json.
 """
 
