@@ -159,13 +159,40 @@ def test_a_classifier_of_latents_guides_them(autoencoder, latent, tmp_path):
     assert found.shape == (1, 1, 8, 8)
 
 
-def test_samples_of_latents_of_tokens_are_tokens(tmp_path):
-    """Of digits the whole numbers from 0 to 16, exactly."""
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("tokens")
     size = ("--channels", 4, "--down", 2, "--width", 8, "--n", 20, "--categorical")
     told = ("--images", 160, "--preview-every", 0, "--extractor", "pca", *size)
-    assert run("train-autoencoder", "--out", tmp_path / "ae", *told, *FAST) == 0
-    out = trained(tmp_path / "ae", tmp_path / "run", "--preview-every", 0)
-    x = sf.from_pretrained(out).sample(range(4), sf.Sampler("ddim", 2))
+    assert run("train-autoencoder", "--out", home / "ae", *told, *FAST) == 0
+    return trained(home / "ae", home / "run", "--preview-every", 0)
+
+
+@pytest.mark.parametrize(("known", "share"), [(range(0, 8), 1.0), (range(6, 14), 0.25)])
+def test_an_evaluation_of_tokens_counts_copies(tokens, tmp_path, monkeypatch, known, share):
+    """Against its own samples of some seeds as training images."""
+    monkeypatch.chdir(tmp_path)
+    seeds = f"{known[0]}-{known[-1]}"
+    assert run("sample", tokens, "--seeds", seeds, "--out", "s.npz", *FEW) == 0
+    told = ("--data", "s.npz", "--n", 8, "--extractor", "pca", *FEW)
+    assert run("evaluate", tokens, "--out", "e.json", *told) == 0
+    record = json.loads(Path("e.json").read_text())
+    assert record["results"][0]["copies"] == share
+
+
+def test_levels_are_chosen_and_methods_ranked_for_latents(autoencoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = ("--latent", autoencoder, "--quiet", "--split", "train[:300]")
+    assert run("select", "soft", "--levels", 4, "--candidates", 8, "--out", "s", *told) == 0
+    assert json.loads(Path("s/select.json").read_text())["data"]["shape"] == [3, 4, 4]
+    few = ("--steps", 5, "--methods", "ddpm", "--samplers", "ddim")
+    assert run("tune", "--out", "t", *few, *told) == 0
+    assert json.loads(Path("t/tune.json").read_text())["data"]["kind"] == "latents"
+
+
+def test_samples_of_latents_of_tokens_are_tokens(tokens):
+    """Of digits the whole numbers from 0 to 16, exactly."""
+    x = sf.from_pretrained(tokens).sample(range(4), sf.Sampler("ddim", 2))
     raw = sf.load("digits").record.raw(x)
     assert torch.equal(raw, raw.round()) and 0 <= raw.min() <= raw.max() <= 16
 

@@ -247,6 +247,12 @@ class Codec:
         return identity(self.tensors())
 
     @property
+    def tokens(self) -> bool:
+        """Whether decoding gives the whole numbers that the data hold."""
+        made = self.autoencoder
+        return isinstance(made, Autoencoder) and made.options.levels > 0
+
+    @property
     def about(self) -> Latent | None:
         """What `config.json` says of it; None of pixels."""
         if self.autoencoder is None:

@@ -19,8 +19,10 @@ from sfumato.cli.signatures import Parameter
 from sfumato.errors import Refused
 
 if TYPE_CHECKING:
+    from sfumato.codec import Codec
     from sfumato.model import Model
     from sfumato.record import Record
+    from sfumato.training.data import Data
     from sfumato.training.trackers import Tracker
 
 DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
@@ -92,6 +94,26 @@ def reading_options(parser: Parser) -> None:
     parser.option("resize", kinds.optional(kinds.POSITIVE), None, text)
     text = "of images resized: the middle square, or nothing (default: center)"
     parser.option("crop", kinds.optional(kinds.choice("center", "none")), None, text)
+
+
+def latent_option(parser: Parser, purpose: str) -> None:
+    """Add an autoencoder whose latents of the data are taken for `purpose`."""
+    text = f"run of train-autoencoder, or model of latents: {purpose} its latents of the images"
+    parser.option("latent", kinds.optional(kinds.TEXT), None, text)
+
+
+def latents(data: Data, values: Namespace, place: str | None = None) -> tuple[Data, Codec | None]:
+    """`data`, or with --latent their latents, kept in the folder --out, and the codec of them."""
+    if values.latent is None:
+        return data, None
+
+    from sfumato.progress import bar
+    from sfumato.store import read_source
+    from sfumato.training.latents import encoded
+
+    source = read_source(values.latent, data.record.shape)
+    with bar("images encoded", len(data), values.quiet) as advance:
+        return encoded(data, source, values.out, values.latent, place or best(), advance)
 
 
 def asked(values: Namespace) -> dict[str, Any]:

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from sfumato.evaluation.samples import Images
     from sfumato.guidance import Guidance
     from sfumato.model import Model
+    from sfumato.training.data import Data
 
 ABOUT = (
     "Compare samples with real images: FID, KID, precision, recall, density, coverage, with the "
     "score of real images beside them. Writes one JSON with all that the numbers depend on."
 )
 SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
+SOME = ("accuracy", "copies")
+"""Scores that not every evaluation has."""
 PLAN = (
     "run",
     "data",
@@ -112,6 +115,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     real, other = _splits(source, values.split, how)
     real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
+    training = next((one for one in (real, other) if one and one.record.split == "train"), None)
     _note(judge.warnings(), values)
     subject = {name: values[name] for name in PLAN} | ({"clip": True} if values.clip else {})
     subject |= {name: values[name] for name in GUIDED if values.guidance}
@@ -119,7 +123,8 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     if isinstance(made, Images):
         return judge.record(subject, [judge.result(made)])
     subject |= {"model": made.config.to_dict()}
-    results = _judged(judge, made, guided, values, keep)
+    seen = training if made.codec.tokens else None
+    results = _judged(judge, made, guided, values, keep, seen)
     _note(divergences(results), values)
     return judge.record(subject, results)
 
@@ -131,9 +136,15 @@ def _note(sentences: Sequence[str], values: Namespace) -> None:
 
 
 def _judged(
-    judge: Judge, model: Model, guided: Guidance, values: Namespace, keep: Path | None
+    judge: Judge,
+    model: Model,
+    guided: Guidance,
+    values: Namespace,
+    keep: Path | None,
+    training: Data | None,
 ) -> list[dict[str, Any]]:
-    """An entry for each number of steps."""
+    """An entry for each number of steps, with the share of copies of `training`, if given."""
+    from sfumato.evaluation.reconstructions import copies
     from sfumato.evaluation.samples import Drawing
 
     found = []
@@ -143,7 +154,8 @@ def _judged(
             how = {"clip": values.clip, "guidance": guided}
             drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, **how)
             images: Images = drawing.images()
-        found.append(judge.result(images))
+        again = {} if training is None else {"copies": copies(images.pixels, training)}
+        found.append(judge.result(images) | again)
     return found
 
 
@@ -221,7 +233,7 @@ def _show(record: Mapping[str, Any], out: Path) -> None:
         f"{record['subject']['run']} against {data['count']} images of {data['name']} "
         f"({data['split']}), n = {record['n']}, {record['extractor']['name']}"
     )
-    scores = [*SCORES, *(["accuracy"] if "accuracy" in record["results"][0] else [])]
+    scores = [*SCORES, *(name for name in SOME if name in record["results"][0])]
     table = Table("steps", *scores, title=title, title_justify="left")
     for row in record["results"]:
         table.add_row(str(row.get("steps", "images")), *(f"{row[name]:.4g}" for name in scores))

@@ -83,6 +83,7 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
     files.check_writable(target)
     with threads(values.threads or 1):
         data = load(values.data, values.split, **common.asked(values))
+        data, _ = common.latents(data, values)
         if values.distance == "features":
             data.record.check_pictures("--distance features")
         recipe, chosen = _chosen(name, pick(values, method.parameters), data, values)
@@ -95,8 +96,10 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
                 f"{max(chosen.steps):.4g} (before: {max(chosen.before):.4g})"
             )
             _noise_scales(data, recipe.process)
+            latent = f" --latent {values.latent}" if values.latent else ""
             print(
-                f"Train with them: sfumato train {name} --data {values.data} --time-warp {target}"
+                f"Train with them: sfumato train {name} --data {values.data}{latent} --time-warp "
+                f"{target}"
             )
 
 
@@ -245,6 +248,7 @@ def _noise_scales(data: Data, process: Process) -> None:
 def _parser(name: str, method: Signature | None) -> Parser:
     parser = Parser(f"select {name}", ABOUT)
     common.data_options(parser)
+    common.latent_option(parser, "choose levels for")
     parser.option("out", kinds.PATH, f"out/select-{name.rpartition(':')[2]}", "the folder")
     parser.option("levels", kinds.POSITIVE, 32, "levels to choose, including both ends")
     parser.option("candidates", kinds.POSITIVE, 256, "evenly spaced times to choose from")

@@ -29,9 +29,7 @@ from sfumato.names import reworded
 from sfumato.training.services import SERVICES
 
 if TYPE_CHECKING:
-    from sfumato.codec import Codec
     from sfumato.networks.backbones import UNetOptions
-    from sfumato.training.data import Data
     from sfumato.training.options import TrainOptions
 
 RESUMES = (
@@ -117,9 +115,8 @@ def _train(
     told: dict[str, Any] = {"conditional": True, "classifier": True}
     if verb == TRAIN:
         told = {"conditional": values.conditional, "drop_classes": values.drop_classes}
-    codec = None
-    if values.latent is not None:
-        data, codec = _latents(data, place, values)
+    data, codec = common.latents(data, values, place)
+    if codec is not None:
         told["latent"] = codec.about
     config = Config(name, data.record, parameters, size, sha256=sha256, **told)
     if values.time_warp is not None:
@@ -142,18 +139,6 @@ def _train(
         else:
             print(f"Sample it: sfumato sample {values.out}{own} --out samples.png")
     return 0
-
-
-def _latents(data: Data, place: str | None, values: Namespace) -> tuple[Data, Codec]:
-    """The latents of `data`, in the run's folder, and their codec."""
-    from sfumato.progress import bar
-    from sfumato.store import read_source
-    from sfumato.training.latents import encoded
-
-    source = read_source(values.latent, data.record.shape)
-    with bar("images encoded", len(data), values.quiet) as advance:
-        device = place or common.best()
-        return encoded(data, source, values.out, values.latent, device, advance)
 
 
 def time_warp(text: str) -> tuple[float, ...]:
@@ -199,8 +184,7 @@ def _add_options(
     parser.option("out", kinds.PATH, f"runs/{kind}{name.rpartition(':')[2]}", "the run's folder")
     start = "run or model whose weights training starts from, and whose network is the default"
     parser.option("from", kinds.optional(kinds.TEXT), None, start)
-    text = "run of train-autoencoder, or model of latents: train on its latents of the images"
-    parser.option("latent", kinds.optional(kinds.TEXT), None, text)
+    common.latent_option(parser, "train on")
     common.device_option(parser, "where to train")
     told = "program that receives figures and pictures, beside the run's log; may be repeated"
     known = kinds.several(kinds.choice(*SERVICES), empty=True)

@@ -73,6 +73,7 @@ def run(argv: Sequence[str]) -> None:
     out = Path(values.out)
     files.check_writable(common.check_new(out / "tune.json"))
     data = load(values.data, values.split, **common.asked(values))
+    data, _ = common.latents(data, values)
     stats = data.stats()
     rows = []
     refused = {}
@@ -179,6 +180,7 @@ def _radial(frequency: Tensor, value: Tensor) -> tuple[list[float], list[float]]
 def _parser() -> Parser:
     parser = Parser("tune", ABOUT, MODEL)
     common.data_options(parser)
+    common.latent_option(parser, "rank for")
     parser.option("out", kinds.PATH, "out/tune", "folder for tune.json and tune.png")
     steps = "numbers of network calls"
     parser.option("steps", kinds.several(kinds.POSITIVE), (5, 10, 20, 50), steps)
