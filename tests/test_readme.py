@@ -143,6 +143,8 @@ def test_the_other_pages_tell_what_the_records_say():
         ("docs/guidance.md", {"python"}),
         ("docs/few-steps.md", {"python"}),
         ("docs/latents.md", {"python"}),
+        ("docs/deepinv.md", {"python"}),
+        ("docs/notebooks.md", {"python"}),
     ],
 )
 def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):

@@ -72,6 +72,8 @@ from .corruption.prior import Prior as Prior
 from .corruption.process import Process as Process
 from .corruption.statistics import DataStatistics as DataStatistics
 from .corruption.statistics import measure as measure
+from .deepinv import from_deepinv as from_deepinv
+from .deepinv import to_deepinv_denoiser as to_deepinv_denoiser
 from .editing import decode as decode
 from .editing import encode as encode
 from .editing import interpolate as interpolate
@@ -108,5 +110,7 @@ from .training.trackers import ProgressBar as ProgressBar
 from .training.trackers import Tracker as Tracker
 from .training.train import build as build
 from .training.train import train as train
+from .viewing import animate as animate
+from .viewing import show as show
 
 __version__: str

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from sfumato import files
+from sfumato import files, notebook
 from sfumato.algebra.place import sent
 from sfumato.codec import Codec, fitting
 from sfumato.config import Config as Config
@@ -81,8 +81,7 @@ class Model:
         backbone = made(config, self.recipe) if backbone is None else backbone
         # Faster for convolutions on nearly every device; no effect on other modules.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
-        process = self.recipe.process
-        means = self.recipe.parametrization
+        process, means = self.recipe.process, self.recipe.parametrization
         self.denoiser = NetworkDenoiser(process, means, backbone, self.stats)
         self.sampler = config.sampler.over(self.recipe.sampler)
         self._batches = Batches()
@@ -94,6 +93,8 @@ class Model:
 
     def __setstate__(self, process: Mapping[str, Tensor]) -> None:
         self.recipe.process.load_state_dict(process)
+
+    _repr_html_ = notebook.model
 
     @property
     def trainable(self) -> nn.Module:

@@ -18,6 +18,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from sfumato import notebook
 from sfumato.algebra.basis import Basis
 from sfumato.algebra.combine import apply
 from sfumato.algebra.operators import Dense, Diagonal, NotPositive, Operator
@@ -55,6 +56,8 @@ class Process(nn.Module):
                 "sf.families.Fixed(operator) for one operator at all times",
             )
         self.signal, self.noise = signal, noise
+
+    _repr_html_ = notebook.process
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Process:
         """Implements `to`, `cuda` and the like: the process changes devices, not its float64."""

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import Tensor
 
+from sfumato import notebook
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
 from sfumato.corruption.select import time_warped
@@ -83,6 +84,8 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampler", self.sampler.over(Sampler(grid=uniform_grid)))
         _ = self.sampler.whole
+
+    _repr_html_ = notebook.recipe
 
     def grid(self, steps: int) -> Tensor:
         """The method's own falling times for a number of steps, (steps + 1,), float64."""

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from sfumato import notebook
 from sfumato.corruption import coupling
 from sfumato.errors import Refused, RefusedType
 from sfumato.names import RENAMED, choose
@@ -185,6 +186,8 @@ class Sampler:
             object.__setattr__(self, "steps", len(times) - 1)
         if self.steps is not None and self.steps < 1:
             raise Refused(f"a sampler needs one step or more; got {self.steps}.")
+
+    _repr_html_ = notebook.sampler
 
     def over(self, other: Sampler) -> Sampler:
         """This sampler, with what is None taken from `other`."""
