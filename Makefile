@@ -1,8 +1,10 @@
 # make test     everything that must pass before a change lands
-# make check    the part of it that runs no code: lint, format, types
+# make check    the part of it without tests: lint, format, types, and the site if Sphinx is there
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
 # make models   train the models and classifiers that are bundled again, and put them into the package
 # make pictures  draw pictures of the README and of docs/editing.md again from the models that are bundled
+# make docs     the documentation site, in out/docs
+# make gallery  the site with the executed gallery, in out/docs too
 # make zoo      every method for a minute on the digits: docs/zoo.md and its pictures
 # make bench    what the library costs beside its network, and beside others
 # make venv     only the environment that the others make for themselves
@@ -16,11 +18,14 @@ INSTALL := $(BIN)/python -m pip install -qq --no-input --no-compile \
 WORKERS ?= 2
 DEMO_IMAGES ?= 40000
 
+# Warnings are errors. All pages are read anew: the reference depends on the source, index.md on README.
+SITE := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs out/docs
+
 # Without compiled modules every process of a test or a demo spends most of its time on importing.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check demo models pictures zoo bench clean
+.PHONY: help venv test check docs gallery demo models pictures zoo bench clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -42,11 +47,27 @@ $(VENV)/.test: $(VENV)/.core
 	@$(INSTALL) -e '.[test]'
 	@touch $@
 
+# It waits for the second where that is asked for too.
+$(VENV)/.docs: $(VENV)/.core | $(if $(filter test check bench,$(MAKECMDGOALS)),$(VENV)/.test)
+	@echo "Installing the tools of the site into $(VENV)."
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
 # One recipe, so that `make -j` keeps the order and the tests' last line stays last.
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+	@if $(BIN)/python -c 'import sphinx, myst_parser, furo' 2>/dev/null; then $(SITE); \
+		else echo "The site was not built: its tools come with make docs."; fi
+
+docs: $(VENV)/.docs
+	$(SITE)
+	@echo "Open out/docs/index.html."
+
+gallery: $(VENV)/.docs
+	$(SITE) -t gallery
+	@echo "Open out/docs/index.html."
 
 # One thread for each worker: two workers with two threads each are slower on two cores.
 # -v takes back pyproject's -q, for a header with the versions and a full closing line.
@@ -81,6 +102,7 @@ pictures: $(VENV)/.core
 	$(BIN)/sfumato show fashion-soft --seeds 0-3 --steps 50 --out docs/soft-reverse.png
 	$(BIN)/python recipes/restored.py
 	$(BIN)/python recipes/editing.py
+	$(BIN)/python recipes/calls.py
 
 zoo: $(VENV)/.core
 	$(BIN)/python recipes/zoo.py
@@ -92,5 +114,5 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/levels.py
 
 clean:
-	rm -rf out/demo build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf out/demo out/docs docs/api docs/built_gallery build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-"""Tables of scores in README.md and docs, printed from the records in docs/records.
+"""Tables of scores in docs, printed from the records in docs/records.
 
-    python recipes/scores.py             # README's
+    python recipes/scores.py             # docs/models.md's
     python recipes/scores.py --kernels   # docs/kernels.md's: FID by sampler and network calls
     python recipes/scores.py --grids     # docs/selection.md's: FID by grid
     python recipes/scores.py --spacings  # docs/kernels.md's: FID and predicted W2 by spacing

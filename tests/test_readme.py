@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from sfumato.cli import main
 from sfumato.cli.tune import MODEL
@@ -65,10 +66,15 @@ def test_blocks_are_found_with_their_lines_and_marks():
     "page",
     [
         "README.md",
+        "docs/choosing.md",
+        "docs/corruptions.md",
         "docs/design.md",
         "docs/evaluation.md",
+        "docs/models.md",
         "docs/restoration.md",
+        "docs/tour.md",
         "docs/tracking.md",
+        "docs/training.md",
     ],
 )
 def test_links_lead_somewhere(page):
@@ -89,10 +95,49 @@ def test_the_mathematics_names_its_sources():
         assert entries or "above" in sources, name
 
 
-def test_readme_tells_what_the_records_say():
+def test_the_models_page_tells_what_the_records_say():
     """The table of scores is that of `recipes/scores.py`, line by line."""
+    docs = README.parent / "docs"
     table = runpy.run_path(str(README.parent / "recipes" / "scores.py"))["table"]()
-    assert "\n".join(table) in README.read_text(encoding="utf-8")
+    assert "\n".join(table) in (docs / "models.md").read_text(encoding="utf-8")
+
+
+def test_the_plot_of_readme_shows_the_records():
+    """docs/calls.png carries the numbers that were drawn: those of the records, both peers too."""
+    curves = runpy.run_path(str(README.parent / "recipes" / "calls.py"))["curves"]()
+    with Image.open(README.parent / "docs" / "calls.png") as picture:
+        assert json.loads(picture.info["Description"]) == json.loads(json.dumps(curves))
+    peers = {name.partition(",")[0] for name in curves} - {"fashion-soft", "fashion-ddpm"}
+    assert peers == {"diffusers", "denoising-diffusion-pytorch"}
+
+
+def test_figures_of_advice_are_those_of_the_tables():
+    """Every FID in docs/choosing.md is in a table of the pages that it names."""
+    docs = README.parent / "docs"
+    page = (docs / "choosing.md").read_text(encoding="utf-8")
+    tables = [
+        line.replace("|", " ").replace("*", " ").split()
+        for name in ("kernels", "selection", "few-steps")
+        for line in (docs / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    told = re.findall(r"\d\.\d\d", page)
+    assert len(told) >= 10
+    assert not [fid for fid in told if not any(fid in row for row in tables)]
+
+
+def test_readme_is_one_screen():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert text.count("](docs/") - text.count("![") >= 12 and text.count("![") == 2
+
+
+def test_the_site_has_every_page():
+    """docs/index.md names each page once; Sphinx puts those that it does not name under 'More'."""
+    docs = README.parent / "docs"
+    listed = re.findall(r"^[\w-]+$", (docs / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(listed) == len({*listed}) >= 20
+    assert not [name for name in listed if not (docs / f"{name}.md").is_file()]
 
 
 def test_the_zoo_tells_what_the_registry_and_its_record_say():
@@ -138,7 +183,11 @@ def test_the_other_pages_tell_what_the_records_say():
 @pytest.mark.parametrize(
     ("page", "languages"),
     [
-        ("README.md", {"python", "bash"}),
+        ("README.md", {"bash"}),
+        ("docs/tour.md", {"python", "bash"}),
+        ("docs/choosing.md", {"python"}),
+        ("docs/corruptions.md", {"python"}),
+        ("docs/training.md", {"python"}),
         ("docs/tracking.md", {"python"}),
         ("docs/guidance.md", {"python"}),
         ("docs/few-steps.md", {"python"}),

@@ -95,10 +95,10 @@ from .restoration import restore as restore
 from .restoration import uncorrupt as uncorrupt
 from .sampling.density import log_prob as log_prob
 from .sampling.predict import Predictor as Predictor
-from .sampling.sample import Seeds as Seeds
 from .sampling.sample import sample as sample
 from .sampling.samplers import KERNELS as KERNELS
 from .sampling.samplers import Sampler as Sampler
+from .sampling.seeds import Seeds as Seeds
 from .store import from_pretrained as from_pretrained
 from .training.data import Data as Data
 from .training.data import load as load

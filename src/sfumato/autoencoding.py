@@ -49,6 +49,11 @@ class AutoencoderConfig:
     Raises:
         ValueError: data that are no images, a weight below 0, tokens that are not those of the
             data, or features of tokens.
+
+    >>> record = sf.load("digits").record
+    >>> config = sf.autoencoders.AutoencoderConfig(record, kl=1e-4)
+    >>> config.network.channels, config.network.down
+    (4, 4)
     """
 
     record: Record
@@ -112,6 +117,11 @@ class TrainedAutoencoder:
     Args:
         config: what it is.
         network: the autoencoder; by default a new one, with random weights.
+
+    >>> config = sf.autoencoders.AutoencoderConfig(sf.load("digits").record)
+    >>> trained = sf.autoencoders.TrainedAutoencoder(config)
+    >>> trained.reconstruct(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, config: AutoencoderConfig, network: Autoencoder | None = None) -> None:

@@ -56,6 +56,13 @@ def check_operator(operator: Operator, shape: Sequence[int]) -> None:
 
     Raises:
         ValueError: the first law that fails.
+
+    >>> flipped = sf.operators.MatrixFree(lambda x: x.flip(-1))
+    >>> sf.check_operator(flipped, (1, 4, 4))  # None: it keeps the laws
+    >>> sf.check_operator(sf.operators.MatrixFree(lambda x: x + 1), (1, 4, 4))
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: A (2x - 3y) = 2 A x - 3 A y fails ...
     """
     x, y = _normal(3, shape, 0), _normal(3, shape, 1)
     found = operator(x)
@@ -115,6 +122,14 @@ def check_coupling(
 
     Raises:
         ValueError: the first law that fails.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> sf.check_coupling(sf.couplings.ddim(), process, (1, 8, 8))
+    >>> sf.check_coupling(sf.couplings.momentum, process, (1, 8, 8), "first")
+    >>> sf.check_coupling(sf.couplings.momentum, process, (1, 8, 8))
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: V_s = K V_t K^T + L L^T fails by ...
     """
     if math.prod(shape) > LARGEST:
         raise Refused(
@@ -167,6 +182,13 @@ def check_method(
 
     Raises:
         ValueError: the first law that fails.
+
+    >>> sf.check_method(sf.METHODS["soft"])  # None: it keeps the laws
+    >>> from dataclasses import replace
+    >>> sf.check_method(lambda shape, stats: replace(sf.METHODS["soft"](shape), reference=""))
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: a recipe names its source; `reference` is empty. ...
     """
     config = Config("the method checked", Record("none", tuple(shape)), given, None)
     model = Model(config, stats, _Small(), method)

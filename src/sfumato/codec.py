@@ -38,7 +38,18 @@ WEIGHTS, CHANNELS = "autoencoder.", "channels."
 
 
 class Coder(Protocol):
-    """What a codec calls of an autoencoder, which is an `nn.Module`."""
+    """What a codec calls of an autoencoder, which is an `nn.Module`.
+
+    >>> class Halved(torch.nn.Module):
+    ...     latent_shape = (1, 8, 8)
+    ...     def encode(self, x):
+    ...         return x / 2, torch.zeros_like(x)
+    ...     def decode(self, z):
+    ...         return 2 * z
+    >>> data, codec = sf.latents.encoded(sf.load("digits"), Halved(), "runs/halved")
+    >>> data.record.kind, codec.shape
+    ('latents', (1, 8, 8))
+    """
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -63,6 +74,11 @@ class Channels(NamedTuple):
         covariance: (C, C), float64.
         whitening: its symmetric inverse root, (C, C), float64.
         largest: the largest root mean square of the whitened latents of one image, ().
+
+    >>> channels = sf.latents.whitened(torch.zeros(2), torch.diag(torch.tensor([4.0, 1.0])))
+    >>> channels.whitening
+    tensor([[0.5000, 0.0000],
+            [0.0000, 1.0000]])
     """
 
     mean: Tensor
@@ -77,6 +93,11 @@ class RunningChannels:
 
     Args:
         count: of the channels.
+
+    >>> running = sf.latents.RunningChannels(2)
+    >>> running.update(torch.randn(100, 2, 4, 4) * 3)
+    >>> running.channels().covariance.diagonal().sqrt().round()
+    tensor([3., 3.], dtype=torch.float64)
     """
 
     def __init__(self, count: int) -> None:
@@ -116,6 +137,12 @@ def whitened(mean: Tensor, covariance: Tensor, largest: float = 1.0) -> Channels
 
     Raises:
         ValueError: the covariance has no inverse.
+
+    >>> covariance = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> root = sf.latents.whitened(torch.zeros(2), covariance).whitening
+    >>> (root @ covariance @ root).round(decimals=4).abs()
+    tensor([[1., 0.],
+            [0., 1.]])
     """
     values, vectors = torch.linalg.eigh(covariance)
     if not bool(values[0] > FLAT * values[-1]) or not bool(values[-1] > 0):
@@ -141,6 +168,10 @@ class Codec:
 
     Raises:
         ValueError: an autoencoder without statistics, or with those of another number of channels.
+
+    >>> codec = sf.from_pretrained("fashion-ddpm").codec  # of pixels: images are the signals
+    >>> codec.shape, codec.decode(torch.zeros(2, 1, 28, 28)).shape
+    ((1, 28, 28), torch.Size([2, 1, 28, 28]))
     """
 
     def __init__(

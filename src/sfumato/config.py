@@ -46,6 +46,10 @@ class Latent:
         sha256: of its weights and of the statistics of its latents, in hex.
         record: of the images.
         network: its options; None for a user-defined module.
+
+    >>> record = sf.load("digits").record
+    >>> sf.latents.Latent("runs/autoencoder", "0" * 64, record).to_dict()["name"]
+    'runs/autoencoder'
     """
 
     name: str
@@ -89,6 +93,14 @@ class Config:
 
     Raises:
         ValueError: `drop_classes` is no share, or there are no classes to drop or to tell apart.
+
+    >>> record = sf.load("digits").record
+    >>> size = sf.UNetOptions(width=8, patch=1)
+    >>> config = sf.Config("soft", record, {"prediction": "wiener"}, size)
+    >>> sf.Model(config).recipe.sampler.name
+    'momentum'
+    >>> sf.Config.from_dict(config.to_dict()) == config
+    True
     """
 
     method: str

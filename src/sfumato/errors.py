@@ -8,7 +8,16 @@ from __future__ import annotations
 
 
 class Refused(ValueError):
-    """The request is impossible, or its result would be wrong."""
+    """The request is impossible, or its result would be wrong.
+
+    >>> try:
+    ...     sf.Sampler("ddmi")
+    ... except sf.Refused as error:
+    ...     print(error)
+    no sampler 'ddmi'; did you mean 'ddim'?
+    >>> issubclass(sf.Refused, ValueError)
+    True
+    """
 
 
 class RefusedType(Refused, TypeError):

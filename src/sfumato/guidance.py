@@ -54,6 +54,13 @@ class Guidance:
     Raises:
         ValueError: a negative weight, an interval that is not within [0, 1], or a classifier with
             an interval or a guide.
+
+    >>> sf.Guidance(2.0, interval=(0.2, 0.8))
+    Guidance(weight=2.0, interval=(0.2, 0.8), guide=None, classifier=None)
+    >>> sf.Guidance(-1.0)
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: a weight of guidance is 0 or more; got -1.0.
     """
 
     weight: float

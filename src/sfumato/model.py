@@ -48,6 +48,10 @@ class Model:
 
     Attributes:
         sampler: the default sampler: that of `config`, and what that leaves unset is the method's.
+
+    >>> model = sf.from_pretrained("fashion-soft")
+    >>> model.sample(seeds=range(2), sampler=sf.Sampler(steps=4)).shape
+    torch.Size([2, 1, 28, 28])
     """
 
     def __init__(
@@ -205,11 +209,7 @@ class Model:
         return sampler.over(self.sampler)
 
     def times(self, sampler: Sampler | str | None = None) -> Tensor:
-        """The falling times of a sampler, (steps + 1,), float64.
-
-        Raises:
-            ValueError: an unknown grid, or one that this method or kernel does not support.
-        """
+        """The falling times of a sampler, (steps + 1,), float64; ValueError for no such grid."""
         return grids.times(self.chosen(sampler), self.recipe, self.stats)
 
     def network_calls(

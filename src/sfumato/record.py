@@ -41,6 +41,12 @@ class Record:
 
     Raises:
         ValueError: another kind.
+
+    >>> record = sf.load("digits").record
+    >>> record.shape, record.low, record.high, record.count
+    ((1, 8, 8), 0, 16, 1500)
+    >>> record.scaled(torch.tensor([0.0, 16.0]))
+    tensor([-1.,  1.])
     """
 
     name: str

@@ -66,6 +66,13 @@ def restore(
     Raises:
         ValueError: an impossible request, as of `Model.sample` and `Restored`; an operator that
             does not fit the model or y.
+
+    >>> model = sf.from_pretrained("fashion-soft")
+    >>> x0 = model.sample([0], sf.Sampler("ddim", steps=5))
+    >>> half = sf.measurement("down:2", model.shape)
+    >>> found = sf.restore(model, half(x0), half, 0.01, range(3), sf.Sampler("ddim", steps=5))
+    >>> found.shape, bool((half(found[0]) - half(x0)).abs().mean() < 0.1)
+    (torch.Size([1, 3, 1, 28, 28]), True)
     """
     _check_fixed(model)
     check_measured(operator, model.shape, y)
@@ -105,6 +112,12 @@ def uncorrupt(
 
     Raises:
         ValueError: another sampler, a time outside (0, 1], or a request that `restore` refuses too.
+
+    >>> model = sf.from_pretrained("fashion-soft")
+    >>> x0 = model.sample([0], sf.Sampler("ddim", steps=5))
+    >>> x = model.recipe.process.corrupt(x0, 0.3, torch.randn_like(x0))
+    >>> sf.uncorrupt(model, x, 0.3, [0, 1], sf.Sampler("ancestral", steps=5)).shape
+    torch.Size([1, 2, 1, 28, 28])
     """
     _check_fixed(model)
     shaped("x", x, model.shape)

@@ -60,6 +60,10 @@ def from_pretrained(
     Raises:
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
             shapes.
+
+    >>> model = sf.from_pretrained("fashion-ddpm")
+    >>> model.shape, model.config.method
+    ((1, 28, 28), 'ddpm')
     """
     stored = read(path, weights)
     codec = codec_of(stored, autoencoder)
@@ -80,6 +84,14 @@ def read_autoencoder(path: str | Path, shape: tuple[int, ...] | None = None) -> 
     Raises:
         ValueError: no autoencoder there; a file is missing, truncated or does not fit; or it is of
             images of another shape.
+
+    >>> digits = sf.load("digits")
+    >>> size = sf.autoencoders.AutoencoderOptions(channels=2, down=2, width=8)
+    >>> config = sf.autoencoders.AutoencoderConfig(digits.record, size)
+    >>> options = sf.TrainOptions(images=32, batch=32, preview_every=0)
+    >>> trained = sf.autoencoders.train_autoencoder(config, digits, options, "runs/small")
+    >>> sf.autoencoders.read_autoencoder("runs/small").latent_shape
+    (2, 4, 4)
     """
     return newest(path, lambda folder: autoencoding.read(folder, shape)).network
 

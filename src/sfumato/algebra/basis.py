@@ -26,7 +26,13 @@ from sfumato.errors import Refused
 
 
 class Basis(ABC):
-    """An orthonormal change of coordinates on trailing axes (abstract: `analyze`, `synthesize`)."""
+    """An orthonormal change of coordinates on trailing axes (abstract: `analyze`, `synthesize`).
+
+    >>> basis = sf.bases.dct(8, 8)
+    >>> x = torch.randn(2, 3, 8, 8)
+    >>> torch.allclose(basis.synthesize(basis.analyze(x)), x, atol=1e-5)
+    True
+    """
 
     name: str  # what `repr` and error sentences print, such as dct(32, 32)
     shape: tuple[int, ...]  # the trailing axes it acts on
@@ -203,7 +209,11 @@ class Flat(Basis):
 
 
 def pixel(*shape: int) -> Pixel:
-    """The identity on trailing axes `shape`."""
+    """The identity on trailing axes `shape`.
+
+    >>> sf.bases.pixel(2).analyze(torch.tensor([3.0, 4.0]))
+    tensor([3., 4.])
+    """
     return Pixel(_positive("pixel", shape))
 
 
@@ -213,6 +223,11 @@ def dct(*shape: int) -> Separable:
     D_kj = sqrt(2/N) cos(pi k (j + 1/2) / N), row 0 divided by sqrt(2), which diagonalises
     convolutions whose edges are half-sample symmetric, a b c | c b a. laplacian = sum over axes of
     (pi k / N)^2, the frequencies of IHDM and Blurring Diffusion.
+
+    >>> sf.bases.dct(4).analyze(torch.ones(4))  # a constant is the first coefficient alone
+    tensor([2., 0., 0., 0.])
+    >>> sf.bases.dct(4).laplacian
+    tensor([0.0000, 0.6169, 2.4674, 5.5517], dtype=torch.float64)
 
     References:
         Discrete cosine transform (N. Ahmed, T. Natarajan, K. R. Rao, 1974), https://doi.org/10.1109/T-C.1974.223784
@@ -224,7 +239,11 @@ def dct(*shape: int) -> Separable:
 
 
 def hartley(*shape: int) -> Hartley:
-    """Hartley basis on trailing axes `shape`: for noise of any spectrum, and for periodic blur."""
+    """Hartley basis on trailing axes `shape`: for noise of any spectrum, and for periodic blur.
+
+    >>> sf.bases.hartley(4).laplacian  # of the frequencies 0, 1, -2 and -1
+    tensor([0.0000, 2.4674, 9.8696, 2.4674], dtype=torch.float64)
+    """
     return Hartley(_positive("hartley", shape))
 
 
@@ -235,6 +254,9 @@ def haar(*shape: int) -> Separable:
     downsampling. An interval of odd length splits into unequal halves, whose difference vector is
     weighted to stay orthogonal to constants. Squared frequency of a detail over an interval of m
     samples is (pi / m)^2, that of the mean 0.
+
+    >>> sf.bases.haar(4).analyze(torch.tensor([1.0, 1.0, 3.0, 5.0]))
+    tensor([ 5.0000, -3.0000,  0.0000, -1.4142])
 
     References:
         Zur Theorie der orthogonalen Funktionensysteme (A. Haar, 1910), https://doi.org/10.1007/BF01456326
@@ -253,6 +275,10 @@ def dense(q: Tensor, *shape: int, squared: Tensor | None = None) -> Flat:
 
     Raises:
         ValueError: `q` has the wrong shape, or rows that are not orthonormal to 1e-6.
+
+    >>> q = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
+    >>> sf.bases.dense(q).analyze(torch.tensor([3.0, 4.0]))
+    tensor([5., 0.])
     """
     return Flat(q, shape or (len(q),), squared)
 

@@ -20,6 +20,10 @@ def apply(*terms: tuple[Operator, Tensor], spectra: Spectra | None = None) -> Te
     Args:
         terms: pairs of an operator and a signal.
         spectra: coefficients to use and to add to, where one signal occurs in several sums.
+
+    >>> half, double = sf.operators.scaled(0.5), sf.operators.scaled(2.0)
+    >>> sf.operators.apply((half, torch.tensor([2.0])), (double, torch.tensor([10.0])))
+    tensor([21.])
     """
     if len(terms) == 1 and spectra is None:
         return terms[0][0](terms[0][1])

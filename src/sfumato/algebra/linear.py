@@ -31,7 +31,18 @@ class NotPositive(Refused):
 
 
 class Operator(ABC):
-    """A linear map on signals (abstract: `__call__`)."""
+    """A linear map on signals (abstract: `__call__`).
+
+    >>> class Flip(sf.operators.Operator):
+    ...     def __call__(self, x):
+    ...         return x.flip(-1)
+    >>> (Flip() @ Flip())(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    >>> Flip().inv()
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Unsupported: Flip has no inverse, ...
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -112,6 +123,12 @@ class MatrixFree(Operator):
         apply: x -> A x for signals (*batch, *shape), differentiable where `transpose` is not given.
         transpose: x -> A^T x; by default the vector-Jacobian product of `apply`, which needs A to
             keep the signal's shape.
+
+    >>> running = sf.operators.MatrixFree(lambda x: x.cumsum(-1))
+    >>> running(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([1., 3., 6.])
+    >>> running.T(torch.tensor([1.0, 2.0, 3.0]))
+    tensor([6., 5., 3.])
     """
 
     def __init__(

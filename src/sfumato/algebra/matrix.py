@@ -24,6 +24,10 @@ class Dense(Operator):
     Args:
         matrix: (*batch, n, n), kept in float64.
         shape: the trailing axes it acts on, n their product.
+
+    >>> a = sf.operators.Dense(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), (2,))
+    >>> a(torch.tensor([1.0, 0.0])), a.inv()(torch.tensor([2.0, 1.0]))
+    (tensor([2., 1.]), tensor([1., 0.]))
     """
 
     def __init__(self, matrix: Tensor, shape: Sequence[int]) -> None:

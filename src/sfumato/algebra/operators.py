@@ -45,6 +45,12 @@ class Diagonal(Operator):
 
     Raises:
         ValueError: no basis, and gains that vary along the last axis.
+
+    >>> blur = sf.operators.Diagonal(-200 * sf.bases.dct(4).laplacian, basis=sf.bases.dct(4))
+    >>> blur.gain.tolist()[2:]  # the last is below what float64 holds, and yet
+    [4.8335...e-215, 0.0]
+    >>> (blur.inv() @ blur).gain
+    tensor([1., 1., 1., 1.], dtype=torch.float64)
     """
 
     def __init__(
@@ -290,18 +296,30 @@ class Diagonal(Operator):
 
 
 def scaled(value: float | Tensor) -> Diagonal:
-    """`value` times the identity; 0 is a hard zero. A tensor broadcasts against the signal."""
+    """`value` times the identity; 0 is a hard zero. A tensor broadcasts against the signal.
+
+    >>> sf.operators.scaled(-2.0)(torch.tensor([1.0, 3.0]))
+    tensor([-2., -6.])
+    """
     value = torch.as_tensor(value, dtype=torch.float64)
     return Diagonal(log_of(value.abs()), torch.where(value < 0, -1.0, 1.0).to(value))
 
 
 def identity() -> Diagonal:
-    """I."""
+    """I.
+
+    >>> (sf.operators.identity() - sf.operators.scaled(0.25))(torch.tensor([4.0]))
+    tensor([3.])
+    """
     return _IDENTITY
 
 
 def zero() -> Diagonal:
-    """0."""
+    """0.
+
+    >>> sf.operators.zero().is_zero, sf.operators.zero()(torch.tensor([4.0]))
+    (True, tensor([0.]))
+    """
     return Diagonal(torch.full((), -math.inf, dtype=torch.float64))
 
 

@@ -38,6 +38,12 @@ def power_law(shape: tuple[int, ...], exponent: float = 1.0, dc: float = 1.0) ->
     Raises:
         ValueError: `dc` is not positive.
 
+    >>> colour = sf.colours.power_law((1, 16, 16))
+    >>> colour.gain.amax() / colour.gain.amin()  # of the lowest and the highest frequency
+    tensor(11.3137, dtype=torch.float64)
+    >>> round(float((colour.gain**2).mean()), 6)
+    1.0
+
     References:
         Score-based Denoising Diffusion with Non-Isotropic Gaussian Noise Models (V. Voleti, C. Pal,
         A. Oberman, 2022), https://arxiv.org/abs/2210.12254
@@ -57,6 +63,11 @@ def measured(stats: DataStatistics) -> Diagonal:
     """Noise with the data's spectrum, averaged over channels; diagonal in the DCT basis.
 
     Powers below FLOOR of their mean are raised to it, so that all coefficients are corrupted.
+
+    >>> stats = sf.load("digits").stats()
+    >>> colour = sf.colours.measured(stats)
+    >>> colour.basis, round(float((colour.gain**2).mean()), 6)
+    (dct(8, 8), 1.0)
     """
     power = stats.spectrum.mean(0) if stats.spectrum.ndim > 1 else stats.spectrum
     return Diagonal(
@@ -71,6 +82,13 @@ def covariance(path: str | Path, shape: tuple[int, ...]) -> Dense:
 
     Raises:
         ValueError: the file cannot be read, or holds no covariance of this size.
+
+    >>> import numpy as np
+    >>> np.save("cov.npy", np.array([[2.0, 1.0], [1.0, 2.0]]))
+    >>> root = sf.colours.covariance("cov.npy", (2,))
+    >>> (root @ root).matrix((2,))
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.0000]], dtype=torch.float64)
     """
     try:
         values = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
@@ -93,6 +111,14 @@ def colour(
 
     Raises:
         ValueError: there is no colour of this name.
+
+    >>> stats = sf.statistics.default_statistics((1, 8, 8))
+    >>> sf.colours.colour("power", (1, 8, 8), stats)
+    Diagonal(hartley(8, 8), log_gain (8, 8))
+    >>> sf.colours.colour("pink", (1, 8, 8), stats)
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: no noise 'pink'; choose white, power, data, ...
     """
     if name == "white":
         return identity()

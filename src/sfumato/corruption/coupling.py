@@ -22,7 +22,14 @@ from sfumato.names import value
 
 
 class Step(NamedTuple):
-    """A reverse step: the share K of the noise at t that it keeps, and the fresh noise's root L."""
+    """A reverse step: the share K of the noise at t that it keeps, and the fresh noise's root L.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> step = sf.couplings.ancestral(process, t, s)
+    >>> step.carry.gain, step.fresh.gain
+    (tensor(0.5543, dtype=torch.float64), tensor(0.7223, dtype=torch.float64))
+    """
 
     carry: Operator
     fresh: Operator
@@ -35,6 +42,13 @@ Coupling = Callable[[Process, Tensor, Tensor], Step]
 each sample. K and L are operators on signals of the process; L is 0 where nothing is drawn. A
 coupling raises ValueError or NotImplementedError where the process allows no such step. See
 docs/mathematics.md, "Couplings and consistency", and `check_coupling` for your own.
+
+>>> def renoise(process, t, s):  # naive: K = 0, L = S_s
+...     return sf.couplings.Step(sf.operators.zero(), process.noise.at(s))
+>>> process = sf.METHODS["soft"]((1, 8, 8)).process
+>>> sf.check_coupling(renoise, process, (1, 8, 8))  # None: V_s = K V_t K^T + L L^T
+>>> renoise(process, torch.tensor(0.2).double(), torch.tensor(0.1).double()).fresh.gain
+tensor(0.0502, dtype=torch.float64)
 """
 
 _GROWING = "noise that never falls with time, V_s <= V_t"
@@ -45,6 +59,12 @@ def from_cross_covariance(process: Process, t: Tensor, s: Tensor, cross: Operato
 
     Raises:
         ValueError: no joint law has this cross-covariance, V_s - K V_t K^T is not positive.
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> same = sf.couplings.from_cross_covariance(process, t, s, process.cov(s))
+    >>> torch.allclose(same.carry.gain, sf.couplings.bridge(process, t, s).carry.gain)
+    True
     """
     return _tied(
         process,
@@ -63,6 +83,13 @@ def ancestral(process: Process, t: Tensor, s: Tensor) -> Step:
     Raises:
         ValueError: the signal-to-noise ratio of some coefficient rises from s to t.
 
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> carry, fresh = sf.couplings.ancestral(process, t, s)
+    >>> kept = carry @ process.cov(t) @ carry.T + fresh @ fresh.T
+    >>> torch.allclose(kept.gain, process.cov(s).gain)
+    True
+
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
         https://arxiv.org/abs/2006.11239
@@ -77,6 +104,13 @@ def ancestral_large(process: Process, t: Tensor, s: Tensor) -> Step:
 
     Excess V_{t|s} - L L^T of `ancestral`; exact for unit-variance data under a variance-preserving
     process (docs/mathematics.md, "Predictions for Gaussian data").
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> sf.couplings.ancestral_large(process, t, s).fresh.gain
+    tensor(0.7728, dtype=torch.float64)
+    >>> sf.couplings.ancestral(process, t, s).fresh.gain
+    tensor(0.7223, dtype=torch.float64)
     """
     _, fresh = process.transition(s, t)
     return Step(ancestral(process, t, s).carry, fresh.sqrt())
@@ -89,6 +123,13 @@ class ddim:
 
     eta = 0 is deterministic, Gamma = S_s S_t^T, and needs no inverse of C_t (gDDIM for blur);
     eta = 1 is `ancestral` where operators commute.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> sf.couplings.ddim(eta=0.0)(process, t, s).fresh.is_zero
+    True
+    >>> sf.couplings.ddim(eta=1.0)(process, t, s).fresh.gain  # that of ancestral
+    tensor(0.7223, dtype=torch.float64)
 
     References:
         Denoising Diffusion Implicit Models (J. Song, C. Meng, S. Ermon, 2020),
@@ -122,6 +163,12 @@ def bridge(process: Process, t: Tensor, s: Tensor) -> Step:
 
     Raises:
         ValueError: the noise falls somewhere between s and t.
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> carry, fresh = sf.couplings.bridge(process, t, s)
+    >>> torch.allclose(carry.gain, process.cov(s).gain / process.cov(t).gain)
+    True
     """
     return _tied(process, t, s, process.cov(s), f"bridge needs {_GROWING}")
 
@@ -136,6 +183,12 @@ def momentum(process: Process, t: Tensor, s: Tensor) -> Step:
     Raises:
         ValueError: the noise falls somewhere between s and t.
 
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.2, 0.1]).double()
+    >>> carry, fresh = sf.couplings.momentum(process, t, s)
+    >>> torch.allclose(fresh.gain**2, process.cov(t).gain - process.cov(s).gain)
+    True
+
     References:
         Soft Diffusion: Score Matching for General Corruptions (G. Daras, M. Delbracio, H. Talebi,
         A. Dimakis, P. Milanfar, 2022), Algorithm 2, https://arxiv.org/abs/2209.05442
@@ -149,6 +202,12 @@ def pf_momentum(process: Process, t: Tensor, s: Tensor) -> Step:
 
     The Euler step of its Eq. 18, marginal-consistent to first order. See `momentum` for the
     reference.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.2, 0.1]).double()
+    >>> carry, fresh = sf.couplings.pf_momentum(process, t, s)
+    >>> fresh.is_zero, carry.gain
+    (True, tensor(0.5792, dtype=torch.float64))
     """
     return Step(scaled(0.5) @ (identity() + _pulled(process, t, s)), zero())
 
@@ -159,6 +218,11 @@ class annealed:
     r"""Consistent annealed sampling: K = (1 - eta) I, L L^T = V_s - (1 - eta)^2 V_t.
 
     Marginal-consistent. The step raises ValueError unless (1 - eta)^2 V_t <= V_s.
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.45]).double()
+    >>> sf.couplings.annealed(eta=0.5)(process, t, s).carry.gain
+    tensor(0.5000, dtype=torch.float64)
 
     References:
         Adversarial Score Matching and Improved Sampling for Image Generation (A.
@@ -190,6 +254,13 @@ class analytic_variance:
     an estimate of x_0 lacks (docs/mathematics.md, "Predictions for Gaussian data"). The optimal
     variance of Analytic-DPM, for each coefficient and any process, from the data's spectrum.
 
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> cov = sf.statistics.default_statistics((1, 8, 8)).cov()
+    >>> coupling = sf.couplings.analytic_variance(sf.couplings.ancestral, cov)
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> coupling(process, t, s).fresh.gain.shape  # for each coefficient its own
+    torch.Size([1, 8, 8])
+
     References:
         Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in Diffusion
         Probabilistic Models (F. Bao, C. Li, J. Zhu, B. Zhang, 2022),
@@ -217,6 +288,12 @@ def naive(process: Process, t: Tensor, s: Tensor) -> Step:
 
     Marginal-consistent given x_0, but with an estimate of x_0 it tends to half the data's variance
     (docs/mathematics.md, "Predictions for Gaussian data").
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.2, 0.1]).double()
+    >>> carry, fresh = sf.couplings.naive(process, t, s)
+    >>> carry.is_zero, bool(fresh.gain == process.noise.at(s).gain)
+    (True, True)
     """
     return Step(zero(), process.noise.at(s))
 
@@ -228,6 +305,11 @@ class ihdm:
 
     Marginal-consistent only where delta I = S_s; IHDM's delta = 1.25 sigma replaces the variance
     that an estimate of the less blurred image lacks.
+
+    >>> process = sf.METHODS["ihdm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.2, 0.1]).double()
+    >>> sf.couplings.ihdm(delta=0.0125)(process, t, s).fresh.gain
+    tensor(0.0125, dtype=torch.float64)
 
     References:
         Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
@@ -249,6 +331,12 @@ def cold(process: Process, t: Tensor, s: Tensor) -> Step:
 
     Where the noise changes with time, x_s keeps that at t, and samples tend to a wrong law however
     many steps there are.
+
+    >>> process = sf.METHODS["cold"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.2, 0.1]).double()
+    >>> carry, fresh = sf.couplings.cold(process, t, s)
+    >>> carry(torch.tensor([2.0])), fresh.is_zero
+    (tensor([2.]), True)
 
     References:
         Cold Diffusion: Inverting Arbitrary Image Transforms Without Noise (A. Bansal et al., 2022),

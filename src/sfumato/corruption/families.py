@@ -29,7 +29,16 @@ _STEP = 1e-5
 
 
 class Family(nn.Module, ABC):
-    """t -> Operator (abstract: `at`)."""
+    """t -> Operator (abstract: `at`).
+
+    >>> class Shrink(sf.families.Family):
+    ...     def at(self, t):
+    ...         return sf.operators.scaled(1 - t)
+    >>> Shrink().at(torch.tensor(0.25))(torch.tensor([4.0]))
+    tensor([3.])
+    >>> Shrink().rate(torch.tensor(0.25))(torch.tensor([4.0]))
+    tensor([-4.])
+    """
 
     @abstractmethod
     def at(self, t: Tensor) -> Operator:
@@ -79,6 +88,10 @@ class Scale(Family):
     Args:
         level: t -> level; with `basis`, of the shape of its coefficients.
         basis: the coefficients' basis, where they differ.
+
+    >>> noise = sf.families.Scale(sf.schedules.Geometric(0.01, 1.0))
+    >>> noise.at(torch.tensor(0.5).double()).gain
+    tensor(0.1000, dtype=torch.float64)
     """
 
     def __init__(self, level: Schedule, basis: Basis | None = None) -> None:
@@ -110,6 +123,10 @@ class Heat(Family):
         blur: standard deviation of the blur in samples, >= 0.
         basis: whose `laplacian` is damped.
         floor: smallest gain, in [0, 1); Blurring Diffusion's d_min.
+
+    >>> blur = sf.families.Heat(sf.schedules.Linear(0, 2), sf.bases.dct(4))
+    >>> blur.at(torch.tensor(1.0).double()).gain
+    tensor([1.0000e+00, 2.9121e-01, 7.1919e-03, 1.5062e-05], dtype=torch.float64)
 
     References:
         Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
@@ -156,6 +173,11 @@ class Damp(Family):
             for each sample, (B, 1, *basis.shape).
         basis: the coefficients' basis.
         power: 1 or more; with large ones the coefficients vanish one after another.
+
+    >>> rates = torch.tensor([0.0, 1.0, 2.0])
+    >>> mask = sf.families.Damp(sf.schedules.Linear(0, 1), rates, sf.bases.pixel(3))
+    >>> mask.at(torch.tensor(1.0).double()).gain
+    tensor([1.0000, 0.3679, 0.1353], dtype=torch.float64)
     """
 
     def __init__(self, level: Schedule, rates: Tensor, basis: Basis, power: float = 1.0) -> None:
@@ -195,6 +217,11 @@ class Fade(Family):
         onset: tensor of shape `basis.shape`, the level at which a coefficient starts to fade.
         basis: the coefficients' basis.
         width: length of the ramp, positive.
+
+    >>> onset = torch.tensor([0.0, 0.5])
+    >>> mask = sf.families.Fade(sf.schedules.Linear(0, 1), onset, sf.bases.pixel(2), width=0.5)
+    >>> mask.at(torch.tensor(0.75).double()).gain
+    tensor([0.0000, 0.5000], dtype=torch.float64)
     """
 
     def __init__(self, level: Schedule, onset: Tensor, basis: Basis, width: float) -> None:
@@ -223,7 +250,12 @@ class Fade(Family):
 
 @final
 class Fixed(Family):
-    """The same operator at all times: a noise colour, a camera, a user-defined matrix."""
+    """The same operator at all times: a noise colour, a camera, a user-defined matrix.
+
+    >>> white = sf.families.Fixed(sf.operators.identity())
+    >>> white.at(torch.tensor(0.3))(torch.tensor([2.0]))
+    tensor([2.])
+    """
 
     def __init__(self, operator: Operator) -> None:
         super().__init__()
@@ -246,6 +278,10 @@ class Mapping(Family):
 
     Args:
         at: takes t of shape () or (B, 1, ..., 1), float64, and returns the operator at those times.
+
+    >>> fade = sf.families.Mapping(lambda t: sf.operators.scaled(1 - t**2))
+    >>> fade.at(torch.tensor(0.5))(torch.tensor([4.0]))
+    tensor([3.])
     """
 
     def __init__(self, at: Callable[[Tensor], Operator]) -> None:
@@ -279,6 +315,11 @@ class TimeWarped(Family):
     Args:
         of: the family.
         warp: an increasing schedule from 0 to 1.
+
+    >>> scale = sf.families.Scale(sf.schedules.Linear(1, 0))
+    >>> late = sf.families.TimeWarped(scale, sf.schedules.Sigmoid(0, 1))
+    >>> late.at(torch.tensor(0.25).double()).gain
+    tensor(0.8509, dtype=torch.float64)
     """
 
     def __init__(self, of: Family, warp: Schedule) -> None:

@@ -30,6 +30,12 @@ class Monotone(Schedule):
         hidden: number of sigmoids.
         count: number of parallel paths, of shape (*t.shape, count); by default one, shaped as t.
 
+    >>> path = sf.schedules.Monotone(-13.3, 5.0)
+    >>> path(torch.tensor([0.0, 1.0]).double()).tolist()
+    [-13.3, 5.0]
+    >>> sum(p.numel() for p in path.parameters())
+    193
+
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
         https://arxiv.org/abs/2107.00630
@@ -71,6 +77,10 @@ class Span(Schedule):
         start: initial value of the level at t = 0.
         end: initial value of the level at t = 1.
         count: number of parallel paths of `path`, each with its own ends.
+
+    >>> path = sf.schedules.Span(sf.schedules.Linear(0, 1), -13.3, 5.0)
+    >>> path.ends.tolist()
+    [-13.3, 5.0]
     """
 
     def __init__(self, path: Schedule, start: float, end: float, count: int | None = None) -> None:
@@ -92,6 +102,11 @@ class Bands(Schedule):
         paths: t -> (*t.shape, count).
         which: path of each coefficient, integers of the coefficients' shape; times have that many
             trailing axes of length 1, or none at all.
+
+    >>> paths = sf.schedules.Monotone(0.0, 1.0, count=2)
+    >>> bands = sf.schedules.Bands(paths, which=torch.tensor([0, 0, 1, 1]))
+    >>> bands(torch.tensor(1.0).double()).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
 
     def __init__(self, paths: Schedule, which: Tensor) -> None:
@@ -107,7 +122,12 @@ class Bands(Schedule):
 
 @final
 class FromGamma(Schedule):
-    """log abar_t = log sigmoid(-gamma_t) from gamma_t, VDM's negative log-SNR."""
+    """log abar_t = log sigmoid(-gamma_t) from gamma_t, VDM's negative log-SNR.
+
+    >>> gamma = sf.schedules.Linear(-13.3, 5.0)
+    >>> sf.schedules.FromGamma(gamma)(torch.tensor([0.0, 1.0])).exp()
+    tensor([1.0000, 0.0067])
+    """
 
     def __init__(self, gamma: Schedule) -> None:
         super().__init__()

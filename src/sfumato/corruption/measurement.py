@@ -23,12 +23,23 @@ from sfumato.names import choose
 
 
 def identity(shape: Sequence[int]) -> Diagonal:
-    """I: the measurement differs from the image by noise alone."""
+    """I: the measurement differs from the image by noise alone.
+
+    >>> sf.measurements.identity((1, 2, 2))(torch.ones(1, 1, 1, 2))
+    tensor([[[[1., 1.]]]])
+    """
     return unchanged()
 
 
 def blur(shape: Sequence[int], sigma: float = 2.0) -> Diagonal:
-    """Gaussian blur of `sigma` pixels with reflected edges: exp(-Lambda sigma^2 / 2)."""
+    """Gaussian blur of `sigma` pixels with reflected edges: exp(-Lambda sigma^2 / 2).
+
+    >>> blur = sf.measurements.blur((1, 8, 8), sigma=1.0)
+    >>> dot = torch.zeros(1, 1, 8, 8)
+    >>> dot[..., 4, 4] = 1
+    >>> blur(dot)[0, 0, 4, 2:7]
+    tensor([0.0214, 0.0966, 0.1588, 0.0966, 0.0214])
+    """
     if not 0 <= sigma < math.inf:
         raise Refused(f"blur needs a sigma of 0 or more; got {sigma:g}.")
     basis = dct(*shape[-2:])
@@ -36,7 +47,15 @@ def blur(shape: Sequence[int], sigma: float = 2.0) -> Diagonal:
 
 
 def box(shape: Sequence[int], x0: int, y0: int, x1: int, y1: int) -> Diagonal:
-    """Hides columns x0 to x1 - 1 of rows y0 to y1 - 1."""
+    """Hides columns x0 to x1 - 1 of rows y0 to y1 - 1.
+
+    >>> hidden = sf.measurements.box((1, 4, 4), 1, 1, 3, 2)
+    >>> hidden(torch.ones(1, 1, 4, 4))[0, 0]
+    tensor([[1., 1., 1., 1.],
+            [1., 0., 0., 1.],
+            [1., 1., 1., 1.],
+            [1., 1., 1., 1.]])
+    """
     height, width = shape[-2:]
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise Refused(
@@ -49,7 +68,12 @@ def box(shape: Sequence[int], x0: int, y0: int, x1: int, y1: int) -> Diagonal:
 
 
 def random_mask(shape: Sequence[int], hidden: float = 0.5, seed: int = 0) -> Diagonal:
-    """Hides a share of the pixels, drawn from `seed`; all channels of a pixel together."""
+    """Hides a share of the pixels, drawn from `seed`; all channels of a pixel together.
+
+    >>> half = sf.measurements.random_mask((1, 8, 8), hidden=0.5)
+    >>> half(torch.ones(1, 1, 8, 8)).sum()
+    tensor(32.)
+    """
     if not 0 <= hidden < 1:
         raise Refused(f"random-mask hides a share from 0 to below 1; got {hidden:g}.")
     if seed < 0:
@@ -62,7 +86,13 @@ def random_mask(shape: Sequence[int], hidden: float = 0.5, seed: int = 0) -> Dia
 
 
 def down(shape: Sequence[int], factor: int = 2) -> Operator:
-    """Averages of `factor` x `factor` pixels; height and width are multiples of `factor`."""
+    """Averages of `factor` x `factor` pixels; height and width are multiples of `factor`.
+
+    >>> half = sf.measurements.down((1, 4, 4), factor=2)
+    >>> half(torch.arange(16.0).reshape(1, 1, 4, 4))
+    tensor([[[[ 2.5000,  4.5000],
+              [10.5000, 12.5000]]]])
+    """
     height, width = shape[-2:]
     if factor < 1 or height % factor or width % factor:
         raise Refused(
@@ -85,6 +115,12 @@ def motion(shape: Sequence[int], length: float = 9.0, angle: float = 0.0) -> Ope
 
     Points at most a pixel apart, each shared bilinearly among the four pixels around it; edges are
     reflected.
+
+    >>> shaken = sf.measurements.motion((1, 8, 8), length=3.0)
+    >>> dot = torch.zeros(1, 1, 8, 8)
+    >>> dot[..., 4, 4] = 1
+    >>> shaken(dot)[0, 0, 4, 2:7]
+    tensor([0.0000, 0.3333, 0.3333, 0.3333, 0.0000])
     """
     if not 1 <= length < math.inf or not math.isfinite(angle):
         raise Refused(
@@ -137,7 +173,11 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "motion": motion,
     "identity": identity,
 }
-"""Operators by name: functions of the image's shape and of numbers."""
+"""Operators by name: functions of the image's shape and of numbers.
+
+>>> [*sf.measurements.OPERATORS]
+['blur', 'box', 'random-mask', 'down', 'motion', 'identity']
+"""
 
 
 def measurement(spec: str, shape: Sequence[int]) -> Operator:
@@ -150,6 +190,14 @@ def measurement(spec: str, shape: Sequence[int]) -> Operator:
     Raises:
         ValueError: no such operator or parameter, a value that is no number, or one that does not
             fit the shape.
+
+    >>> operator = sf.measurement("down:2", (1, 8, 8))
+    >>> operator(torch.zeros(5, 1, 8, 8)).shape
+    torch.Size([5, 1, 4, 4])
+    >>> sf.measurement("down:3", (1, 8, 8))
+    Traceback (most recent call last):
+    ...
+    sfumato.errors.Refused: down:3 does not fit an image of 8 x 8 pixels: ...
     """
     if len(shape) != 3:
         raise Refused(f"operators measure images (C, H, W); these signals have shape {shape}.")

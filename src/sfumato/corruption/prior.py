@@ -28,7 +28,13 @@ RandnLike = Callable[[Tensor], Tensor]
 
 
 class Prior(ABC):
-    """The law of x_1 (abstract: `sample`, `log_prob`)."""
+    """The law of x_1 (abstract: `sample`, `log_prob`).
+
+    >>> prior = sf.METHODS["ddpm"]((1, 8, 8)).prior
+    >>> x1 = prior.sample(torch.empty(4, 1, 8, 8), torch.randn_like)
+    >>> x1.shape, prior.log_prob(x1).shape
+    (torch.Size([4, 1, 8, 8]), torch.Size([4]))
+    """
 
     shape: tuple[int, ...]
 
@@ -51,6 +57,10 @@ class GaussianPrior(Prior):
     Args:
         mean: (*shape).
         cov: a positive definite operator with a root, such as `Process.cov(1)`.
+
+    >>> prior = sf.priors.GaussianPrior(torch.zeros(1), sf.operators.scaled(4.0))
+    >>> prior.log_prob(torch.zeros(1, 1))  # -log(2 sqrt(2 pi))
+    tensor([-1.6121])
     """
 
     def __init__(self, mean: Tensor, cov: Operator) -> None:
@@ -91,6 +101,13 @@ class CorruptedData(Prior):
         stats: what was measured of the data.
         process: any; `log_prob` needs one that is diagonal in `stats.basis` at t = 1, or a multiple
             of the identity.
+
+    >>> stats = sf.load("digits").stats()
+    >>> prior = sf.priors.CorruptedData(stats, sf.METHODS["soft"]((1, 8, 8), stats).process)
+    >>> prior
+    CorruptedData(1500 images, shape=(1, 8, 8))
+    >>> prior.sample(torch.empty(4, 1, 8, 8), torch.randn_like).shape
+    torch.Size([4, 1, 8, 8])
     """
 
     def __init__(self, stats: DataStatistics, process: Process) -> None:
@@ -157,6 +174,12 @@ class CorruptedGaussian(Prior):
 
     For processes that share no basis with the data's spectrum, where the sum of the two covariances
     has no root: it has `sample`, and no `log_prob`.
+
+    >>> stats = sf.load("digits").stats()
+    >>> process = sf.METHODS["ni-ddpm"]((1, 8, 8), stats).process
+    >>> prior = sf.priors.CorruptedGaussian(stats, process)
+    >>> prior.sample(torch.empty(4, 1, 8, 8), torch.randn_like).shape
+    torch.Size([4, 1, 8, 8])
     """
 
     def __init__(self, stats: DataStatistics, process: Process) -> None:
@@ -182,13 +205,24 @@ class CorruptedGaussian(Prior):
 
 
 def standard(process: Process, shape: tuple[int, ...]) -> GaussianPrior:
-    """N(0, V_1): the law of x_1 where the signal has vanished."""
+    """N(0, V_1): the law of x_1 where the signal has vanished.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> sf.priors.standard(process, (1, 8, 8)).cov.gain
+    tensor(1.0000, dtype=torch.float64)
+    """
     one = torch.ones((), dtype=torch.float64)
     return GaussianPrior(torch.zeros(shape, dtype=torch.float64), process.cov(one))
 
 
 def fitted(stats: DataStatistics, process: Process) -> GaussianPrior | CorruptedGaussian:
-    """The Gaussian with the mean and spectrum of corrupted data: N(C_1 m, C_1 S C_1^T + V_1)."""
+    """The Gaussian with the mean and spectrum of corrupted data: N(C_1 m, C_1 S C_1^T + V_1).
+
+    >>> stats = sf.load("digits").stats()
+    >>> prior = sf.priors.fitted(stats, sf.METHODS["soft"]((1, 8, 8), stats).process)
+    >>> prior.mean.mean(), stats.basis.synthesize(stats.mean).mean()  # blur keeps the mean
+    (tensor(-0.3898, dtype=torch.float64), tensor(-0.3898, dtype=torch.float64))
+    """
     one = torch.ones((), dtype=torch.float64)
     signal = process.signal.at(one)
     spectrum = Diagonal(stats.spectrum.log(), None, stats.basis)

@@ -44,6 +44,13 @@ class Process(nn.Module):
     Args:
         signal: the family C_t.
         noise: the family S_t, symmetric.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> x0 = torch.zeros(1, 1, 8, 8)
+    >>> process.corrupt(x0, 0.5, torch.randn_like(x0)).shape
+    torch.Size([1, 1, 8, 8])
+    >>> [round(float(process.log_snr(t)), 1) for t in (0.1, 0.5, 0.9)]
+    [2.2, -2.5, -8.2]
     """
 
     def __init__(self, signal: Family, noise: Family) -> None:

@@ -24,7 +24,14 @@ RAISED = 2**0.5
 
 
 class Schedule(nn.Module, ABC):
-    """t -> level (abstract: `forward`)."""
+    """t -> level (abstract: `forward`).
+
+    >>> class Square(sf.schedules.Schedule):
+    ...     def forward(self, t):
+    ...         return t**2
+    >>> Square()(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0000, 0.2500, 1.0000])
+    """
 
     @abstractmethod
     def forward(self, t: Tensor) -> Tensor:
@@ -43,7 +50,11 @@ class Schedule(nn.Module, ABC):
 
 @final
 class Constant(Schedule):
-    """The same level at all times."""
+    """The same level at all times.
+
+    >>> sf.schedules.Constant(0.1)(torch.tensor([0.0, 1.0]))
+    tensor([0.1000, 0.1000])
+    """
 
     def __init__(self, level: float) -> None:
         super().__init__()
@@ -66,7 +77,11 @@ class Constant(Schedule):
 
 @final
 class Linear(Schedule):
-    """start + t (end - start)."""
+    """start + t (end - start).
+
+    >>> sf.schedules.Linear(1, 3)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([1., 2., 3.])
+    """
 
     def __init__(self, start: float, end: float) -> None:
         super().__init__()
@@ -101,6 +116,9 @@ class Geometric(Schedule):
         until: time after which the level stays at `end`, in (0, 1].
         zero_at_start: shift and rescale the path so that it starts at exactly 0 and still ends at
             `end`, for a blur of width 0 at t = 0.
+
+    >>> sf.schedules.Geometric(0.01, 1.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([0.0100, 0.1000, 1.0000])
     """
 
     def __init__(
@@ -133,7 +151,11 @@ class Geometric(Schedule):
 
 @final
 class Sine(Schedule):
-    """end sin^2(pi t / 2): the blur width of Blurring Diffusion."""
+    """end sin^2(pi t / 2): the blur width of Blurring Diffusion.
+
+    >>> sf.schedules.Sine(20.0)(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([ 0.0000, 10.0000, 20.0000])
+    """
 
     def __init__(self, end: float) -> None:
         super().__init__()
@@ -148,7 +170,11 @@ class Sine(Schedule):
 
 @final
 class Sigmoid(Schedule):
-    """From start to end along a logistic ramp of steepness `slope` that meets both."""
+    """From start to end along a logistic ramp of steepness `slope` that meets both.
+
+    >>> sf.schedules.Sigmoid(0, 1)(torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    tensor([0.0000, 0.1491, 0.5000, 1.0000])
+    """
 
     def __init__(self, start: float, end: float, slope: float = 6.0) -> None:
         super().__init__()
@@ -170,6 +196,9 @@ class Table(Schedule):
 
     Its slope jumps at each of its times, where a rate is that of the earlier, cleaner side. So do
     the flows of methods whose levels are a table, such as ddpm, ni-ddpm and ihdm.
+
+    >>> sf.schedules.Table([0, 0.5, 1], [0, 1, 4])(torch.tensor(0.75))
+    tensor(2.5000, dtype=torch.float64)
     """
 
     def __init__(self, times: Sequence[float] | Tensor, levels: Sequence[float] | Tensor) -> None:
@@ -205,6 +234,9 @@ class CosineSNR(Schedule):
 
     abar = cos^2(A t + B), with B and A set by the largest and smallest log-SNR.
 
+    >>> sf.schedules.CosineSNR()(torch.tensor(0.5).double()).exp()
+    tensor(0.5000, dtype=torch.float64)
+
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
         https://arxiv.org/abs/2202.00512
@@ -231,6 +263,9 @@ class CosineSNR(Schedule):
 @final
 class LinearBeta(Schedule):
     r"""log abar_t = -(beta_1 - beta_0) t^2 / 2 - beta_0 t: that of the VP SDE.
+
+    >>> sf.schedules.LinearBeta()(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([ -0.0000,  -2.5375, -10.0500])
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
@@ -259,6 +294,9 @@ class Betas(Schedule):
     Args:
         betas: variances beta_1 .. beta_T of the chain's steps, in (0, 1).
 
+    >>> sf.schedules.Betas([0.1, 0.2])(torch.tensor([0.5, 1.0])).exp()
+    tensor([0.9000, 0.7200], dtype=torch.float64)
+
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
         https://arxiv.org/abs/2006.11239
@@ -280,7 +318,12 @@ class Betas(Schedule):
 
 @final
 class Amplitude(Schedule):
-    """sqrt(abar_t) from a schedule of log abar_t: the signal's scale of VP processes."""
+    """sqrt(abar_t) from a schedule of log abar_t: the signal's scale of VP processes.
+
+    >>> scale = sf.schedules.Amplitude(sf.schedules.LinearBeta())
+    >>> scale(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([1.0000, 0.2812, 0.0066])
+    """
 
     def __init__(self, log_power: Schedule) -> None:
         super().__init__()
@@ -296,7 +339,13 @@ class Amplitude(Schedule):
 
 @final
 class Complement(Schedule):
-    """sqrt(1 - abar_t) from a schedule of log abar_t, by expm1 in place of 1 - c^2."""
+    """sqrt(1 - abar_t) from a schedule of log abar_t, by expm1 in place of 1 - c^2.
+
+    >>> betas = sf.schedules.LinearBeta()
+    >>> t = torch.tensor([0.0, 0.5, 1.0])
+    >>> sf.schedules.Amplitude(betas)(t) ** 2 + sf.schedules.Complement(betas)(t) ** 2
+    tensor([1.0000, 1.0000, 1.0000])
+    """
 
     def __init__(self, log_power: Schedule) -> None:
         super().__init__()
@@ -311,12 +360,19 @@ class Complement(Schedule):
 
 
 def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Betas:
-    """DDPM's linear schedule; at lengths other than 1000 variances are scaled by 1000 / steps."""
+    """DDPM's linear schedule; at lengths other than 1000 variances are scaled by 1000 / steps.
+
+    >>> sf.schedules.linear_betas()(torch.tensor([0.0, 0.5])).exp()
+    tensor([1.0000, 0.0786], dtype=torch.float64)
+    """
     return Betas(torch.linspace(first, last, steps, dtype=torch.float64) * (1000 / steps))
 
 
 def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Betas:
     r"""abar(t) = cos^2(((t + .008) / 1.008) pi / 2) with beta capped at .999.
+
+    >>> sf.schedules.cosine_betas()(torch.tensor([0.0, 0.5])).exp()
+    tensor([1.0000, 0.4938], dtype=torch.float64)
 
     References:
         Improved Denoising Diffusion Probabilistic Models (A. Nichol, P. Dhariwal, 2021),

@@ -41,6 +41,12 @@ def gaussian(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
 
     Raises:
         ValueError: a process without such a basis.
+
+    >>> stats = sf.load("digits").stats()
+    >>> process = sf.METHODS["soft"]((1, 8, 8), stats).process
+    >>> times = torch.linspace(0, 1, 5).double()
+    >>> sf.levels.gaussian(process, stats, times)[0]  # from the data to each level
+    tensor([0.0000, 0.3495, 0.4864, 2.5972, 4.7829], dtype=torch.float64)
     """
     mean, spread, gain, noise = _parts(process, stats, times)
     return _apart(gain * mean, (gain.square() * spread + noise.square()).sqrt())
@@ -50,6 +56,13 @@ def coupled(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
     r"""The bound on W2 by the same image and the same noise at both times, (T, T).
 
     E || (C_t - C_s) x_0 ||^2 + || S_t - S_s ||^2, of any data with the measured second moments.
+
+    >>> stats = sf.load("digits").stats()
+    >>> process = sf.METHODS["soft"]((1, 8, 8), stats).process
+    >>> times = torch.linspace(0, 1, 5).double()
+    >>> bound = sf.levels.coupled(process, stats, times)
+    >>> bool((bound >= sf.levels.gaussian(process, stats, times) - 1e-9).all())
+    True
     """
     mean, spread, gain, noise = _parts(process, stats, times)
     return _apart(gain * (mean.square() + spread).sqrt(), noise)
@@ -58,7 +71,14 @@ def coupled(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
 def sliced(
     process: Process, x0: Tensor, times: Tensor, directions: int = 64, seed: int = 0
 ) -> Tensor:
-    """Sliced W2 between the marginals of images x0 (n, *shape), the same noise at all times."""
+    """Sliced W2 between the marginals of images x0 (n, *shape), the same noise at all times.
+
+    >>> digits = sf.load("digits")
+    >>> process = sf.METHODS["soft"]((1, 8, 8), digits.stats()).process
+    >>> times = torch.linspace(0, 1, 5).double()
+    >>> sf.levels.sliced(process, digits.batch(range(100)), times)[0]
+    tensor([0.0000, 0.0718, 0.0784, 0.3007, 0.6357], dtype=torch.float64)
+    """
     generator = torch.Generator().manual_seed(seed)
     flat = math.prod(x0.shape[1:])
     way = torch.randn(flat, directions, generator=generator, dtype=torch.float64)
@@ -101,6 +121,10 @@ def shortest(distances: Tensor, epsilon: float) -> list[int]:
 
     Raises:
         ValueError: no path has all its steps that short.
+
+    >>> at = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    >>> sf.levels.shortest(torch.cdist(at, at), epsilon=2.0)
+    [0, 2, 3]
     """
     hops, before = _fewest(check(distances), epsilon)
     if hops[-1] == math.inf:
@@ -117,6 +141,10 @@ def select(distances: Tensor, levels: int) -> list[int]:
 
     Raises:
         ValueError: fewer than two levels, more than there are candidates, or all distances 0.
+
+    >>> at = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    >>> sf.levels.select(torch.cdist(at, at), levels=3)
+    [0, 2, 3]
     """
     distances = check(distances)
     count = len(distances)
@@ -141,6 +169,10 @@ def steady(distances: Tensor, levels: int) -> Tensor:
 
     Raises:
         ValueError: as `select`.
+
+    >>> at = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
+    >>> sf.levels.steady(torch.cdist(at, at), levels=3)  # at distances 0, 2 and 4
+    tensor([0., 2., 3.], dtype=torch.float64)
     """
     if levels < 2:
         raise Refused(f"levels must be 2 or more; got {levels}.")
@@ -163,6 +195,12 @@ def time_warped(
         warp: times that rise from 0 to 1, at equal times; between them a monotone cubic, so that
             rates have no jumps.
         signal_only: whether the noise keeps its own time.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> warped = sf.families.time_warped(process, [0.0, 0.25, 1.0])
+    >>> early, half = torch.tensor([0.25, 0.5]).double()
+    >>> bool((warped.signal.at(half).gain == process.signal.at(early).gain).all())
+    True
     """
     warp = torch.as_tensor(warp, dtype=torch.float64)
     read = Cubic(torch.linspace(0, 1, len(warp), dtype=torch.float64), warp)
@@ -254,7 +292,12 @@ def _back(before: list[int], last: int) -> list[int]:
 
 
 def time_warp(times: Tensor, path: Sequence[int] | Tensor) -> list[float]:
-    """The candidates' times at a path's places (whole or between two), as a warp from 0 to 1."""
+    """The candidates' times at a path's places (whole or between two), as a warp from 0 to 1.
+
+    >>> times = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    >>> sf.levels.time_warp(times, [0, 1, 3])
+    [0.0, 0.25, 1.0]
+    """
     place = torch.as_tensor(path, dtype=torch.float64)
     low = place.floor().long().clamp(max=len(times) - 2)
     found = times[low] + (place - low) * (times[low + 1] - times[low])

@@ -60,6 +60,10 @@ def farthest(
 
     Raises:
         ValueError: fewer than two signals, or some that are not finite.
+
+    >>> digits = sf.load("digits")
+    >>> round(sf.schedules.farthest(digits.batch, 100).low, 3)
+    8.612
     """
     if count < 2:
         raise Refused(f"a distance needs two images or more; got {count}.")

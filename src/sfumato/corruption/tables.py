@@ -18,6 +18,10 @@ class Cubic(Table):
 
     It rises, falls or stays where the levels do; slopes at the two ends are of three points.
 
+    >>> times, levels = [0, 0.5, 1], [0, 1, 4]
+    >>> sf.schedules.Cubic(times, levels)(torch.tensor([0.25, 0.5, 0.75]).double())
+    tensor([0.3125, 1.0000, 2.1875], dtype=torch.float64)
+
     References:
         Monotone Piecewise Cubic Interpolation (F. N. Fritsch, R. E. Carlson, 1980),
         https://doi.org/10.1137/0717021

@@ -56,6 +56,13 @@ class Contrasted(Denoiser):
 
     Raises:
         ValueError: (on use) `weak` is a class, and the signals have no classes.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> strong, weak = (sf.oracles.dataset(process, torch.tensor([[v]])) for v in (1.0, 0.5))
+    >>> base = sf.NetworkDenoiser(process, sf.predictions.x0, strong)
+    >>> guided = sf.denoisers.Contrasted(base, weight=2.0, weak=weak)
+    >>> guided(torch.zeros(1, 1), 0.5).mean  # 1 + 2 (1 - 0.5)
+    tensor([[2.]])
     """
 
     def __init__(

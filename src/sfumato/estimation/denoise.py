@@ -50,6 +50,11 @@ class Estimate(NamedTuple):
     Attributes:
         values: one signal for each share.
         maps: the operator that takes each value to its share of x_0.
+
+    >>> model = sf.from_pretrained("fashion-ddpm")
+    >>> estimate = model.denoiser(torch.randn(2, 1, 28, 28), 0.5)
+    >>> len(estimate.values), estimate.mean.shape
+    (2, torch.Size([2, 1, 28, 28]))
     """
 
     values: tuple[Tensor, ...]
@@ -73,6 +78,14 @@ class Update(NamedTuple):
     Attributes:
         operators: one applied to x, and one to each value.
         ask: returns the values.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[0.5]]))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> estimator = denoiser.at(torch.tensor(0.5).double())
+    >>> update = estimator.update(sf.operators.scaled(2.0), sf.operators.scaled(10.0))
+    >>> update(torch.tensor([[1.0]]), {})  # 2 x + 10 x_0^
+    tensor([[7.]])
     """
 
     operators: tuple[Operator, ...]
@@ -99,6 +112,12 @@ class Estimator(NamedTuple):
         of: what the sum estimates, `of` x_0, of about unit size where x_0 itself would overflow.
         shares: A_j, the first that of x.
         ask: (x, cond, spectra) -> one value for each share but the first.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[0.5]]))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> denoiser.at(torch.tensor(0.5).double()).total(torch.tensor([[1.0]]))
+    tensor([[0.5000]])
     """
 
     of: Operator
@@ -138,6 +157,17 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         process: what corrupted the data.
         stats: what was measured of the data, or None.
+
+    >>> class Mean(sf.Denoiser):  # estimates the mean of the data, 0, from any x_t
+    ...     def __init__(self, process):
+    ...         super().__init__()
+    ...         self.process, self.stats = process, None
+    ...     def at(self, t):
+    ...         zero = sf.operators.zero()
+    ...         return sf.denoisers.Estimator(sf.operators.identity(), (zero,), lambda *_: ())
+    >>> denoiser = Mean(sf.METHODS["ddpm"]((1, 8, 8)).process)
+    >>> denoiser(torch.randn(2, 1, 8, 8), 0.5).mean.abs().max()
+    tensor(0.)
     """
 
     process: Process
@@ -188,6 +218,12 @@ class NetworkDenoiser(Denoiser):
         parametrization: how the backbone's output becomes an estimate.
         backbone: any module f(x, label, **cond) -> like x, with label (B,).
         stats: what was measured of the data, for kernels that use it.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> network = sf.UNet((1, 8, 8), sf.UNetOptions(width=8, patch=1))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.residual, network)
+    >>> denoiser(torch.randn(2, 1, 8, 8), torch.rand(2, 1, 1, 1)).mean.shape
+    torch.Size([2, 1, 8, 8])
     """
 
     def __init__(

@@ -56,6 +56,10 @@ class Push(NamedTuple):
         value: returns v.
         needs: what `value` is computed from; with "gradient" it is called with gradients enabled,
             `x` a leaf and `x0` a function of it.
+
+    >>> push = sf.guides.Push(sf.operators.scaled(0.5), lambda x, x0: 1 - x0)
+    >>> push.share(push.value(torch.zeros(1), torch.zeros(1)))  # half the way to 1
+    tensor([0.5000])
     """
 
     share: Operator
@@ -64,7 +68,17 @@ class Push(NamedTuple):
 
 
 class Guide(ABC):
-    """What moves an estimate (abstract: `at`)."""
+    """What moves an estimate (abstract: `at`).
+
+    >>> class Towards(sf.guides.Guide):  # moves estimates to 1, the more the noisier x_t
+    ...     def at(self, process, t):
+    ...         return sf.guides.Push(sf.operators.scaled(t), lambda x, x0: 1 - x0)
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[0.0]]))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> sf.Guided(denoiser, Towards())(torch.zeros(1, 1), 0.25).mean
+    tensor([[0.2500]])
+    """
 
     @abstractmethod
     def at(self, process: Process, t: Tensor) -> Push:
@@ -102,6 +116,15 @@ class Guided(Denoiser):
 
     Raises:
         TypeError: `guide` is no Guide.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1), sf.operators.identity())
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> guide = sf.guides.classifier(lambda x, t: 3 * x.flatten(1).sum(1))
+    >>> guided = sf.Guided(denoiser, guide)
+    >>> x, t = torch.zeros(1, 1), 0.5
+    >>> denoiser(x, t).mean, guided(x, t).mean
+    (tensor([[0.]]), tensor([[9.8605]]))
     """
 
     def __init__(self, base: Denoiser, guide: Guide) -> None:
@@ -161,6 +184,12 @@ class classifier(Guide):
             trained on x_t.
         weight: w; 1 is Bayes' rule.
         floor: log-SNR of a coefficient below which it is not moved.
+
+    >>> guide = sf.guides.classifier(lambda x, t: -((x - 1) ** 2).flatten(1).sum(1), weight=2.0)
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> push = guide.at(process, torch.tensor(0.5).double())
+    >>> push.value(torch.zeros(1, 1), torch.zeros(1, 1))  # weight times the gradient at x = 0
+    tensor([[4.]])
     """
 
     def __init__(self, log_prob: LogProb, weight: float = 1.0, floor: float = FLOOR) -> None:

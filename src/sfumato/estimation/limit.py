@@ -28,6 +28,9 @@ Limit = Callable[[Tensor], Tensor]
 def clip(x0: Tensor) -> Tensor:
     """The nearest values in [-1, 1], as in the official code of DDPM (`clip_denoised`).
 
+    >>> sf.denoisers.clip(torch.tensor([-3.0, 0.5, 1.2]))
+    tensor([-1.0000,  0.5000,  1.0000])
+
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
         https://arxiv.org/abs/2006.11239
@@ -49,6 +52,12 @@ class Limited(Denoiser):
 
     Raises:
         ValueError: (on use) the model estimates a blurred image from which no x_0 is recovered.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[3.0]]))
+    >>> base = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> sf.denoisers.Limited(base, sf.denoisers.clip)(torch.zeros(1, 1), 0.5).mean
+    tensor([[1.]])
     """
 
     def __init__(self, base: Denoiser, limit: Limit) -> None:

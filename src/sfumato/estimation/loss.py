@@ -26,22 +26,47 @@ from sfumato.estimation.predictions import Parametrization
 from sfumato.names import called
 
 Weighting = Callable[[Process, Tensor, Tensor], Operator]
-"""(process, t, s) -> W, for s <= t; most depend on t alone."""
+"""(process, t, s) -> W, for s <= t; most depend on t alone.
+
+>>> def capped(process, t, s):  # the eps-loss, for an SNR above 5 as at 5
+...     snr = process.log_snr(t).exp()
+...     return sf.operators.scaled(snr.clamp(max=5.0).sqrt())
+>>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+>>> [round(float(capped(process, torch.tensor(t).double(), 0).gain), 3) for t in (0.01, 0.5)]
+[2.236, 0.292]
+"""
 
 Times = Callable[[Tensor], Tensor]
-"""Uniform numbers in [0, 1) -> training times in [0, 1]."""
+"""Uniform numbers in [0, 1) -> training times in [0, 1].
+
+>>> def late(u):  # more training times near 1
+...     return u.sqrt()
+>>> late(torch.tensor([0.25, 0.81]))
+tensor([0.5000, 0.9000])
+"""
 
 Target = Callable[[Tensor], Tensor]
 """x_t -> what the estimate is compared with, both (B, *shape)."""
 
 
 def unweighted(process: Process, t: Tensor, s: Tensor) -> Operator:
-    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared)."""
+    """W = I: the error of x_0 itself (Cold Diffusion's loss, squared).
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> sf.weightings.unweighted(process, t, t).gain
+    tensor(1., dtype=torch.float64)
+    """
     return identity()
 
 
 def soft_score_matching(process: Process, t: Tensor, s: Tensor) -> Operator:
     r"""W = C_t: soft score matching with w_t = 1; what the corruption removed has no weight.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> t = torch.tensor(1.0).double()
+    >>> sf.weightings.soft_score_matching(process, t, t).gain[0, :3]
+    tensor([1.0000, 0.5275, 0.0774], dtype=torch.float64)
 
     References:
         Soft Diffusion: Score Matching for General Corruptions (Daras et al., 2022), section 3,
@@ -52,13 +77,25 @@ def soft_score_matching(process: Process, t: Tensor, s: Tensor) -> Operator:
 
 
 def simple(process: Process, t: Tensor, s: Tensor) -> Operator:
-    r"""W = S_t^-1 C_t: the eps-loss of DDPM, and soft score matching with w_t = 1 / sigma_t^2."""
+    r"""W = S_t^-1 C_t: the eps-loss of DDPM, and soft score matching with w_t = 1 / sigma_t^2.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> sf.weightings.simple(process, t, t).gain ** 2, process.log_snr(t).exp()
+    (tensor(0.0853, dtype=torch.float64), tensor(0.0853, dtype=torch.float64))
+    """
     _check_supported(process, t, "simple")
     return process.noise.at(t).inv() @ process.signal.at(t)
 
 
 def score(process: Process, t: Tensor, s: Tensor) -> Operator:
-    r"""W = V_t^-1 C_t: the error of the score itself (denoising score matching with weight 1)."""
+    r"""W = V_t^-1 C_t: the error of the score itself (denoising score matching with weight 1).
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> sf.weightings.score(process, t, t).gain * process.cov(t).gain
+    tensor(1., dtype=torch.float64)
+    """
     _check_supported(process, t, "score")
     return process.cov(t).inv() @ process.signal.at(t)
 
@@ -73,6 +110,12 @@ def variational_bound(coupling: Coupling) -> Weighting:
 
     Raises:
         ValueError: the coupling is one of those, or s is not before t.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t, s = torch.tensor([0.5, 0.4]).double()
+    >>> bound = sf.weightings.variational_bound(sf.couplings.ancestral)
+    >>> bound(process, t, s).gain ** 2, process.log_snr(s).exp() - process.log_snr(t).exp()
+    (tensor(0.1572, dtype=torch.float64), tensor(0.1572, dtype=torch.float64))
 
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
@@ -117,6 +160,13 @@ def likelihood(process: Process, t: Tensor, s: Tensor) -> Operator:
     Raises:
         ValueError: C_t and S_t share no basis, or the ratio rises somewhere.
 
+    >>> process = sf.METHODS["vp"]((1, 8, 8)).process
+    >>> t, step = torch.tensor(0.5).double(), 1e-4
+    >>> sf.weightings.likelihood(process, t, t).gain ** 2
+    tensor(0.9369, dtype=torch.float64)
+    >>> (process.log_snr(t - step).exp() - process.log_snr(t + step).exp()) / (2 * step)
+    tensor(0.9369, dtype=torch.float64)
+
     References:
         Variational Diffusion Models (D. Kingma, T. Salimans, B. Poole, J. Ho, 2021),
         https://arxiv.org/abs/2107.00630
@@ -142,6 +192,12 @@ def unit_target(parametrization: Parametrization) -> Weighting:
     r"""W = out_t^-1 of: the error of the network's own output, for each time of equal weight.
 
     With `wiener` its target has unit variance (EDM's loss), with `velocity` this is the v-loss.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> weight = sf.weightings.unit_target(sf.predictions.noise)
+    >>> weight(process, t, t).gain.abs(), sf.weightings.simple(process, t, t).gain  # the same
+    (tensor(0.2920, dtype=torch.float64), tensor(0.2920, dtype=torch.float64))
     """
 
     def weighting(process: Process, t: Tensor, s: Tensor) -> Operator:
@@ -179,6 +235,13 @@ def loss(
         TypeError: arguments of other kinds.
         ValueError: shapes that do not fit, times outside [0, 1], or data on the CPU that were
             clearly not scaled to [-1, 1].
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> zero = sf.oracles.dataset(process, torch.zeros(1, 1, 8, 8))  # knows that x_0 = 0
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, zero)
+    >>> t, eps = torch.rand(2, 1, 1, 1), torch.randn(2, 1, 8, 8)
+    >>> sf.loss(denoiser, sf.weightings.unweighted, torch.full((2, 1, 8, 8), 0.5), t, eps)
+    tensor([0.2500, 0.2500])
     """
     expect(denoiser, Denoiser, "loss needs a Denoiser first")
     alike(x0=x0, eps=eps)
@@ -208,12 +271,20 @@ def off(estimate: Estimate, weight: Operator, x0: Tensor) -> list[tuple[Operator
 
 
 def uniform_times(u: Tensor) -> Tensor:
-    """Times uniform on (0, 1]: never the clean end, where a process may have no noise."""
+    """Times uniform on (0, 1]: never the clean end, where a process may have no noise.
+
+    >>> sf.weightings.uniform_times(torch.tensor([0.0, 0.75]))
+    tensor([1.0000, 0.2500])
+    """
     return 1 - u
 
 
 def level_times(count: int) -> Times:
-    """Times uniform on {1, ..., count} / count: DDPM's discrete chain."""
+    """Times uniform on {1, ..., count} / count: DDPM's discrete chain.
+
+    >>> sf.weightings.level_times(4)(torch.tensor([0.0, 0.3, 0.99]))
+    tensor([0.2500, 0.5000, 1.0000])
+    """
 
     def times(u: Tensor) -> Tensor:
         return (torch.floor(u * count) + 1) / count
@@ -222,7 +293,11 @@ def level_times(count: int) -> Times:
 
 
 def stratified(u: Tensor) -> Tensor:
-    r"""VDM's low-discrepancy numbers: (u_0 + i / B) mod 1 for sample i of B, in [0, 1)."""
+    r"""VDM's low-discrepancy numbers: (u_0 + i / B) mod 1 for sample i of B, in [0, 1).
+
+    >>> sf.weightings.stratified(torch.tensor([0.1, 0.6, 0.2, 0.9]))
+    tensor([0.1000, 0.3500, 0.6000, 0.8500])
+    """
     spread = torch.arange(len(u), dtype=u.dtype, device=u.device) / len(u)
     return (u[:1] + spread) % 1.0
 

@@ -33,6 +33,14 @@ class Mixture(nn.Module):
         covs: one covariance operator for each component, in an algebra that the process can invert:
             the process's own basis, or `Dense` for any covariance of small n.
         weights: (K,) positive; equal by default.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> means = torch.tensor([[-1.0], [1.0]])
+    >>> oracle = sf.oracles.Mixture(process, means, [sf.operators.zero()] * 2)
+    >>> oracle(torch.tensor([[-0.5], [0.0], [0.5]]), torch.full((3,), 0.2))  # E[x_0 | x_t]
+    tensor([[-0.8307],
+            [ 0.0000],
+            [ 0.8307]])
     """
 
     def __init__(
@@ -79,10 +87,27 @@ class Mixture(nn.Module):
 
 
 def gaussian(process: Process, mean: Tensor, cov: Operator) -> Mixture:
-    """The exact denoiser of N(mean, cov)."""
+    """The exact denoiser of N(mean, cov).
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1), sf.operators.identity())
+    >>> oracle(torch.tensor([[1.0]]), torch.tensor([0.5]))  # C_t x_t for data N(0, 1)
+    tensor([[0.2803]])
+    >>> process.signal.at(torch.tensor(0.5).double()).gain
+    tensor(0.2803, dtype=torch.float64)
+    """
     return Mixture(process, mean.unsqueeze(0), [cov])
 
 
 def dataset(process: Process, points: Tensor) -> Mixture:
-    """The exact denoiser of a finite data set, (K, *shape), whose samples are its points."""
+    """The exact denoiser of a finite data set, (K, *shape), whose samples are its points.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[-1.0], [1.0]]))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> kernel = sf.kernels.reverse(sf.couplings.ddim())
+    >>> x0 = sf.sample(kernel, denoiser, torch.randn(4, 1), sf.grids.uniform_grid(50))
+    >>> x0.flatten().round(decimals=2)  # all are data
+    tensor([ 1., -1., -1.,  1.])
+    """
     return Mixture(process, points, [zero()] * len(points))

@@ -33,6 +33,12 @@ class Precondition(NamedTuple):
         skip, out, inp: the operators of the module's formula.
         label: what the backbone receives in place of t; () or one value per sample.
         of: what the sum estimates: `of @ x_0`.
+
+    >>> process = sf.METHODS["edm"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> skip, out, inp, label, of = sf.predictions.residual(process, t)
+    >>> skip(torch.tensor([2.0])), out(torch.tensor([2.0]))  # x_0^ = x_t + F
+    (tensor([2.]), tensor([2.]))
     """
 
     skip: Operator
@@ -43,16 +49,34 @@ class Precondition(NamedTuple):
 
 
 Parametrization = Callable[[Process, Tensor], Precondition]
-"""(process, t) -> Precondition."""
+"""(process, t) -> Precondition.
+
+>>> def halved(process, t):  # F estimates 2 x_0
+...     return sf.predictions.x0(process, t)._replace(out=sf.operators.scaled(0.5))
+>>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+>>> halved(process, torch.tensor(0.5).double()).out.gain
+tensor(0.5000, dtype=torch.float64)
+"""
 
 
 def x0(process: Process, t: Tensor) -> Precondition:
-    """F estimates x_0 (Cold Diffusion, and "x-prediction")."""
+    """F estimates x_0 (Cold Diffusion, and "x-prediction").
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> skip, out, *_ = sf.predictions.x0(process, torch.tensor(0.5).double())
+    >>> skip.is_zero, out.gain
+    (True, tensor(1., dtype=torch.float64))
+    """
     return Precondition(zero(), identity(), identity(), time(t, last=process.last), identity())
 
 
 def residual(process: Process, t: Tensor) -> Precondition:
     r"""F estimates x_0 - x_t: Soft Diffusion's phi, h_theta = phi_theta + x_t.
+
+    >>> process = sf.METHODS["soft"]((1, 8, 8)).process
+    >>> skip, out, *_ = sf.predictions.residual(process, torch.tensor(0.5).double())
+    >>> skip.gain, out.gain  # x_0^ = x_t + F
+    (tensor(1., dtype=torch.float64), tensor(1., dtype=torch.float64))
 
     References:
         Soft Diffusion: Score Matching for General Corruptions (Daras et al., 2022), Eq. 16,
@@ -63,6 +87,11 @@ def residual(process: Process, t: Tensor) -> Precondition:
 
 def noise(process: Process, t: Tensor) -> Precondition:
     r"""F estimates eps: x_t - S_t F estimates C_t x_0 (DDPM, VDM, Blurring Diffusion).
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> skip, out, _, _, of = sf.predictions.noise(process, torch.tensor(0.5).double())
+    >>> out.gain, of.gain  # C_t x_0^ = x_t - S_t F
+    (tensor(-0.9599, dtype=torch.float64), tensor(0.2803, dtype=torch.float64))
 
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020),
@@ -78,6 +107,11 @@ def coloured_noise(level: Schedule) -> Parametrization:
     For S_t = level_t L this is non-isotropic DDPM's second parametrization, n = L eps, which needs
     no operator of the noise anywhere.
 
+    >>> level = sf.schedules.Complement(sf.schedules.linear_betas())
+    >>> process = sf.METHODS["ni-ddpm"]((1, 8, 8)).process
+    >>> sf.predictions.coloured_noise(level)(process, torch.tensor(0.5).double()).out.gain
+    tensor(-0.9599, dtype=torch.float64)
+
     References:
         Score-based Denoising Diffusion with Non-Isotropic Gaussian Noise Models (V. Voleti, C. Pal,
         A. Oberman, 2022), https://arxiv.org/abs/2210.12254
@@ -91,7 +125,12 @@ def coloured_noise(level: Schedule) -> Parametrization:
 
 
 def score(process: Process, t: Tensor) -> Precondition:
-    r"""F estimates the score grad log q_t: x_t + V_t F estimates C_t x_0 (Tweedie)."""
+    r"""F estimates the score grad log q_t: x_t + V_t F estimates C_t x_0 (Tweedie).
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> sf.predictions.score(process, torch.tensor(0.5).double()).out.gain  # V_t
+    tensor(0.2269, dtype=torch.float64)
+    """
     return Precondition(identity(), process.cov(t), identity(), t, process.signal.at(t))
 
 
@@ -102,6 +141,11 @@ def previous(levels: int) -> Parametrization:
 
     Raises:
         ValueError: (on use) a time between two levels.
+
+    >>> process = sf.METHODS["ihdm"]((1, 8, 8)).process
+    >>> of = sf.predictions.previous(levels=100)(process, torch.tensor(0.5).double()).of
+    >>> torch.allclose(of.gain, process.signal.at(torch.tensor(0.49).double()).gain)
+    True
 
     References:
         Generative Modelling with Inverse Heat Dissipation (S. Rissanen, M. Heinonen, A. Solin,
@@ -127,6 +171,12 @@ def unit_input(parametrization: Parametrization) -> Parametrization:
     The input has about unit variance for data of about unit variance. A variance-exploding process
     needs it, whose x_t grows with its noise: scaled, x_t is that of a variance-preserving process.
 
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> scaled = sf.predictions.unit_input(sf.predictions.noise)
+    >>> pre = scaled(process, torch.tensor(1.0).double())
+    >>> pre.inp.gain * process.noise.at(torch.tensor(1.0).double()).gain  # about 1
+    tensor(0.9961, dtype=torch.float64)
+
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,
         T. Aila, S. Laine, 2022), section 5 (c_in), https://arxiv.org/abs/2206.00364
@@ -145,6 +195,11 @@ def velocity(process: Process, t: Tensor) -> Precondition:
     r"""F estimates the velocity v = C_t eps - S_t x_0: x_0^ = C_t x_t - S_t v.
 
     Correct only for a variance-preserving process, C_t^2 + V_t = I; ValueError for any other.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> skip, out, *_ = sf.predictions.velocity(process, torch.tensor(0.5).double())
+    >>> skip.gain**2 + out.gain**2
+    tensor(1., dtype=torch.float64)
 
     References:
         Progressive Distillation for Fast Sampling of Diffusion Models (T. Salimans, J. Ho, 2022),
@@ -170,6 +225,12 @@ def wiener(cov: Operator) -> Parametrization:
 
     Args:
         cov: covariance assumed of the data, sharing a basis with the process.
+
+    >>> process = sf.METHODS["edm"]((1, 8, 8)).process
+    >>> prior = sf.operators.scaled(0.25)  # variance of the data
+    >>> pre = sf.predictions.wiener(prior)(process, torch.tensor(0.01).double())
+    >>> pre.skip.gain, 0.25 / (0.25 + 0.8**2)  # EDM's c_skip at sigma = 0.8
+    (tensor(0.2809, dtype=torch.float64), 0.28089887640449435)
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (T. Karras, M. Aittala,

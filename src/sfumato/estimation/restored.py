@@ -45,6 +45,12 @@ class Measured:
         operator: A, which may change the signal's shape, with a transpose.
         y: (B, *measured).
         noise: S, a root of the noise's covariance R = S S^T on measured signals.
+
+    >>> half = sf.measurement("down:2", (1, 4, 4))
+    >>> y = torch.ones(1, 1, 2, 2)
+    >>> measured = sf.guides.Measured(half, y, sf.operators.scaled(0.1))
+    >>> measured.off(torch.zeros(1, 1, 4, 4)).shape, measured.cov.gain
+    (torch.Size([1, 1, 2, 2]), tensor(0.0100, dtype=torch.float64))
     """
 
     operator: Operator
@@ -120,6 +126,13 @@ class spectrum(Guide):
         measured: y, how it was made, and its noise.
         cov: S, the data's covariance; diagonal in the process's basis, or `Dense` for small n.
         tolerance: relative residual of the linear systems where A is not diagonal in that basis.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> same, certain = sf.operators.identity(), sf.operators.scaled(1e-3)
+    >>> measured = sf.guides.Measured(same, torch.ones(1, 1), certain)
+    >>> push = sf.guides.spectrum(measured, cov=same).at(process, torch.tensor(0.5).double())
+    >>> push.value(torch.zeros(1, 1), torch.zeros(1, 1))  # from x_0^ = 0 nearly to y = 1
+    tensor([[1.0000]])
     """
 
     def __init__(self, measured: Measured, cov: Operator, tolerance: float = TOLERANCE) -> None:
@@ -165,6 +178,14 @@ class pigdm(Guide):
         measured: as in `spectrum`.
         scale: of the push; 1 is the published rule.
 
+    >>> model = sf.from_pretrained("fashion-ddpm")
+    >>> y = torch.zeros(1, 1, 14, 14)
+    >>> half = sf.measurement("down:2", model.shape)
+    >>> measured = sf.guides.Measured(half, y, sf.operators.scaled(0.1))
+    >>> guided = sf.Guided(model.denoiser, sf.guides.pigdm(measured, scale=1.0))
+    >>> guided(torch.randn(1, 1, 28, 28), 0.5).mean.shape
+    torch.Size([1, 1, 28, 28])
+
     References:
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (J. Song, A. Vahdat, M. Mardani,
         J. Kautz, 2023), https://openreview.net/forum?id=9_gsMA8MRKQ
@@ -203,6 +224,16 @@ class dps(Guide):
         measured: its `operator` is any differentiable function of x_0, linear or not.
         scale: of the push, found by trial.
 
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1), sf.operators.identity())
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> square = sf.operators.MatrixFree(lambda x: x**2)  # not linear: y = x_0^2
+    >>> measured = sf.guides.Measured(square, torch.ones(1, 1), sf.operators.zero())
+    >>> guided = sf.Guided(denoiser, sf.guides.dps(measured, scale=0.1))
+    >>> x = torch.full((1, 1), 0.5)
+    >>> guided(x, 0.5).mean > denoiser(x, 0.5).mean  # towards y
+    tensor([[True]])
+
     References:
         Diffusion Posterior Sampling for General Noisy Inverse Problems (H. Chung, J. Kim, M.
         McCann, M. Klasky, J. Ye, 2022), https://arxiv.org/abs/2209.14687
@@ -221,6 +252,15 @@ class replacement(Guide):
     """x_0^ + A^+ (y - A x_0^): what was measured replaces its part of the estimate, noise and all.
 
     For inpainting and averages; a blur's pseudo-inverse amplifies noise without bound.
+
+    >>> process = sf.METHODS["ddpm"]((1, 1, 4)).process
+    >>> oracle = sf.oracles.dataset(process, torch.zeros(1, 1, 1, 4))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> mask = sf.measurement("box:2,0,4,1", (1, 1, 4))
+    >>> measured = sf.guides.Measured(mask, mask(torch.ones(1, 1, 1, 4)), sf.operators.zero())
+    >>> guided = sf.Guided(denoiser, sf.guides.replacement(measured))
+    >>> guided(torch.zeros(1, 1, 1, 4), 0.5).mean  # seen pixels are those of y
+    tensor([[[[1., 1., 0., 0.]]]])
 
     References:
         Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model (Y. Wang, J. Yu, J.
@@ -262,6 +302,15 @@ class Restored(Denoiser):
     Raises:
         TypeError, ValueError: arguments of other kinds; negative noise; a process that is diagonal
             in no basis; no measured spectrum; an A that does not fit `y`.
+
+    >>> model = sf.from_pretrained("fashion-ddpm")
+    >>> half = sf.measurement("down:2", model.shape)
+    >>> denoiser = sf.Restored(model.denoiser, half, torch.zeros(2, 1, 14, 14), noise=0.1)
+    >>> x1 = denoiser.start(torch.empty(2, 1, 28, 28), torch.randn_like)
+    >>> kernel = sf.kernels.reverse(sf.couplings.ddim())
+    >>> x0 = sf.sample(kernel, denoiser, x1, sf.grids.uniform_grid(4))
+    >>> half(x0).abs().mean() < 0.2  # near y = 0
+    tensor(True)
     """
 
     def __init__(

@@ -41,3 +41,11 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "ni-ddpm": ni_ddpm,
     "ni-smld": ni_smld,
 }
+"""Methods by name: functions of a signal's shape, of statistics and of their own parameters.
+
+>>> len(sf.METHODS), [*sf.METHODS][:3]
+(17, ['ddpm', 'ddim', 'vdm'])
+>>> recipe = sf.METHODS["ddpm"]((1, 8, 8), betas="cosine")
+>>> recipe.process.signal.at(torch.tensor(1.0).double()).gain < 1e-3
+tensor(True)
+"""

@@ -109,6 +109,11 @@ GRIDS: dict[str, Grid] = {
     "karras": karras,
     "auto": auto,
 }
+"""Grids by name: functions of a recipe, the data's statistics, a kernel and a number of steps.
+
+>>> [*sf.grids.GRIDS]
+['own', 'leading', 'trailing', 'linspace', 'uniform', 'quadratic', 'karras', 'auto']
+"""
 
 
 def times(sampler: Sampler, recipe: Recipe, stats: DataStatistics) -> Tensor:
@@ -118,6 +123,13 @@ def times(sampler: Sampler, recipe: Recipe, stats: DataStatistics) -> Tensor:
 
     Raises:
         ValueError: an unknown grid, or one that this method or kernel does not support.
+
+    >>> recipe = sf.METHODS["ddpm"]((1, 8, 8))
+    >>> stats = sf.statistics.default_statistics((1, 8, 8))
+    >>> sf.grids.times(sf.Sampler("ddim", steps=4), recipe, stats)
+    tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    >>> sf.grids.times(sf.Sampler("ddim", steps=4, grid="quadratic"), recipe, stats)
+    tensor([1.0000, 0.5625, 0.2500, 0.0625, 0.0000], dtype=torch.float64)
     """
     chosen = sampler.over(recipe.sampler)
     kernel, steps = chosen.whole

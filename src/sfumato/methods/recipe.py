@@ -35,6 +35,11 @@ class Context:
         channels: of the context, which the network receives beside x.
         draw: (x, randn_like) -> context (B, channels, *space), for a batch like x.
         process: context -> the process of these images.
+
+    >>> recipe = sf.METHODS["soft-mask"]((1, 8, 8), wander=True)  # a mask for each image
+    >>> drawn = recipe.context.draw(torch.zeros(2, 1, 8, 8), torch.randn_like)
+    >>> drawn.shape, recipe.context.channels
+    (torch.Size([2, 1, 8, 8]), 1)
     """
 
     channels: int
@@ -63,6 +68,10 @@ class Recipe:
         ends: terms of the bound that train the ends of a learned process.
         fourier: frequencies f of the features sin, cos(f pi x) that the network receives beside x.
         flow_map: what maps the network learns in place of the mean of x_0; None where it does not.
+
+    >>> recipe = sf.METHODS["soft"]((1, 8, 8))
+    >>> recipe.sampler.name, recipe.grid(4)
+    ('momentum', tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64))
     """
 
     process: Process

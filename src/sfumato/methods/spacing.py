@@ -34,17 +34,29 @@ Spacing = Callable[[int, int], Tensor]
 
 
 def leading(count: int, steps: int) -> Tensor:
-    """Level 1 and every floor(count / steps)-th above it."""
+    """Level 1 and every floor(count / steps)-th above it.
+
+    >>> sf.grids.leading(1000, 4)
+    tensor([751., 501., 251.,   1.], dtype=torch.float64)
+    """
     return 1.0 + count // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
 
 
 def trailing(count: int, steps: int) -> Tensor:
-    """The noisiest level and every (count / steps)-th below it."""
+    """The noisiest level and every (count / steps)-th below it.
+
+    >>> sf.grids.trailing(1000, 4)
+    tensor([1000.,  750.,  500.,  250.], dtype=torch.float64)
+    """
     return (count - count / steps * torch.arange(steps, dtype=torch.float64)).round()
 
 
 def linspace(count: int, steps: int) -> Tensor:
-    """Evenly from the noisiest level to level 1, both included; the noisiest alone for one step."""
+    """Evenly from the noisiest level to level 1, both included; the noisiest alone for one step.
+
+    >>> sf.grids.linspace(1000, 4)
+    tensor([1000.,  667.,  334.,    1.], dtype=torch.float64)
+    """
     return 1 + torch.linspace(count - 1, 0, steps, dtype=torch.float64).round()
 
 

@@ -48,6 +48,9 @@ class AutoencoderOptions:
 
     Raises:
         ValueError: a value is out of its range.
+
+    >>> sf.autoencoders.AutoencoderOptions(down=4, width=32).widths
+    (32, 64, 64)
     """
 
     channels: int = 4
@@ -119,6 +122,12 @@ class Autoencoder(nn.Module):
 
     Raises:
         ValueError: signals that are no images.
+
+    >>> options = sf.autoencoders.AutoencoderOptions(channels=2, down=4)
+    >>> network = sf.autoencoders.Autoencoder((1, 28, 28), options)
+    >>> mean, log_var = network.encode(torch.zeros(3, 1, 28, 28))
+    >>> mean.shape, network.decode(mean).shape
+    (torch.Size([3, 2, 7, 7]), torch.Size([3, 1, 28, 28]))
     """
 
     def __init__(

@@ -68,6 +68,9 @@ class UNetOptions:
 
     Raises:
         ValueError: a value is out of its range.
+
+    >>> sf.UNetOptions(width=32, multipliers=(1, 2), patch=1).blocks
+    1
     """
 
     width: int = 64
@@ -114,6 +117,13 @@ class UNet(nn.Module):
 
     Raises:
         ValueError: `shape` or `classes` is not made of positive whole numbers.
+
+    >>> network = sf.UNet((1, 8, 8), sf.UNetOptions(width=16, patch=1), classes=10)
+    >>> x, label, classes = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([3, 7])
+    >>> network(x, label, classes=classes).shape
+    torch.Size([2, 1, 8, 8])
+    >>> sum(p.numel() for p in network.parameters())
+    264993
     """
 
     def __init__(

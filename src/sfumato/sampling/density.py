@@ -48,6 +48,15 @@ def log_prob(
     Raises:
         ValueError: no noise at the end of the grid, or a prior without density.
 
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1), sf.operators.identity())
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> prior = sf.priors.standard(process, (1,))
+    >>> sf.log_prob(denoiser, prior, torch.zeros(1, 1), sf.grids.uniform_grid(10, last=0.01))
+    tensor([-0.9189], dtype=torch.float64)
+    >>> -0.5 * torch.log(2 * torch.tensor(torch.pi))  # of N(0, 1) at 0
+    tensor(-0.9189)
+
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,
         2020), section 4.3, https://arxiv.org/abs/2011.13456

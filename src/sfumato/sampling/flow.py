@@ -25,7 +25,15 @@ from sfumato.sampling.operator_table import OperatorTable
 
 @final
 class Tableau(NamedTuple):
-    """An explicit Runge-Kutta method."""
+    """An explicit Runge-Kutta method.
+
+    >>> midpoint = sf.kernels.Tableau(2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> predict = sf.Predictor(process, sf.statistics.default_statistics((1, 8, 8)))
+    >>> kernel, grid = sf.kernels.flow(midpoint), sf.grids.uniform_grid(20)
+    >>> round(predict(kernel, grid).error, 3)
+    0.079
+    """
 
     order: int
     c: tuple[float, ...]
@@ -37,13 +45,20 @@ class Tableau(NamedTuple):
 
 
 EULER = Tableau(1, (0.0,), ((),), (1.0,))
-"""Euler's method."""
+"""Euler's method.
+
+>>> sf.kernels.EULER.order, len(sf.kernels.EULER.c)  # network calls a step
+(1, 1)
+"""
 
 HEUN = Tableau(2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
 """Heun's method, the explicit trapezoidal rule: EDM's solver.
 
 References: Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
 https://arxiv.org/abs/2206.00364
+
+>>> sf.kernels.HEUN.order, len(sf.kernels.HEUN.c)  # network calls a step
+(2, 2)
 """
 
 RK4 = Tableau(
@@ -52,7 +67,11 @@ RK4 = Tableau(
     ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
     (1 / 6, 1 / 3, 1 / 3, 1 / 6),
 )
-"""The classical fourth-order method of Runge and Kutta."""
+"""The classical fourth-order method of Runge and Kutta.
+
+>>> sf.kernels.RK4.order, len(sf.kernels.RK4.c)  # network calls a step
+(4, 4)
+"""
 
 TABLEAUX = {"euler": EULER, "heun": HEUN, "rk4": RK4}
 
@@ -70,6 +89,12 @@ class flow(Kernel):
 
     Never evaluated where S_t = 0, where the flow has no velocity: end the grid at 0 (the loop then
     ends with x_0^) or above it.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> predict = sf.Predictor(process, sf.statistics.default_statistics((1, 8, 8)))
+    >>> kernel = sf.kernels.flow(sf.kernels.HEUN)
+    >>> [round(predict(kernel, sf.grids.uniform_grid(n)).error, 3) for n in (10, 20, 40)]
+    [0.187, 0.07, 0.022]
     """
 
     tableau: Tableau
@@ -98,6 +123,14 @@ class dopri5(Kernel):
 
     Args:
         rtol, atol: error of a step, relative and absolute.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1), sf.operators.scaled(0.25))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> kernel = sf.kernels.dopri5(rtol=1e-3, atol=1e-3)
+    >>> x0 = sf.sample(kernel, denoiser, torch.ones(1, 1), torch.tensor([1.0, 0.001, 0.0]))
+    >>> x0.round(decimals=2)  # one deviation from 0, as x_1 was
+    tensor([[0.5000]])
 
     References:
         torchdiffeq (R. T. Q. Chen, 2018), https://github.com/rtqichen/torchdiffeq
@@ -172,6 +205,13 @@ class churn(Kernel):
         low: S_min / sigma_max.
         high: S_max / sigma_max.
         noise: S_noise, the deviation of the added noise relative to that of the Markov process.
+
+    >>> kernel = sf.kernels.churn(sf.kernels.HEUN, amount=0.0)
+    >>> process = sf.METHODS["edm"]((1, 8, 8)).process
+    >>> predict = sf.Predictor(process, sf.statistics.default_statistics((1, 8, 8)))
+    >>> grid = sf.grids.uniform_grid(20)
+    >>> predict(kernel, grid).error == predict(sf.kernels.flow(sf.kernels.HEUN), grid).error
+    True
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),

@@ -42,6 +42,10 @@ class Evidence(NamedTuple):
         backward: p(x_s | x_t), of the same carry K; `forward` with x_0^ for x_0 by default.
         decoder: p(x_0 | x_t1).
         to_zero: whether the decoder reads x at t = 0, which then has noise.
+
+    >>> evidence = sf.METHODS["ddpm"]((1, 8, 8)).evidence
+    >>> evidence.forward.__name__, evidence.to_zero
+    ('ancestral', False)
     """
 
     forward: Coupling = ancestral
@@ -56,7 +60,12 @@ MARKOV = Evidence()
 
 @final
 class Terms(NamedTuple):
-    """The terms of the bound in nats, (B,) each."""
+    """The terms of the bound in nats, (B,) each.
+
+    >>> prior, steps, decoder = torch.tensor([[1.0], [20.0], [3.0]])
+    >>> sf.likelihoods.Terms(prior, steps, decoder).total
+    tensor([24.])
+    """
 
     prior: Tensor
     steps: Tensor
@@ -97,6 +106,16 @@ def bound_terms(
 
     Raises:
         ValueError: a coupling that does not keep the marginals, which gives no bound.
+
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> x0 = sf.load("digits").batch(range(2))
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1, 8, 8), sf.operators.scaled(0.5))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> prior = sf.priors.standard(process, (1, 8, 8))
+    >>> grid = sf.grids.uniform_grid(20)
+    >>> terms = sf.likelihoods.bound_terms(denoiser, prior, x0, grid, bins=17)
+    >>> terms.total.shape, bool(terms.steps.min() > terms.prior.max())
+    (torch.Size([2]), True)
 
     References:
         Denoising Diffusion Probabilistic Models (J. Ho, A. Jain, P. Abbeel, 2020), Eq. 5,
@@ -152,6 +171,15 @@ def flow_bound(
         solver, probes, tolerance: as `log_prob`.
         denoiser, prior, x0, grid, evidence, bins, randn_like: as `bound_terms`.
 
+    >>> process = sf.METHODS["ddpm"]((1, 8, 8)).process
+    >>> x0 = sf.load("digits").batch(range(2))
+    >>> oracle = sf.oracles.gaussian(process, torch.zeros(1, 8, 8), sf.operators.scaled(0.5))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> prior = sf.priors.standard(process, (1, 8, 8))
+    >>> grid, solver = sf.grids.uniform_grid(5, last=0.01), sf.kernels.HEUN
+    >>> sf.likelihoods.flow_bound(denoiser, prior, x0, grid, bins=17, solver=solver).shape
+    torch.Size([2])
+
     References:
         Improved Techniques for Maximum Likelihood Estimation for Diffusion ODEs (K. Zheng, C. Lu,
         J. Chen, J. Zhu, 2023), https://arxiv.org/abs/2305.03935
@@ -180,7 +208,11 @@ def _decoded(
 
 
 def bits_per_dim(nats: Tensor, values: int) -> Tensor:
-    """Nats per signal of `values` values as bits per value."""
+    """Nats per signal of `values` values as bits per value.
+
+    >>> sf.likelihoods.bits_per_dim(torch.tensor([100.0]), 64)
+    tensor([2.2542])
+    """
     return nats / (values * math.log(2))
 
 

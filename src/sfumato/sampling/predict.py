@@ -75,6 +75,12 @@ class Predictor:
 
     Raises:
         ValueError: a process without such a basis, or without noise.
+
+    >>> model = sf.from_pretrained("fashion-ddpm")
+    >>> predict = sf.Predictor(model.recipe.process, model.stats, model.recipe.prior)
+    >>> kernel = sf.kernels.reverse(sf.couplings.ddim())
+    >>> [round(predict(kernel, model.recipe.grid(n)).error, 2) for n in (5, 10, 20)]
+    [0.43, 0.25, 0.14]
     """
 
     def __init__(self, process: Process, stats: DataStatistics, prior: Prior | None = None) -> None:

@@ -7,16 +7,14 @@ flow takes to it, by the few kernels whose step holds in both directions.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.algebra.operators import identity, scaled
-from sfumato.algebra.place import CPU, sent
 from sfumato.corruption.boundary import alike, expect
 from sfumato.corruption.coupling import ddim
 from sfumato.corruption.prior import RandnLike
@@ -25,11 +23,9 @@ from sfumato.estimation.denoise import NONE, Conditions, Denoiser
 from sfumato.notes import Note
 from sfumato.sampling.flow import dopri5, flow
 from sfumato.sampling.kernels import Call, Ending, Kernel, reverse
+from sfumato.sampling.seeds import Seeds as Seeds
+from sfumato.sampling.seeds import numbers_of as numbers_of
 
-AHEAD = 16
-"""Most tensors of noise drawn at once on a device."""
-LARGEST = 2**18
-"""Most numbers drawn at once for an image."""
 FAR = 2.0
 """Root mean square of a signal that has diverged, over the data's largest: 1 in [-1, 1]."""
 LIFTS = 6
@@ -69,6 +65,14 @@ def sample(
         TypeError: arguments of other kinds, or in another order.
         ValueError: the grid is not monotone or leaves [0, 1], or rises and the kernel cannot be
             run backwards.
+
+    >>> process = sf.METHODS["ddpm"]((1,)).process
+    >>> oracle = sf.oracles.dataset(process, torch.tensor([[-1.0], [1.0]]))
+    >>> denoiser = sf.NetworkDenoiser(process, sf.predictions.x0, oracle)
+    >>> kernel = sf.kernels.reverse(sf.couplings.ancestral)
+    >>> x0 = sf.sample(kernel, denoiser, torch.randn(3, 1), sf.grids.uniform_grid(50))
+    >>> x0.abs().flatten().round(decimals=2)
+    tensor([1., 1., 1.])
     """
     return prepare(kernel, denoiser, x, grid)(x, randn_like, callback, cond)
 
@@ -271,16 +275,6 @@ def divergence(kernel: str, lost: int, steps: int) -> str:
     )
 
 
-def numbers_of(seeds: Iterable[int]) -> list[int]:
-    """Seeds as a list; TypeError where they are no sequence of whole numbers."""
-    try:
-        return [operator.index(seed) for seed in seeds]
-    except TypeError:
-        raise RefusedType(
-            f"seeds are whole numbers, one for each signal, such as seeds=range(4); got {seeds!r}."
-        ) from None
-
-
 class Diverged(Refused, Note):
     """Samples far outside the data's range: a warning, and an error where some are not finite."""
 
@@ -317,76 +311,12 @@ def finite(module: nn.Module) -> bool:
     return bool(largest.isfinite())
 
 
-@final
-class Seeds:
-    """Standard normal numbers with a stream for each image.
-
-    The image of a seed is the same at any batch size.
-
-    Args:
-        seeds: one integer >= 0 for each row of the tensors to come.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        numbers = numbers_of(seeds)
-        if any(seed < 0 for seed in numbers):
-            raise Refused(f"seeds must be 0 or more; got {min(numbers)}.")
-        self._numbers = numbers
-        self._generators = [torch.Generator().manual_seed(seed) for seed in numbers]
-
-    def __len__(self) -> int:
-        return len(self._generators)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Numbers for `x` (B, ...), row i from stream i, in the dtype and on the device of `x`."""
-        if len(x) != len(self._generators):
-            raise Refused(f"{len(self._generators)} seeds do not fit a batch of {len(x)}.")
-        # Drawn in single precision whatever `x` is: in double the numbers would differ.
-        rows = [
-            torch.randn(x.shape[1:], generator=g, dtype=torch.float32) for g in self._generators
-        ]
-        return sent(torch.stack(rows), x)
-
-    def on(self, device: torch.device) -> RandnLike:
-        """Streams of these seeds for a loop on `device`: these on the CPU, else of the device.
-
-        Noise is thus not copied to a device, and differs from that of the CPU.
-        """
-        return self if device == CPU else Streams(self._numbers, device)
-
-
-@final
-class Streams:
-    """Standard normal numbers with a stream for each image on its own device.
-
-    Several tensors are drawn ahead, as many as their size allows, as each image needs its own call.
-
-    Args:
-        seeds: as those of `Seeds`.
-        device: where they are drawn.
-    """
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self._ahead: dict[torch.Size, list[Tensor]] = {}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Numbers for `x` (B, ...), row i from stream i, in the dtype of `x`."""
-        ahead = self._ahead.setdefault(x.shape, [])
-        if not ahead:
-            count = max(1, min(AHEAD, LARGEST // x[0].numel()))
-            shape = (count, *x.shape[1:])
-            place = x.device
-            rows = [
-                torch.randn(shape, generator=g, dtype=torch.float32, device=place)
-                for g in self._generators
-            ]
-            ahead.extend(torch.stack(rows, 1).unbind())
-        return ahead.pop(0).to(x.dtype)
-
-
 def uniform_grid(steps: int, first: float = 1.0, last: float = 0.0) -> Tensor:
-    """`steps` equal steps from `first` down to `last`: steps + 1 times, float64."""
+    """`steps` equal steps from `first` down to `last`: steps + 1 times, float64.
+
+    >>> sf.grids.uniform_grid(4)
+    tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    """
     if steps < 1:
         raise Refused(f"sampling needs one step or more; got {steps}.")
     return torch.linspace(first, last, steps + 1, dtype=torch.float64)

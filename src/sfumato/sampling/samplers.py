@@ -147,7 +147,13 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "cold": partial(reverse, coupling.cold),
     "ihdm": _ihdm,
 }
-"""Kernels by the names of samplers."""
+"""Kernels by the names of samplers.
+
+>>> len(sf.KERNELS), "unipc" in sf.KERNELS
+(25, True)
+>>> sf.Sampler("ddim:eta=0.5").kernel
+reverse(ddim(0.5))
+"""
 
 
 @final
@@ -164,6 +170,14 @@ class Sampler:
     Raises:
         ValueError: no such kernel, or fewer than one step.
         TypeError: a kernel that is not a `Kernel`.
+
+    >>> sampler = sf.Sampler("ddim:eta=0.5", steps=20)
+    >>> sampler.kernel, sampler.name
+    (reverse(ddim(0.5)), 'ddim:eta=0.5')
+    >>> sf.Sampler(steps=10).over(sampler).name  # what is not set is taken from the other
+    'ddim:eta=0.5'
+    >>> sf.Sampler("heun", grid=[1.0, 0.3, 0.0]).steps
+    2
     """
 
     kernel: Kernel | str | None = None

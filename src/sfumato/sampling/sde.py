@@ -33,6 +33,10 @@ def markov(process: Process, t: Tensor) -> Operator:
     r"""g^2 = V' - C' C^-1 V - V (C' C^-1)^T: the SDE whose forward process is Markov.
 
     Score SDE's for VE, VP and sub-VP, Blurring Diffusion's.
+
+    >>> process = sf.METHODS["vp"]((1, 8, 8)).process
+    >>> sf.kernels.markov(process, torch.tensor(0.5).double()).gain  # beta_t of the VP SDE
+    tensor(10.0500, dtype=torch.float64)
     """
     fade = process.signal.rate(t) @ process.signal.at(t).inv()
     half = fade @ process.cov(t)
@@ -40,7 +44,13 @@ def markov(process: Process, t: Tensor) -> Operator:
 
 
 def growth(process: Process, t: Tensor) -> Operator:
-    r"""V' = S' S^T + S S'^T: Soft Diffusion's, whose drift is C' x_0^ - V' score."""
+    r"""V' = S' S^T + S S'^T: Soft Diffusion's, whose drift is C' x_0^ - V' score.
+
+    >>> process = sf.METHODS["ve"]((1, 8, 8)).process
+    >>> t = torch.tensor(0.5).double()
+    >>> sf.kernels.growth(process, t).gain / sf.kernels.markov(process, t).gain  # equal for VE
+    tensor(1., dtype=torch.float64)
+    """
     half = process.noise.rate(t) @ process.noise.at(t).T
     return half + half.T
 
@@ -59,6 +69,12 @@ class sde(Kernel):
 
     Raises:
         ValueError: another tableau or a negative amount; on use, a nu^2 that is negative.
+
+    >>> process = sf.METHODS["vp"]((1, 8, 8)).process
+    >>> predict = sf.Predictor(process, sf.statistics.default_statistics((1, 8, 8)))
+    >>> kernel = sf.kernels.sde(tableau=sf.kernels.HEUN)
+    >>> [round(predict(kernel, sf.grids.uniform_grid(n)).error, 3) for n in (10, 20)]
+    [0.21, 0.071]
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Y. Song et al.,

@@ -49,6 +49,10 @@ class Data:
 
     Raises:
         ValueError: the three do not fit together.
+
+    >>> digits = sf.load("digits")
+    >>> len(digits), digits.batch([0, 1]).shape, digits.classes([0, 1])
+    (1500, torch.Size([2, 1, 8, 8]), tensor([0, 1]))
     """
 
     images: np.ndarray
@@ -154,6 +158,12 @@ def load(
 
     Warns:
         Note: files were skipped, or values clipped: which and how many.
+
+    >>> test = sf.load("digits", "test")
+    >>> test.record.shape, len(test)
+    ((1, 8, 8), 297)
+    >>> len(sf.load("digits", "train[:100]"))
+    100
     """
     base, part = _split(split)
     pair = None if range is None else (float(range[0]), float(range[1]))

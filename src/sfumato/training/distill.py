@@ -99,6 +99,15 @@ def distill(
     Raises:
         ValueError: a sampler that draws noise, numbers of steps that do not halve to `to`, a
             teacher without classes for `guidance`, or what `build` and `train` refuse.
+
+    >>> digits = sf.load("digits")
+    >>> size = sf.UNetOptions(width=8, patch=1)
+    >>> config = sf.Config("ddpm", digits.record, {"prediction": "velocity"}, size)
+    >>> options = sf.TrainOptions(images=32, batch=32, preview_every=0)
+    >>> teacher = sf.train(sf.build(config, digits, options), digits, options, "teacher")
+    >>> stages = sf.distill("teacher", digits, options, "few", teacher_steps=4, to=2)
+    >>> [str(stage.out) for stage in stages]
+    ['few/2']
     """
     expect(data, Data, "distill needs Data after the teacher, such as sf.load('digits')")
     teacher = from_pretrained(source, method=method)

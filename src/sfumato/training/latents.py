@@ -58,6 +58,13 @@ def encoded(
     Raises:
         ValueError: `source` does not fit the images, its channels are linearly dependent, or `out`
             holds a run on other data.
+
+    >>> size = sf.autoencoders.AutoencoderOptions(down=2)
+    >>> network = sf.autoencoders.Autoencoder((1, 8, 8), size)
+    >>> data, codec = sf.latents.encoded(sf.load("digits", "train[:64]"), network, "runs/latent")
+    >>> z = data.batch(range(64))
+    >>> z.shape, z.std().round(decimals=1)  # whitened
+    (torch.Size([64, 4, 4, 4]), tensor(1.))
     """
     expect(data, Data, "latents need Data first, such as sf.load('digits')")
     given = source.channels if isinstance(source, Codec) else None

@@ -34,6 +34,10 @@ class TrainOptions:
         checkpoint_every: images between checkpoints.
         preview_every: images between pictures of samples; 0 for none.
         keep: checkpoints kept.
+
+    >>> options = sf.TrainOptions(images=6400, batch=64)
+    >>> options.steps, options.rise, [options.pace(step) for step in (0, 4)]
+    (100, 5, [0.2, 1.0])
     """
 
     images: int = 180_000

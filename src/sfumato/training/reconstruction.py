@@ -68,6 +68,14 @@ def train_autoencoder(
 
     Raises:
         ValueError, TrainingDiverged: as `train`; or `features` without a weight, or the reverse.
+
+    >>> digits = sf.load("digits")
+    >>> size = sf.autoencoders.AutoencoderOptions(channels=2, down=2, width=8)
+    >>> config = sf.autoencoders.AutoencoderConfig(digits.record, size)
+    >>> options = sf.TrainOptions(images=32, batch=32, preview_every=0)
+    >>> trained = sf.autoencoders.train_autoencoder(config, digits, options, "runs/small")
+    >>> trained.network.latent_shape
+    (2, 4, 4)
     """
     expect(config, AutoencoderConfig, "train_autoencoder needs an AutoencoderConfig first")
     expect(data, Data, "train_autoencoder needs Data after the config, such as sf.load('digits')")

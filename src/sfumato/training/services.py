@@ -37,6 +37,9 @@ class TensorBoard:
     Raises:
         Refused: the package tensorboard is not installed.
 
+    >>> sf.trackers.TensorBoard("runs/small").folder.as_posix()
+    'runs/small/tensorboard'
+
     References:
         TensorBoard, https://www.tensorflow.org/tensorboard, written by `torch.utils.tensorboard`
     """
@@ -82,6 +85,9 @@ class Wandb:
 
     Raises:
         Refused: the package wandb is not installed.
+
+    >>> issubclass(sf.trackers.Wandb, sf.Tracker)  # for `trackers` of sf.train
+    True
 
     References:
         Weights & Biases, https://docs.wandb.ai
@@ -137,6 +143,9 @@ class Trackio:
 
     Raises:
         Refused: the package trackio is not installed.
+
+    >>> issubclass(sf.trackers.Trackio, sf.Tracker)  # for `trackers` of sf.train
+    True
 
     References:
         Trackio, https://github.com/gradio-app/trackio

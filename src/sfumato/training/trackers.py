@@ -32,7 +32,18 @@ steps in a row up to this one that were skipped because they were not finite."""
 
 @runtime_checkable
 class Tracker(Protocol):
-    """A receiver of figures and pictures; of several processes the first alone has trackers."""
+    """A receiver of figures and pictures; of several processes the first alone has trackers.
+
+    >>> class Losses:
+    ...     def start(self, model, options, step):
+    ...         self.found = []
+    ...     def log(self, step, figures):
+    ...         self.found.append(figures.get("loss"))
+    ...     def image(self, name, step, x): ...
+    ...     def stop(self): ...
+    >>> isinstance(Losses(), sf.Tracker)
+    True
+    """
 
     def start(self, model: Subject, options: TrainOptions, step: int) -> None:
         """Training of `model` starts, or resumes, from `step`."""
@@ -69,6 +80,11 @@ class JsonLines:
 
     Attributes:
         folder: where the log is; a run's own folder, or another for a second log.
+
+    >>> log = sf.JsonLines("run")
+    >>> log.log(100, {"images": 6400.0, "loss": 0.25})
+    >>> print(open("run/log.jsonl").read().strip())
+    {"step": 100, "images": 6400.0, "loss": 0.25}
     """
 
     folder: Path | str
@@ -107,6 +123,11 @@ class Pictures:
 
     Attributes:
         folder: the run's own, or another for second copies.
+
+    >>> from PIL import Image
+    >>> sf.Pictures("run").image("samples", 100, Image.new("L", (8, 8)))
+    >>> Image.open("run/previews/samples-000000100.png").size
+    (8, 8)
     """
 
     folder: Path | str
@@ -135,6 +156,16 @@ class ProgressBar:
 
     Args:
         console: where to show it; standard error by default.
+
+    >>> from rich.console import Console
+    >>> digits = sf.load("digits")
+    >>> config = sf.Config("ddpm", digits.record, {}, sf.UNetOptions(width=8, patch=1))
+    >>> options = sf.TrainOptions(images=64, batch=32, preview_every=0)
+    >>> page = Console(record=True, file=open("shown.txt", "w"))
+    >>> bar = sf.ProgressBar(page)
+    >>> model = sf.train(sf.build(config, digits, options), digits, options, "run", [bar])
+    >>> page.export_text().splitlines()[0]
+    'ddpm on digits: 66,929 parameters, 2 steps of 32'
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -62,6 +62,12 @@ def build(
     Raises:
         ValueError: the weights at `start` are of another network or of signals of another shape,
             or of latents of another codec, or not finite.
+
+    >>> digits = sf.load("digits")
+    >>> config = sf.Config("soft", digits.record, {}, sf.UNetOptions(width=8, patch=1))
+    >>> model = sf.build(config, digits, sf.TrainOptions())
+    >>> model.shape, int(model.stats.count)
+    ((1, 8, 8), 1500)
     """
     expect(config, Config, "build needs a Config first")
     expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
@@ -124,6 +130,13 @@ def train(
             written.
         TrainingDiverged: training diverged: PATIENCE steps in a row were skipped, or the last
             weights are not finite. The checkpoints in `out` are finite.
+
+    >>> digits = sf.load("digits")
+    >>> config = sf.Config("soft", digits.record, {}, sf.UNetOptions(width=8, patch=1))
+    >>> options = sf.TrainOptions(images=64, batch=32, preview_every=0)
+    >>> model = sf.train(sf.build(config, digits, options), digits, options, "runs/small")
+    >>> sf.from_pretrained("runs/small").sample(range(2), sf.Sampler(steps=2)).shape
+    torch.Size([2, 1, 8, 8])
     """
     expect(model, Model, "train needs a Model first, as sf.build makes it")
     expect(data, Data, "train needs Data after the model, such as sf.load('digits')")
