@@ -20,7 +20,7 @@ ORDER = (
     ("methods",),
     ("config", "autoencoding"),
     ("codec",),
-    ("guidance",),
+    ("guidance", "bridge"),
     ("model",),
     ("store", "checks", "editing", "restoration", "deepinv"),
     ("trajectory",),
@@ -34,7 +34,7 @@ LEAVES = {
         *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing"),
     },
     "networks": {
-        *("config", "autoencoding", "codec", "model", "store"),
+        *("config", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
     "pretrained": {"store", "evaluation", "cli", "demo"},
@@ -53,12 +53,12 @@ LEAVES = {
         "demo",
     },
     "record": {
-        *("checks", "config", "autoencoding", "codec", "model", "store"),
+        *("checks", "config", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
     "notes": {"sampling", "training", "cli"},
     "files": {
-        *("charts", "pictures", "viewing", "autoencoding", "codec", "model", "store"),
+        *("charts", "pictures", "viewing", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
     "pictures": {"notebook", "viewing", "model", "store", "training", "evaluation", "cli", "demo"},

@@ -194,6 +194,8 @@ def test_the_other_pages_tell_what_the_records_say():
         ("docs/latents.md", {"python"}),
         ("docs/deepinv.md", {"python"}),
         ("docs/notebooks.md", {"python"}),
+        ("docs/diffusers.md", {"python", "bash"}),
+        ("docs/backbones.md", {"python", "bash"}),
     ],
 )
 def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):

@@ -107,6 +107,8 @@ def test_a_config_names_no_code(model, capsys, verb, sha256):
         {"method": "model.code"},
         {"time_warp": ["model/code.py:f"]},
         {"network": {"width": "model/code.py:f"}},
+        {"backbone": {"name": "model/code.py:f"}},
+        {"backbone": {"name": "diffusers-unet", "options": {"unet": "model/code.py:f"}}},
     ],
 )
 def test_no_other_field_of_a_config_runs_code(model, values):

@@ -99,6 +99,7 @@ from .sampling.sample import sample as sample
 from .sampling.samplers import KERNELS as KERNELS
 from .sampling.samplers import Sampler as Sampler
 from .sampling.seeds import Seeds as Seeds
+from .store import from_diffusers as from_diffusers
 from .store import from_pretrained as from_pretrained
 from .training.data import Data as Data
 from .training.data import load as load

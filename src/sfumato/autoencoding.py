@@ -23,6 +23,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from sfumato import files
 from sfumato.errors import Refused
 from sfumato.networks.autoencoder import Autoencoder, AutoencoderOptions
+from sfumato.networks.diffusers_unet import current
 from sfumato.record import Record
 
 FORMAT = 1
@@ -30,8 +31,6 @@ AUTOENCODER = "autoencoder"
 """In `kind` of a config, which other models do not have."""
 THEIRS = "AutoencoderKL"
 """In `_class_name` of diffusers' config."""
-RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of attention's weights in older files of diffusers, and now."""
 
 
 @final
@@ -192,7 +191,7 @@ def read(folder: Path, shape: tuple[int, ...] | None = None) -> TrainedAutoencod
     weights = folder / f"{'diffusion_pytorch_' if theirs else ''}model.safetensors"
     tensors = files.read_tensors(weights)
     if theirs:
-        tensors = {_renamed(name): value for name, value in tensors.items()}
+        tensors = current(tensors)
     trained = TrainedAutoencoder(config)
     files.load_weights(trained.network, weights, tensors)
     trained.network.eval()
@@ -239,12 +238,3 @@ def _check_layers(found: Mapping[str, Any], count: int) -> None:
     for name, value in wanted.items():
         if (there := found.get(name, value)) != value:
             raise Refused(f"an {THEIRS} whose {name} is {there} is not read; {value} is.")
-
-
-def _renamed(name: str) -> str:
-    """Today's name in diffusers of one of its weights."""
-    if ".attentions." not in name:
-        return f"net.{name}"
-    parts = name.split(".")
-    parts[-2] = RENAMED.get(parts[-2], parts[-2])
-    return ".".join(["net", *parts])

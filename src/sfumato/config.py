@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 from torch import nn
 
+from sfumato.corruption.statistics import DataStatistics
 from sfumato.errors import Refused
-from sfumato.methods.flow_maps import FlowMap
-from sfumato.methods.recipe import Recipe
-from sfumato.names import renamed
+from sfumato.methods import lookup
+from sfumato.methods.flow_maps import FlowMap, with_flow_map
+from sfumato.methods.lookup import Method
+from sfumato.methods.recipe import Recipe, with_time_warp
+from sfumato.names import choose, renamed
 from sfumato.networks.backbones import UNetOptions
 from sfumato.networks.classifier import TimedClassifier
+from sfumato.networks.named import BACKBONES, Builder, featured
 from sfumato.networks.ranks import network
 from sfumato.record import Record
 from sfumato.sampling.samplers import Sampler
@@ -69,6 +73,27 @@ class Latent:
 
 @final
 @dataclass(frozen=True)
+class Backbone:
+    """A backbone other than the U-Net, by its name.
+
+    Attributes:
+        name: in `BACKBONES`, or `file.py:function` for the user's own.
+        options: its keyword arguments that differ from its defaults.
+        sha256: of the user's own file.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether it is code in a file of the user's, which only the user may name."""
+        return self.sha256 is not None or lookup.names_code(self.name)
+
+
+@final
+@dataclass(frozen=True)
 class Config:
     """What a model is, as `config.json` holds it.
 
@@ -76,7 +101,7 @@ class Config:
         method: a name in METHODS, or `file.py:function` for the user's own.
         parameters: the method's keyword arguments that differ from its defaults.
         record: the data's record.
-        network: the backbone's options; None for a user-defined module.
+        network: the U-Net's options; None for another backbone.
         conditional: whether the backbone receives classes.
         sha256: of the user's own method file.
         sampler: the default sampler; what it leaves unset is the method's.
@@ -90,6 +115,7 @@ class Config:
         flow_map: what maps the backbone learns, where it was distilled or trained to need few
             steps.
         latent: the autoencoder, where the data are its latents; `record` describes these.
+        backbone: another backbone than the U-Net; with neither it is a module of the user's.
 
     Raises:
         ValueError: `drop_classes` is no share, or there are no classes to drop or to tell apart.
@@ -116,8 +142,13 @@ class Config:
     classifier: bool = False
     flow_map: FlowMap | None = None
     latent: Latent | None = None
+    backbone: Backbone | None = None
 
     def __post_init__(self) -> None:
+        if self.backbone is not None:
+            object.__setattr__(self, "network", None)
+            if self.classifier:
+                raise Refused("a classifier has a network of its own: leave out the backbone.")
         if not 0.0 <= self.drop_classes <= 1.0:
             raise Refused(
                 f"drop_classes is a share of the images, from 0 to 1; got {self.drop_classes}."
@@ -151,7 +182,15 @@ class Config:
         plain = asdict(replace(self, sampler=Sampler())) | parts
         found = {"format": FORMAT, **json.loads(json.dumps(plain))}
         # Left out at their defaults, so that models of older versions are unchanged.
-        for name in ("time_warp", "origin", "drop_classes", "classifier", "flow_map", "latent"):
+        for name in (
+            "time_warp",
+            "origin",
+            "drop_classes",
+            "classifier",
+            "flow_map",
+            "latent",
+            "backbone",
+        ):
             if not found[name]:
                 del found[name]
         return found
@@ -178,6 +217,7 @@ class Config:
             origin = values.pop("origin", None)
             flow = values.pop("flow_map", None)
             latent = values.pop("latent", None)
+            backbone = values.pop("backbone", None)
             return cls(
                 record=record,
                 network=None if network is None else UNetOptions(**network),
@@ -186,6 +226,7 @@ class Config:
                 origin=None if origin is None else Origin(**origin),
                 flow_map=None if flow is None else FlowMap(**flow),
                 latent=None if latent is None else Latent.from_dict(latent),
+                backbone=None if backbone is None else Backbone(**backbone),
                 **values,
             )
         except (KeyError, TypeError) as error:
@@ -194,14 +235,115 @@ class Config:
             ) from error
 
 
-def made(config: Config, recipe: Recipe) -> nn.Module:
-    """A new backbone of `config.network`, for a model of this recipe; ValueError without one."""
-    if config.network is None:
+def composed(config: Config, stats: DataStatistics, method: Method | None = None) -> Recipe:
+    """The recipe of a model of `config`, on data with these statistics.
+
+    Args:
+        config: what the model is.
+        stats: of its data.
+        method: the method, where it is the user's own.
+
+    Raises:
+        ValueError: no such method, or parameters that it does not take.
+    """
+    if method is None:
+        method = method_of(config)
+    try:
+        recipe = method(config.record.shape, stats, **config.parameters)
+    except (TypeError, IndexError, KeyError) as error:
+        raise Refused(f"method {config.method}: {error}.") from error
+    warp, flow = config.time_warp, config.flow_map
+    recipe = recipe if warp is None else with_time_warp(recipe, warp)
+    return recipe if flow is None else with_flow_map(recipe, flow)
+
+
+def method_of(config: Config) -> Method:
+    """The method that `config` names; ValueError where it is code in a file of the user's."""
+    if config.own:
+        raise Refused(
+            f"this model's method is {config.method}, code in a file, which no checkpoint may run "
+            "by itself. If you trust that file, name it: --method FILE.py:NAME, or method=... in "
+            "Python."
+        )
+    return lookup.known(config.method)
+
+
+def made(config: Config, recipe: Recipe, given: nn.Module | Builder | None = None) -> nn.Module:
+    """A new backbone of `config`, for a model of this recipe.
+
+    Args:
+        config: what the model is.
+        recipe: of its method.
+        given: the user's own module, which is returned; or the function that makes it.
+
+    Raises:
+        ValueError: the user's own is missing, is no module, or does not take these options.
+    """
+    if isinstance(given, nn.Module):
+        return given
+    if config.backbone is None and (config.network is None or given is not None):
         raise Refused("this model's backbone is your own module. Pass it as `backbone`.")
     shape, classes = config.record.shape, len(config.record.classes or ())
-    if config.classifier:
+    if config.classifier and config.network is not None:
         return TimedClassifier(shape, config.network, classes)
     known = classes if config.conditional else None
     drawn, flow = recipe.context, recipe.flow_map
     context = (drawn.channels if drawn else 0) + (flow.channels if flow else 0)
-    return network(shape, config.network, known, context, recipe.fourier)
+    which = config.backbone or config.network or UNetOptions()
+    return new(which, shape, known, context, recipe.fourier, given)
+
+
+def new(
+    which: Backbone | UNetOptions,
+    shape: tuple[int, ...],
+    classes: int | None = None,
+    context: int = 0,
+    fourier: Sequence[float] = (),
+    given: Builder | None = None,
+) -> nn.Module:
+    """A backbone by its name, or the U-Net of these options.
+
+    Args:
+        which: its name and options.
+        shape: of a signal.
+        classes: their number; None for an unconditional one.
+        context: channels received beside the signal.
+        fourier: frequencies of its features of the signal.
+        given: the function that makes it, where it is the user's own.
+
+    Raises:
+        ValueError: as `made`.
+    """
+    if isinstance(which, UNetOptions):
+        return network(shape, which, classes, context, fourier)
+
+    def build(channels: int) -> nn.Module:
+        return _built(which, given, shape, classes, channels)
+
+    return featured(build, shape[0], context, fourier)
+
+
+def _built(
+    spec: Backbone,
+    given: Builder | None,
+    shape: tuple[int, ...],
+    classes: int | None,
+    context: int,
+) -> nn.Module:
+    """The module of a named backbone."""
+    if given is None and spec.own:
+        raise Refused(
+            f"this model's backbone is {spec.name}, code in a file, which no checkpoint may run by "
+            "itself. If you trust that file, name it: --backbone FILE.py:NAME, or backbone=... in "
+            "Python."
+        )
+    build = given or choose("backbone", spec.name, BACKBONES)
+    try:
+        found = build(shape, classes, context, **spec.options)
+    except (TypeError, IndexError, KeyError) as error:
+        raise Refused(f"backbone {spec.name}: {error}.") from error
+    if not isinstance(found, nn.Module):
+        raise Refused(
+            f"backbone {spec.name} returned {type(found).__name__}; a backbone is a torch module."
+        )
+    return found

@@ -92,6 +92,13 @@ def folder(path: Path | str) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def new(path: Path | str) -> Path:
+    """The path of a folder to be written; ValueError where it exists."""
+    if Path(path).exists():
+        raise Refused(f"{path} exists; a model is written to a new folder.")
+    return Path(path)
+
+
 def remove(path: Path) -> None:
     """Remove a folder atomically: a reader finds all of it, or nothing at `path`."""
     gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))

@@ -16,7 +16,7 @@ from sfumato import files, notebook
 from sfumato.algebra.place import sent
 from sfumato.codec import Codec, fitting
 from sfumato.config import Config as Config
-from sfumato.config import made
+from sfumato.config import composed, made, method_of
 from sfumato.corruption.boundary import Time, expect, shaped
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.statistics import DataStatistics, default_statistics
@@ -24,10 +24,11 @@ from sfumato.errors import Refused
 from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.guidance import Guidance, asked, labels
-from sfumato.methods import grids, lookup
-from sfumato.methods.flow_maps import check_mean, conditions, with_flow_map
+from sfumato.methods import grids
+from sfumato.methods.flow_maps import check_mean, conditions
 from sfumato.methods.lookup import Method
-from sfumato.methods.recipe import Recipe, with_time_warp
+from sfumato.methods.recipe import Recipe
+from sfumato.networks.named import Builder
 from sfumato.sampling.batches import Batches, Begin, Begun
 from sfumato.sampling.density import log_prob
 from sfumato.sampling.kernels import Kernel
@@ -42,7 +43,8 @@ class Model:
     Args:
         config: what the model is.
         stats: statistics measured from the data; by default typical ones.
-        backbone: any module f(x, label, **cond); by default the U-Net of `config.network`.
+        backbone: any module f(x, label, **cond), or the function that makes it where
+            `config.backbone` is the user's own; by default what `config` names.
         method: the method, where `config.method` is the user's own.
         codec: of a model of latents; by default that of pixels, which changes nothing.
 
@@ -58,31 +60,17 @@ class Model:
         self,
         config: Config,
         stats: DataStatistics | None = None,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | Builder | None = None,
         method: Method | None = None,
         codec: Codec | None = None,
     ) -> None:
-        if method is None:
-            if config.own:
-                raise Refused(
-                    f"this model's method is {config.method}, code in a file, which no checkpoint "
-                    "may run by itself. If you trust that file, name it: --method FILE.py:NAME, or "
-                    "method=... in Python."
-                )
-            method = lookup.known(config.method)
+        method = method_of(config) if method is None else method
         self.config = config
         self.codec = fitting(config, codec)
         self.method = method
         self.stats = stats or default_statistics(self.shape)
-        try:
-            recipe = method(self.shape, self.stats, **config.parameters)
-        except (TypeError, IndexError, KeyError) as error:
-            raise Refused(f"method {config.method}: {error}.") from error
-        warp = config.time_warp
-        recipe = recipe if warp is None else with_time_warp(recipe, warp)
-        flow = config.flow_map
-        self.recipe: Recipe = recipe if flow is None else with_flow_map(recipe, flow)
-        backbone = made(config, self.recipe) if backbone is None else backbone
+        self.recipe: Recipe = composed(config, self.stats, method)
+        backbone = made(config, self.recipe, backbone)
         # Faster for convolutions on nearly every device; no effect on other modules.
         convert_conv2d_weight_memory_format(backbone, torch.channels_last)
         process, means = self.recipe.process, self.recipe.parametrization
@@ -382,10 +370,19 @@ class Model:
             path: a folder that does not exist yet.
             raw: weights without averaging, kept as `raw.safetensors`.
         """
-        if Path(path).exists():
-            raise Refused(f"{path} exists; a model is written to a new folder.")
-        with files.folder(path) as part:
+        with files.folder(files.new(path)) as part:
             self.write(part, self.trainable.state_dict(), raw)
+
+    def save_diffusers(self, path: str | Path) -> None:
+        """Write a pipeline of diffusers to a new folder, all or nothing: docs/diffusers.md.
+
+        Raises:
+            ValueError: the folder exists, or the model cannot be exported; the sentence says why.
+        """
+        from sfumato.bridge import write  # imports pipelines, which nothing else needs
+
+        with files.folder(files.new(path)) as part:
+            write.write(self, part)
 
     def write(
         self, part: Path, weights: Mapping[str, Tensor], raw: Mapping[str, Tensor] | None = None

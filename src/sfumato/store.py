@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from torch import Tensor, nn
 
 from sfumato import autoencoding, files, pretrained
+from sfumato.bridge import read as incoming
 from sfumato.codec import CHANNELS, WEIGHTS, Channels, Codec
 from sfumato.config import Config
 from sfumato.corruption.statistics import DataStatistics
@@ -18,6 +19,7 @@ from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import nearest
 from sfumato.networks.autoencoder import Autoencoder, AutoencoderOptions
+from sfumato.networks.named import Builder
 
 DIGITS = "[0-9]" * 8
 """Names of checkpoints: the step, in eight digits."""
@@ -42,7 +44,7 @@ def from_pretrained(
     path: str | Path,
     *,
     weights: str = "ema",
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | Builder | None = None,
     method: Method | None = None,
     autoencoder: nn.Module | None = None,
 ) -> Model:
@@ -50,9 +52,9 @@ def from_pretrained(
 
     Args:
         path: the name of a bundled model, such as "fashion-soft", or a model's folder, or a run's:
-            then its latest checkpoint.
+            then its latest checkpoint; or the folder of a pipeline of diffusers.
         weights: "ema" (averaged) or "raw".
-        backbone: the module, where it is the user's own.
+        backbone: the module, or the function that makes it, where it is the user's own.
         method: the method, where it is the user's own.
         autoencoder: the module of a model of latents, where it is the user's own; its weights are
             replaced by those in the folder.
@@ -66,7 +68,36 @@ def from_pretrained(
     ((1, 28, 28), 'ddpm')
     """
     stored = read(path, weights)
-    codec = codec_of(stored, autoencoder)
+    return loaded(stored, backbone, method, codec_of(stored, autoencoder))
+
+
+def from_diffusers(source: Any) -> Model:  # noqa: ANN401 - any pipeline of diffusers
+    """The model of a pipeline of diffusers, with a UNet2DModel and one of its schedulers.
+
+    Every sampler, likelihood and evaluation takes it. Its default sampler is that of the scheduler,
+    which for DDIM is equal step by step, without clipping: `sample(..., clip=True)` clips.
+
+    Args:
+        source: the folder of a pipeline, or a loaded one, whose weights are copied.
+
+    Raises:
+        ValueError: no pipeline there; one of other components, or of a scheduler that is not read;
+            a file is missing, truncated or pickled.
+    """
+    if not isinstance(source, str | Path):
+        return loaded(Stored(*incoming.pipeline(source), Path(type(source).__name__), {}))
+    if not incoming.is_pipeline(Path(source)):
+        raise Refused(f"{source} is no pipeline of diffusers: no {incoming.INDEX} there.")
+    return from_pretrained(source)
+
+
+def loaded(
+    stored: Stored,
+    backbone: nn.Module | Builder | None = None,
+    method: Method | None = None,
+    codec: Codec | None = None,
+) -> Model:
+    """The model of these files; arguments as those of `Model`."""
     model = Model(stored.config, stored.stats, backbone, method, codec)
     files.load_weights(model.trainable, stored.path, stored.weights)
     model.denoiser.eval()
@@ -136,6 +167,8 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
     name = "model.safetensors" if weights == "ema" else "raw.safetensors"
 
     def stored(folder: Path) -> Stored:
+        if incoming.is_pipeline(folder):
+            return Stored(*incoming.folder(folder), folder / "unet" / incoming.WEIGHTS, {})
         file = folder / name
         config = read_config(folder)
         held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
@@ -198,7 +231,7 @@ def locate(path: str | Path) -> Path:
     if str(path) in pretrained.models():
         return pretrained.path(str(path))
     path = Path(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or incoming.is_pipeline(path):
         return path
     checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
     if checkpoints:
@@ -211,6 +244,8 @@ def locate(path: str | Path) -> Path:
 
 def read_config(folder: Path) -> Config:
     """The config in a model's folder; ValueError where it cannot be read."""
+    if incoming.is_pipeline(folder):
+        return incoming.config(folder)
     try:
         return Config.from_dict(json.loads((folder / "config.json").read_text()))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:

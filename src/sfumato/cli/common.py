@@ -32,6 +32,8 @@ HELD_OUT = "of the data: test, train, or a slice: train[55000:] (default: test, 
 RANGE = Kind(kinds.several(kinds.NUMBER, 2).read, "LOW,HIGH")
 OPTIONS = ("range", "key", "kind", "resize", "crop")
 """How data are read: parameters of `sfumato.load`."""
+OWN = ("method", "backbone")
+"""Parts of a model that may be code in the user's file, each with an option of its name."""
 RUN = "folder of a run or model, or the name of a bundled model"
 
 
@@ -121,6 +123,18 @@ def asked(values: Namespace) -> dict[str, Any]:
     return {name: values[name] for name in OPTIONS if values[name] is not None}
 
 
+def trained_on(record: Record) -> str:
+    """The name of the data of a model; ValueError for a pipeline, which does not say it."""
+    from sfumato.bridge.read import is_pipeline
+
+    if is_pipeline(Path(record.name)):
+        raise Refused(
+            f"{record.name} is a pipeline of diffusers, which does not say what it was trained "
+            "on. Name real images: --data."
+        )
+    return record.name
+
+
 def beside(record: Record, source: str, values: Namespace) -> dict[str, Any]:
     """The arguments of `sfumato.load` that read `source` as the input of a model with this record.
 
@@ -158,6 +172,8 @@ def which_model(parser: Parser) -> None:
     parser.option("weights", kinds.choice("ema", "raw"), "ema", "averaged weights, or the last")
     own = "the model's method FILE.py:NAME, where it is your own; the file is run"
     parser.option("method", kinds.optional(kinds.TEXT), None, own)
+    own = "the model's backbone FILE.py:NAME, where it is your own; the file is run"
+    parser.option("backbone", kinds.optional(kinds.TEXT), None, own)
     device_option(parser, "where to compute")
     dtype = kinds.choice("float32", "bfloat16", "float16")
     parser.option("dtype", dtype, "float32", "precision of the network")
@@ -171,16 +187,24 @@ def load(run: str, values: Namespace) -> Model:
     from sfumato.store import from_pretrained, newest, read_config
 
     place = torch.device(device(values.device) or best())
-    method = None
-    if values.method is not None:
-        method, sha256 = lookup.method(values.method)
+    given: dict[str, Any] = {}
+    for what in OWN:
+        if values[what] is None:
+            continue
+        named = values[what]
+        made, sha256 = lookup.method(named) if what == "method" else lookup.own(what, named)
         config = newest(run, read_config)
-        if not config.own:
-            raise Refused(f"{run} was trained by {config.method}; leave --method out.")
-        if config.sha256 != sha256:
-            note = f"{values.method} is not the file that {run} was trained with."
+        backbone = config.backbone
+        spec = config if what == "method" else backbone
+        if spec is None or not spec.own:
+            network = "the U-Net" if backbone is None else backbone.name
+            known = config.method if what == "method" else network
+            raise Refused(f"{run} was trained by {known}; leave --{what} out.")
+        given[what] = made
+        if spec.sha256 != sha256:
+            note = f"{named} is not the file that {run} was trained with."
             print(f"sfumato: note: {note}", file=sys.stderr)
-    model = from_pretrained(run, weights=values.weights, method=method).to(place)
+    model = from_pretrained(run, weights=values.weights, **given).to(place)
     if values.dtype != "float32":
         backbone = model.denoiser.backbone
         cast = torch.autocast(place.type, getattr(torch, values.dtype))(backbone.forward)

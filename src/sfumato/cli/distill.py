@@ -88,7 +88,7 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
             **how,
             trackers=lambda folder: common.trackers(values, folder),
             device=common.device(values.device),
-            method=teacher.method if values.method else None,
+            **_own(values),
         )
         if judge is not None:
             rows = _rows(judge, done, teacher, chosen, values)
@@ -100,12 +100,19 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
         print(f"sfumato: stopped; the same command resumes {out}.", file=sys.stderr)
         return 130
     if not values.quiet:
-        own = f" --method {values.method}" if values.method else ""
+        own = "".join(f" --{what} {values[what]}" for what in common.OWN if values[what])
         for stage in done:
             count = stage.model.sampler.whole[1]
             print(f"{stage.out}: samples in {'one step' if count == 1 else f'{count} steps'}")
         print(f"Sample it: sfumato sample {done[-1].out}{own} --out samples.png")
     return 0
+
+
+def _own(values: Namespace) -> dict[str, Any]:
+    """The user's own parts of the teacher."""
+    from sfumato.methods import lookup
+
+    return {what: lookup.own(what, values[what])[0] for what in common.OWN if values[what]}
 
 
 def _teacher(values: Namespace) -> Model:
@@ -222,6 +229,8 @@ def _parser(training: Sequence[signatures.Parameter]) -> Parser:
     parser.option("out", kinds.optional(kinds.PATH), None, text)
     own = "the teacher's method FILE.py:NAME, where it is your own; the file is run"
     parser.option("method", kinds.optional(kinds.TEXT), None, own)
+    own = "the teacher's backbone FILE.py:NAME, where it is your own; the file is run"
+    parser.option("backbone", kinds.optional(kinds.TEXT), None, own)
     common.device_option(parser, "where to train")
     told = "program that receives figures and pictures, beside each run's log; may be repeated"
     known = kinds.several(kinds.choice(*SERVICES), empty=True)

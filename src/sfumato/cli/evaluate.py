@@ -99,7 +99,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     guided = guidance(values)
     if model is not None and guided.weight:
         guided.check(model)
-    source = values.data or (model and model.config.pixels.name)
+    source = values.data or (model and common.trained_on(model.config.pixels))
     if source is None:
         raise Refused("finished images need --data, the real images to compare them with.")
     if model is not None:
@@ -118,6 +118,7 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
     training = next((one for one in (real, other) if one and one.record.split == "train"), None)
     _note(judge.warnings(), values)
     subject = {name: values[name] for name in PLAN} | ({"clip": True} if values.clip else {})
+    subject |= {"backbone": values.backbone} if values.backbone else {}
     subject |= {name: values[name] for name in GUIDED if values.guidance}
     subject |= {"data": source, "split": real.record.split, "threads": torch.get_num_threads()}
     if isinstance(made, Images):
@@ -170,8 +171,10 @@ def _splits(source: str, split: str | None, how: Mapping[str, Any]) -> tuple[Any
 
 
 def _is_model(run: str) -> bool:
+    from sfumato.bridge.read import is_pipeline
+
     path = Path(run)
-    if run in pretrained.models() or (path / "config.json").is_file():
+    if run in pretrained.models() or (path / "config.json").is_file() or is_pipeline(path):
         return True
     if path.is_dir():
         return (path / "checkpoints").is_dir() or (path / "run.json").is_file()
@@ -203,7 +206,7 @@ def _verify(values: Namespace) -> int:
     path = Path(values.verify)
     old = protocol.read(path)
     subject = old["subject"]
-    refuse_code(subject, {values.extractor, values.method}, str(path))
+    refuse_code(subject, {values.extractor, values.method, values.backbone}, str(path))
     again = Namespace(**{**values.as_dict(), **subject})
     again.steps = tuple(subject["steps"] or ()) or None
     new = _evaluate(again, blocks.beside(path))

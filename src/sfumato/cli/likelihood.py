@@ -65,7 +65,7 @@ def _measured(values: Namespace, keep: Path | None) -> dict[str, Any]:
 
     model = load(values.run, values)
     model.codec.check_pixels("a likelihood")
-    source = values.data or model.config.record.name
+    source = values.data or common.trained_on(model.config.record)
     how = common.beside(model.config.record, source, values)
     data = load_data(source, values.split or held_out(source), **how)
     data.record.check_shape(model.shape, values.run)

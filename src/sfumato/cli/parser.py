@@ -23,7 +23,7 @@ from sfumato.record import LATER
 
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options of one call that do not change its result."""
-CODE = ("method", "extractor", "target", "operator")
+CODE = ("method", "backbone", "extractor", "target", "operator")
 """Options that may name code to run, FILE.py:NAME, on the command line and in no file."""
 OWN = ".py:"
 """In an operator's name: it is the user's own, where others have parameters after a colon."""
@@ -310,6 +310,7 @@ def _objective(flow: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def described(model: Mapping[str, Any]) -> dict[str, Any]:
     """The options in a model's config: method, parameters, classes, network."""
+    other = model.get("backbone")
     warp = model.get("time_warp")
     told = {"conditional": model["conditional"], "drop_classes": model.get("drop_classes", 0.0)}
     return {
@@ -318,6 +319,7 @@ def described(model: Mapping[str, Any]) -> dict[str, Any]:
         **({} if model.get("classifier") else told),
         **model["parameters"],
         **(model["network"] or {}),
+        **({"backbone": other["name"], **other["options"]} if other else {}),
     }
 
 

@@ -18,6 +18,8 @@ from sfumato.errors import Refused
 from sfumato.names import choose
 
 SOURCE = Path(__file__).parents[1]
+UNET = "unet"
+"""The backbone that is trained unless another is asked for."""
 SCALARS = {"int": kinds.WHOLE, "float": kinds.NUMBER, "str": kinds.TEXT, "bool": kinds.YES}
 
 
@@ -45,7 +47,19 @@ class Signature(NamedTuple):
 
 def methods() -> dict[str, tuple[Path, str]]:
     """File and function of each name in METHODS."""
-    tree = _tree(SOURCE / "methods" / "__init__.py")
+    return _listed(SOURCE / "methods" / "__init__.py", "METHODS")
+
+
+def backbones() -> dict[str, tuple[Path, str]]:
+    """File and function or class of the backbones that can be trained, the U-Net first."""
+    found = _listed(SOURCE / "networks" / "named.py", "BACKBONES")
+    del found["diffusers-unet"]  # made by the config of a pipeline, which no flag can give
+    return {UNET: (SOURCE / "networks" / "backbones.py", "UNetOptions"), **found}
+
+
+def _listed(path: Path, table: str) -> dict[str, tuple[Path, str]]:
+    """File and function of each entry of a table of imported functions."""
+    tree = _tree(path)
     homes = {
         alias.asname or alias.name: (statement.module, alias.name)
         for statement in tree.body
@@ -53,7 +67,7 @@ def methods() -> dict[str, tuple[Path, str]]:
         for alias in statement.names
     }
     found = {}
-    for name, value in _entries(tree, "METHODS").items():
+    for name, value in _entries(tree, table).items():
         module, function = homes[ast.unparse(value)]
         found[name] = (SOURCE.parent / f"{module.replace('.', '/')}.py", function)
     return found
@@ -65,11 +79,24 @@ def method(spec: str) -> Signature:
     Raises:
         ValueError: no such method, file or function.
     """
+    return _read_spec("method", spec, methods())
+
+
+def backbone(spec: str) -> Signature:
+    """Signature of a backbone by its name, or of a user-defined one by `FILE.py:NAME`.
+
+    Raises:
+        ValueError: no such backbone, file or function.
+    """
+    return _read_spec("backbone", spec, backbones())
+
+
+def _read_spec(what: str, spec: str, known: dict[str, tuple[Path, str]]) -> Signature:
     path, colon, name = spec.rpartition(":")
     if not colon:
-        return read(*choose("method", spec, methods()))
+        return read(*choose(what, spec, known))
     if not Path(path).is_file():
-        raise Refused(f"no file '{path}' for the method {spec}.")
+        raise Refused(f"no file '{path}' for the {what} {spec}.")
     return read(Path(path), name)
 
 
@@ -80,7 +107,7 @@ def read(path: Path, name: str) -> Signature:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
             doc = parse(_doc(node))
             helps = {entry.arg_name: entry.description or "" for entry in doc.params}
-            listed = _fields(node) if isinstance(node, ast.ClassDef) else _keywords(node)
+            listed = _keywords(node) if isinstance(node, ast.FunctionDef) else _of_class(node)
             parameters = [_parameter(*row, helps.get(row[0], "")) for row in listed]
             return Signature(
                 _doc(tree),
@@ -111,6 +138,14 @@ def _entries(tree: ast.Module, name: str) -> dict[str, ast.expr]:
 def _keywords(node: ast.FunctionDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
     pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     return [(argument.arg, argument.annotation, default) for argument, default in pairs]
+
+
+def _of_class(node: ast.ClassDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:
+    """The keyword arguments of its own `__init__`, or the fields of a dataclass."""
+    for found in node.body:
+        if isinstance(found, ast.FunctionDef) and found.name == "__init__":
+            return _keywords(found)
+    return _fields(node)
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr | None, ast.expr | None]]:

@@ -23,13 +23,14 @@ from sfumato.cli.parser import (
     settings,
     typed,
 )
-from sfumato.cli.signatures import SOURCE, Parameter, Signature
+from sfumato.cli.signatures import SOURCE, UNET, Parameter, Signature
 from sfumato.errors import Refused
 from sfumato.names import reworded
 from sfumato.training.services import SERVICES
 
 if TYPE_CHECKING:
-    from sfumato.networks.backbones import UNetOptions
+    from sfumato.config import Backbone
+    from sfumato.networks.named import Builder
     from sfumato.training.options import TrainOptions
 
 RESUMES = (
@@ -53,7 +54,10 @@ def run(argv: Sequence[str], verb: str = TRAIN) -> int:
     names = signatures.methods()
     name, rest = first(argv, found, "method", WITHOUT.format(verb=verb, names=", ".join(names)))
     training = signatures.read(SOURCE / "training" / "options.py", "TrainOptions").parameters
-    network = signatures.read(SOURCE / "networks" / "backbones.py", "UNetOptions").parameters
+    backbone = UNET
+    if verb == TRAIN:
+        backbone = str(said(argv, "--backbone") or found.get("backbone") or UNET)
+    network = signatures.backbone(backbone).parameters
     if name is None:
         _general(verb, training, network).print_help()
         return 0
@@ -66,12 +70,27 @@ def run(argv: Sequence[str], verb: str = TRAIN) -> int:
     from sfumato.training.options import TrainOptions
 
     options = TrainOptions(**pick(values, training))
-    size = UNetOptions(**pick(values, network))
+    size = UNetOptions(**pick(values, network)) if backbone == UNET else None
     if values.dry_run:
         print(resolved(parser, values, method=name))
         return 0
-    chosen = pick(values, [row for row in method.parameters if _changed(values, row)])
-    return _train(verb, name, chosen, options, size, values)
+    told: dict[str, Any] = {"parameters": _changed(values, method), "network": size}
+    given: dict[str, Any] = {}
+    if size is None:
+        told["backbone"], given["backbone"] = _backbone(backbone, values)
+    return _train(verb, name, told, given, options, values)
+
+
+def _backbone(spec: str, values: Namespace) -> tuple[Backbone, Builder | None]:
+    """The backbone that the options describe, and its function where it is the user's own."""
+    from sfumato.config import Backbone
+    from sfumato.methods import lookup
+
+    options = _changed(values, signatures.backbone(spec))
+    if not lookup.names_code(spec):
+        return Backbone(spec, options), None
+    build, sha256 = lookup.own("backbone", spec)
+    return Backbone(spec, options, sha256), build
 
 
 def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -91,11 +110,12 @@ def _inherited(source: str, argv: Sequence[str]) -> dict[str, Any]:
 def _train(
     verb: str,
     name: str,
-    parameters: dict[str, Any],
+    told: dict[str, Any],
+    given: dict[str, Any],
     options: TrainOptions,
-    size: UNetOptions,
     values: Namespace,
 ) -> int:
+    """Train a model whose config has `told`, with the user's own code `given`."""
     from sfumato import files
     from sfumato.config import Config
     from sfumato.methods import lookup
@@ -112,16 +132,17 @@ def _train(
         data = data.mirrored()
     if verb == TRAIN and values.conditional and data.record.classes is None:
         raise Refused(f"{values.data} has no classes; train without --conditional.")
-    told: dict[str, Any] = {"conditional": True, "classifier": True}
     if verb == TRAIN:
-        told = {"conditional": values.conditional, "drop_classes": values.drop_classes}
+        told |= {"conditional": values.conditional, "drop_classes": values.drop_classes}
+    else:
+        told |= {"conditional": True, "classifier": True}
     data, codec = common.latents(data, values, place)
     if codec is not None:
         told["latent"] = codec.about
-    config = Config(name, data.record, parameters, size, sha256=sha256, **told)
+    config = Config(name, data.record, sha256=sha256, **told)
     if values.time_warp is not None:
         config = replace(config, time_warp=time_warp(values.time_warp))
-    own = {"method": make if sha256 else None, "codec": codec}
+    own = {"method": make if sha256 else None, "codec": codec, **given}
     if verb == TRAIN and values.objective != DENOISING:
         by, levels = values.objective, values.flow_levels
         config = replace(config, flow_map=without_teacher(config, data.stats(), by, levels, **own))
@@ -133,6 +154,7 @@ def _train(
         return 130
     if not values.quiet:
         own = f" --method {name}" if sha256 else ""
+        own += f" --backbone {values.backbone}" if given.get("backbone") else ""
         print(f"{values.out}: checkpoints/, previews/, log.jsonl, run.json")
         if verb == CLASSIFIER:
             print(f"Sample a model with it: sfumato sample RUN --classifier {values.out}")
@@ -203,6 +225,9 @@ def _add_options(
         parser.option("objective", kinds.choice(DENOISING, *NO_TEACHER), DENOISING, text)
         text = "levels of a consistency model; of a shortcut model the shortest steps"
         parser.option("flow_levels", kinds.POSITIVE, 16, text)
+        known = ", ".join(signatures.backbones())
+        text = f"the network: {known}, or your own FILE.py:NAME; its options are below"
+        parser.option("backbone", kinds.TEXT, UNET, text)
     if method is not None:
         parser.options(method.parameters, f"the method {name}")
     parser.options(training, "training", also={"precision": "dtype"})
@@ -210,5 +235,7 @@ def _add_options(
     parser.about_the_call()
 
 
-def _changed(values: Namespace, parameter: Parameter) -> bool:
-    return parameter.required or values[parameter.name] != parameter.default
+def _changed(values: Namespace, of: Signature) -> dict[str, Any]:
+    """The values that differ from a function's own defaults."""
+    rows = of.parameters
+    return pick(values, [row for row in rows if row.required or values[row.name] != row.default])

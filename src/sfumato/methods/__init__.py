@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sfumato.methods.blurring import blurring
+from sfumato.methods.chain import chain
 from sfumato.methods.cold import cold
 from sfumato.methods.ddim import ddim
 from sfumato.methods.ddpm import ddpm
@@ -49,3 +50,6 @@ METHODS: dict[str, Callable[..., Recipe]] = {
 >>> recipe.process.signal.at(torch.tensor(1.0).double()).gain < 1e-3
 tensor(True)
 """
+
+READ: dict[str, Callable[..., Recipe]] = {"diffusers": chain}
+"""Methods of models that other programs have trained; with `METHODS`, what a config may name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import Refused
-from sfumato.methods import METHODS
+from sfumato.methods import METHODS, READ
 from sfumato.methods.recipe import Recipe
 from sfumato.names import choose
 
@@ -35,7 +35,7 @@ def known(name: str) -> Method:
     Raises:
         ValueError: no such method.
     """
-    return choose("method", name, METHODS)
+    return READ[name] if name in READ else choose("method", name, METHODS)
 
 
 def names_code(spec: object) -> bool:

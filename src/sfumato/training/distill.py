@@ -23,6 +23,7 @@ from sfumato.methods.flow_maps import WAYS, FlowMap
 from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import choose
+from sfumato.networks.named import Builder
 from sfumato.notes import Note
 from sfumato.sampling.kernels import reverse
 from sfumato.sampling.multistep import multistep
@@ -68,6 +69,7 @@ def distill(
     trackers: Callable[[Path], Iterable[Tracker]] = lambda out: (),
     device: str | None = None,
     method: Method | None = None,
+    backbone: Builder | None = None,
 ) -> list[Stage]:
     """Train models that need few steps from the model at `source`; the same call resumes.
 
@@ -92,6 +94,7 @@ def distill(
         trackers: from a stage's folder to what receives its figures.
         device: as in `train`.
         method: the teacher's method, where it is the user's own.
+        backbone: the function that makes its backbone, where that is the user's own.
 
     Returns:
         the stages, in turn.
@@ -110,7 +113,7 @@ def distill(
     ['few/2']
     """
     expect(data, Data, "distill needs Data after the teacher, such as sf.load('digits')")
-    teacher = from_pretrained(source, method=method)
+    teacher = from_pretrained(source, method=method, backbone=backbone)
     paths = paths_of(teacher, by, teacher_steps, to, sampler, guidance)
     _note_noise(teacher)
     times = paths.times
@@ -119,7 +122,7 @@ def distill(
     if by == "progressive":
         first = Path(out, f"{halved(len(times) - 1, to)[0]}")
     data, codec = _coded(teacher, data, first, device)
-    how = data, codec, options, trackers, device
+    how = data, codec, options, trackers, device, backbone
     if by != "progressive":
         taught = name if by == "consistency" else None
         flow = FlowMap(by, _floats(times), to, taught, guidance)
@@ -195,14 +198,14 @@ def without_teacher(
         config, stats: of the model, as `Model` takes them.
         by: consistency or shortcut.
         levels: of a consistency model; of a shortcut model, the shortest steps, a power of 2.
-        given: further arguments of `Model`: `method`, `codec`.
+        given: further arguments of `Model`; its backbone is not used.
 
     Raises:
         ValueError: progressive distillation, which needs a teacher, or levels that do not fit.
     """
     if by == "progressive":
         raise Refused("progressive distillation needs a teacher: sfumato distill RUN.")
-    model = Model(config, stats, nn.Identity(), **given)
+    model = Model(config, stats, **{**given, "backbone": nn.Identity()})
     _check_levels(model)
     times = model.times(Sampler(reverse(ddim()), levels, "own"))
     return FlowMap(by, _floats(times), 1)
@@ -218,6 +221,7 @@ def _stage(
     options: TrainOptions,
     trackers: Callable[[Path], Iterable[Tracker]],
     device: str | None,
+    backbone: Builder | None,
 ) -> Stage:
     config = replace(
         teacher.config,
@@ -227,7 +231,7 @@ def _stage(
         sampler=Sampler(),
         drop_classes=0.0,
     )
-    own = {"method": teacher.method, "codec": codec}
+    own = {"method": teacher.method, "codec": codec, "backbone": backbone}
     model = build(config, data, options, source, teacher.stats, **own)
     known = None if flow.sampler is None else teacher
     return Stage(out, train(model, data, options, out, trackers(out), device, known))

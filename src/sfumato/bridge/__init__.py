@@ -1,0 +1,1 @@
+"""The bridge to diffusers: its pipelines read as models, and models written as its pipelines."""
