@@ -7,8 +7,9 @@
 # make gallery  the site with the executed gallery, in out/docs too
 # make zoo      every method for a minute on the digits: docs/zoo.md and its pictures
 # make bench    what the library costs beside its network, and beside others
+# make dist     the wheel and the source archive of the last tag, checked, into dist/
 # make venv     only the environment that the others make for themselves
-# make clean    remove what these targets wrote, except .venv
+# make clean    remove what these targets wrote, except environments
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ SITE := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -a -W --keep-going -b ht
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check docs gallery demo models pictures zoo bench clean
+.PHONY: help venv test check docs gallery demo models pictures zoo bench dist clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -112,6 +113,13 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/transforms.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/levels.py
+
+dist:
+	@test -x .venv-dist/bin/twine || { $(PYTHON) -m venv .venv-dist && \
+		.venv-dist/bin/python -m pip install -qq --disable-pip-version-check build twine; }
+	@rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean:
 	rm -rf out/demo out/docs docs/api docs/built_gallery build dist .pytest_cache .ruff_cache .hypothesis

@@ -17,69 +17,38 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from sfumato import files, pretrained
-from sfumato.evaluation.protocol import read
+from sfumato import cards, files, pretrained
 from sfumato.model import Model
 from sfumato.sampling.samplers import Sampler
+from sfumato.scores import read
 from sfumato.store import from_pretrained
 
-SCORES = ("fid", "kid", "precision", "recall")
 LIMIT = 8 * 2**20
-
-
-def minutes(run: Path) -> tuple[float, int]:
-    """Minutes of training in the log, without pictures and checkpoints, and images seen."""
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    spent, seen = 0.0, 0
-    for line in lines:
-        if "event" in line:
-            seen = line["step"] * json.loads((run / "run.json").read_text())["options"]["batch"]
-        else:
-            spent += (line["images"] - seen) / line["images_per_second"]
-            seen = line["images"]
-    return spent / 60, seen
+ELSEWHERE = " on one core of two; the other core trained the other bundled model"
 
 
 def card(name: str, run: Path, model: Model, records: list[Path]) -> str:
     """The card, in Markdown."""
-    spent, images = minutes(run)
-    config, options = model.config, json.loads((run / "run.json").read_text())["options"]
-    parameters = sum(p.numel() for p in model.denoiser.backbone.parameters())
-    results = [(record["n"], row) for record in map(read, records) for row in record["results"]]
-    results.sort(key=lambda result: (-result[0], result[1]["steps"]))
     made = [
-        f"- {images:,} training images seen, batch {options['batch']}, seed {options['seed']}, "
-        f"{spent:.0f} minutes on one core of two; the other core trained the other bundled model.",
+        cards.training(run).line(ELSEWHERE),
         f"- Reproduced by `recipes/{name}.yaml` and `recipes/ship.py`.",
     ]
-    if config.flow_map is not None:
+    if model.config.flow_map is not None:
         made = student(name, run, model)
-    rows = [
-        f"| {row['steps']} | {n} | " + " | ".join(f"{row[s]:.4g}" for s in SCORES) + " |"
-        for n, row in results
-    ]
-    table = ["| steps | n | FID | KID | precision | recall |", "|---|---|---|---|---|---|", *rows]
-    scored = []
-    if rows:
-        features = read(records[0])["extractor"]["name"]
-        scored = [f"Against the test split; extractor: {features}."]
-    settings = ", ".join(f"{key}={value}" for key, value in config.parameters.items())
+    found = {str(path): read(path) for path in records}
     return "\n".join(
         [
             f"# {name}",
             "",
-            f"`{config.method}` ({settings}) on {config.record.count:,} images of "
-            f"{config.record.name} ({config.record.split}), unconditional.",
+            cards.headline(model.config),
             "",
-            f"- {parameters:,} parameters, averaged weights in half precision.",
-            *made,
-            f"- Default sampler: `{model.chosen().name}`, {model.chosen().whole[1]} steps.",
-            f"- Images: Fashion-MNIST (MIT license), {config.record.shape}; the model samples no "
-            "other.",
+            *cards.facts(model, ", averaged weights in half precision", made),
+            f"- Images: Fashion-MNIST (MIT license), {model.config.record.shape}; the model "
+            "samples no other.",
             "",
-            *(table if rows else ["Not evaluated yet."]),
+            *(cards.table(found, linked=False) or ["Not evaluated yet."]),
             "",
-            *scored,
+            *cards.against(found),
             "",
         ]
     )
@@ -89,7 +58,8 @@ def student(name: str, run: Path, model: Model) -> list[str]:
     """The lines of a student's card about its making."""
     flow, options = model.config.flow_map, json.loads((run / "run.json").read_text())["options"]
     stages = [run.parent / str(n) for n in (8, 4, 2, 1) if flow is not None and n >= flow.steps]
-    spent, images = (sum(part) for part in zip(*map(minutes, stages), strict=True))
+    trained = [cards.training(stage) for stage in stages]
+    spent, images = sum(one.minutes for one in trained), sum(one.images for one in trained)
     teacher = name.rpartition("-")[0]
     return [
         f"- Distilled from `{teacher}` by halving its 16 steps: {len(stages)} stages, {images:,} "

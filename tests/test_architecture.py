@@ -19,7 +19,8 @@ ORDER = (
     ("sampling",),
     ("methods",),
     ("config", "autoencoding"),
-    ("codec",),
+    ("codec", "scores", "cards"),
+    ("publishing",),
     ("guidance", "bridge"),
     ("model",),
     ("store", "checks", "editing", "restoration", "deepinv"),
@@ -31,7 +32,7 @@ ORDER = (
 LEAVES = {
     "errors": {
         *(name for row in ORDER for name in row),
-        *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing"),
+        *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing", "hub"),
     },
     "networks": {
         *("config", "autoencoding", "bridge", "codec", "model", "store"),
@@ -42,6 +43,7 @@ LEAVES = {
         "corruption",
         "config",
         "record",
+        "scores",
         "estimation",
         "sampling",
         "methods",
@@ -53,12 +55,14 @@ LEAVES = {
         "demo",
     },
     "record": {
-        *("checks", "config", "autoencoding", "bridge", "codec", "model", "store"),
+        *("checks", "config", "cards", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
-    "notes": {"sampling", "training", "cli"},
+    "notes": {"charts", "sampling", "training", "cli"},
+    "hub": {"publishing", "store", "cli", "demo"},
     "files": {
-        *("charts", "pictures", "viewing", "autoencoding", "bridge", "codec", "model", "store"),
+        *("charts", "pictures", "viewing", "autoencoding", "bridge", "codec", "scores"),
+        *("model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
     "pictures": {"notebook", "viewing", "model", "store", "training", "evaluation", "cli", "demo"},
@@ -66,6 +70,7 @@ LEAVES = {
     "notebook": {"corruption", "sampling", "methods", "model"},
     "viewing": {"demo"},
     "threads": {"sampling", "cli"},
+    "machine": {"evaluation", "cli"},
     "progress": {"training", "cli"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.
@@ -314,3 +319,18 @@ def test_import_is_light():
         *json.loads(run.stdout)
     }
     assert not heavy, f"`import sfumato` imports {sorted(heavy)}"
+
+
+@pytest.mark.parametrize("package", ["scipy", "matplotlib", "torchdiffeq", "sklearn"])
+def test_what_few_need_is_imported_where_it_is_used(package):
+    """In functions: `import` at the top of a module would load it for everyone."""
+    at_the_top = [
+        place(path, node)
+        for path, tree in TREES.items()
+        for node in tree.body
+        if any(within(name, package) for name in imported(path, node))
+    ]
+    inside = [
+        path for path, node in nodes() if any(within(n, package) for n in imported(path, node))
+    ]
+    assert inside and not at_the_top, "\n".join(at_the_top)

@@ -369,6 +369,9 @@ VERBS = [
     ("edit", "fashion-soft", "a.png"),
     ("tune",),
     ("methods",),
+    ("push", "fashion-soft", "user/name"),
+    ("env",),
+    ("completion", "bash"),
 ]
 
 

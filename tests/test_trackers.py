@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 from rich.console import Console
 
@@ -260,6 +261,67 @@ def test_a_run_that_goes_on_is_the_same_run_there(make, name, takes, tmp_path, m
         {"step": step} | found for step, found in figures(log).items()
     ]
     assert [row["step"] for row in logged if row.get("samples") == "picture"] == [30, 60]
+
+
+class Program(GeneralTracker):
+    """A tracker as accelerate documents them, of a program that takes scalars."""
+
+    name, requires_logging_directory = "program", False
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+        self.fails = fails
+
+    @property
+    def tracker(self):
+        return self
+
+    def start(self):
+        if self.fails:
+            raise OSError("no connection")
+        self.calls.append(("start",))
+
+    def store_init_configuration(self, values):
+        assert all(isinstance(v, bool | str | float | int | None) for v in values.values())
+        self.calls.append(("about", values))
+
+    def log(self, values, step=None, **more):
+        assert all(isinstance(value, float | int) for value in values.values()) and not more
+        self.calls.append(("log", step, values))
+
+    def finish(self):
+        self.calls.append(("finish",))
+
+
+class Drawing(Program):
+    def log_images(self, values, step=None, **more):
+        ((name, (picture,)),) = values.items()
+        self.calls.append(("image", name, step, picture.size, picture.mode))
+
+
+@pytest.mark.parametrize("kind", [Program, Drawing])
+def test_trackers_of_accelerate_are_told_the_same(kind, tmp_path):
+    """The log's figures, the config once, pictures where there is a method for them."""
+    recorder, there = Recorder(), kind()
+    log = trained(tmp_path, recorder, sf.trackers.Accelerate(there))
+    (about,) = (call[1] for call in there.calls if call[0] == "about")
+    assert about["model.method"] == "soft" and about["options.batch"] == 16
+    assert about["model.network.multipliers"] == "[1]"
+    assert {call[1]: call[2] for call in there.calls if call[0] == "log"} == figures(log)
+    drawn = [call[1:4] for call in there.calls if call[0] == "image"]
+    assert drawn == (recorder.of("image") if kind is Drawing else [])
+    assert there.calls[0] == ("start",) and there.calls[-1] == ("finish",)
+    broken = Program(fails=True)
+    with pytest.raises(OSError, match="no connection"):
+        trained(tmp_path / "broken", sf.trackers.Accelerate(broken))
+    assert broken.calls == []  # what did not start is not finished
+
+
+def test_accelerates_tracker_of_a_program_with_one_here_is_refused(tmp_path):
+    for theirs, ours in ((WandBTracker("x"), "Wandb"), (TensorBoardTracker("x", "."), "Tensor")):
+        with pytest.raises(ValueError, match=rf"use sf\.trackers\.{ours}"):
+            sf.trackers.Accelerate(theirs)
 
 
 def logs(there: StandIn) -> list[tuple]:

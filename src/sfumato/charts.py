@@ -1,15 +1,14 @@
-"""Line charts as PNG files, drawn by `select` and `tune` with matplotlib.
-
-Imported only where a chart is drawn: loading matplotlib takes a second.
-"""
+"""Line charts as PNG files, drawn by `select` and `tune` with matplotlib, where it is installed."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
 from sfumato import files
+from sfumato.notes import Note
 
 
 @final
@@ -32,10 +31,18 @@ class Panel(NamedTuple):
 
 
 def save(panels: Sequence[Panel], target: str | Path) -> None:
-    """Draw the panels side by side into `target`, whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draw the panels side by side into `target`, whole or not at all.
 
+    Without matplotlib, an extra of the package, a note says that there is no chart.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        cure = "Install it: pip install 'sfumato[charts]'."
+        told = Note(f"{target} is not drawn, without matplotlib ({error}). {cure}")
+        warnings.warn(told, stacklevel=2)
+        return
     figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from sfumato import files, notebook
+from sfumato import files, notebook, publishing
 from sfumato.algebra.place import sent
 from sfumato.codec import Codec, fitting
 from sfumato.config import Config as Config
@@ -395,3 +395,5 @@ class Model:
         files.write_tensors(files.plain(weights), part / "model.safetensors")
         if raw is not None:
             files.write_tensors(files.plain(raw), part / "raw.safetensors")
+
+    push_to_hub = publishing.push

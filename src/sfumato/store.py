@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
 from torch import Tensor, nn
 
-from sfumato import autoencoding, files, pretrained
+from sfumato import autoencoding, files, hub, pretrained
 from sfumato.bridge import read as incoming
 from sfumato.codec import CHANNELS, WEIGHTS, Channels, Codec
 from sfumato.config import Config
@@ -23,6 +23,9 @@ from sfumato.networks.named import Builder
 
 DIGITS = "[0-9]" * 8
 """Names of checkpoints: the step, in eight digits."""
+BESIDE = ("facts.safetensors", "codec.safetensors")
+FILES = (*BESIDE, "model.safetensors", hub.THEIRS)
+"""Beside config.json, what a model or an autoencoder is read from."""
 
 T = TypeVar("T")
 
@@ -47,27 +50,31 @@ def from_pretrained(
     backbone: nn.Module | Builder | None = None,
     method: Method | None = None,
     autoencoder: nn.Module | None = None,
+    revision: str | None = None,
 ) -> Model:
-    """The model in a folder that `save_pretrained` or training wrote.
+    """The model in a folder that `save_pretrained` or training wrote, or on the Hub.
 
     Args:
         path: the name of a bundled model, such as "fashion-soft", or a model's folder, or a run's:
-            then its latest checkpoint; or the folder of a pipeline of diffusers.
+            then its latest checkpoint; or the folder of a pipeline of diffusers; or, where no such
+            folder is, a name on the Hub, "user/name" or "user/name@revision". Nothing else is ever
+            downloaded.
         weights: "ema" (averaged) or "raw".
         backbone: the module, or the function that makes it, where it is the user's own.
         method: the method, where it is the user's own.
         autoencoder: the module of a model of latents, where it is the user's own; its weights are
             replaced by those in the folder.
+        revision: of a model on the Hub: a branch, tag or commit.
 
     Raises:
         ValueError: no model there; a file is missing, truncated, of another format or of wrong
-            shapes.
+            shapes; the Hub cannot be reached.
 
     >>> model = sf.from_pretrained("fashion-ddpm")
     >>> model.shape, model.config.method
     ((1, 28, 28), 'ddpm')
     """
-    stored = read(path, weights)
+    stored = read(hub.at(path, revision), weights)
     return loaded(stored, backbone, method, codec_of(stored, autoencoder))
 
 
@@ -174,7 +181,7 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
         held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
         return Stored(config, read_stats(folder), files.read_tensors(file), file, held)
 
-    return newest(path, stored)
+    return newest(path, stored, (*BESIDE, name))
 
 
 def codec_of(stored: Stored, autoencoder: nn.Module | None = None) -> Codec | None:
@@ -205,8 +212,8 @@ def codec_of(stored: Stored, autoencoder: nn.Module | None = None) -> Codec | No
     return Codec(latent.record, autoencoder, Channels(**known), latent.name)
 
 
-def newest(path: str | Path, read: Callable[[Path], T]) -> T:
-    """What `read` finds in the folder of the model at `path`.
+def newest(path: str | Path, read: Callable[[Path], T], names: Sequence[str] = FILES) -> T:
+    """What `read` finds in the folder of the model at `path`, of files of these `names`.
 
     A run in progress deletes old checkpoints atomically: where one was deleted while it was read,
     the newer one is read instead.
@@ -215,7 +222,7 @@ def newest(path: str | Path, read: Callable[[Path], T]) -> T:
         ValueError: no model there, or what `read` raises.
     """
     while True:
-        folder = locate(path)
+        folder = locate(path, names)
         try:
             return read(folder)
         except ValueError:
@@ -223,22 +230,26 @@ def newest(path: str | Path, read: Callable[[Path], T]) -> T:
                 raise
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, names: Sequence[str] = FILES) -> Path:
     """The folder of a bundled model by its name, of a model, or of a run's last checkpoint.
 
-    A name takes precedence over a path: `./fashion-soft` is a folder of your own.
+    A name takes precedence over a path: `./fashion-soft` is a folder of your own. What is neither
+    may be on the Hub; then files of these `names` are fetched.
     """
     if str(path) in pretrained.models():
         return pretrained.path(str(path))
-    path = Path(path)
-    if (path / "config.json").is_file() or incoming.is_pipeline(path):
-        return path
-    checkpoints = sorted((path / "checkpoints").glob(DIGITS)) if path.is_dir() else []
+    folder = Path(path)
+    if (folder / "config.json").is_file() or incoming.is_pipeline(folder):
+        return folder
+    checkpoints = sorted((folder / "checkpoints").glob(DIGITS)) if folder.is_dir() else []
     if checkpoints:
         return checkpoints[-1]
+    if hub.asked(path):
+        return hub.fetch(str(path), names)
+    other = f"; of one on the Hub, {path}@main" if hub.named(path) else ""
     raise Refused(
         f"no model at {path}: no config.json there, and no checkpoints/ of a run. "
-        + nearest("model", str(path), pretrained.models(), "name a run's folder.")
+        + nearest("model", str(path), pretrained.models(), f"name a run's folder{other}.")
     )
 
 

@@ -1,5 +1,6 @@
 """Trackers: receivers of the figures and pictures of a training."""
 
+from sfumato.training.services import Accelerate as Accelerate
 from sfumato.training.services import TensorBoard as TensorBoard
 from sfumato.training.services import Trackio as Trackio
 from sfumato.training.services import Wandb as Wandb

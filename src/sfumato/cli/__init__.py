@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -24,7 +25,10 @@ VERBS = {
     "edit": "encode images and decode them: round trip, interpolation, change of class",
     "evaluate": "compare a model's samples with real images, or verify such a record",
     "likelihood": "bits per dimension of real images, by the flow and by the bound",
+    "push": "upload a trained model to the Hub, with a card",
     "cite": "print the references of a method",
+    "env": "print versions, machine and devices, for a report of a bug",
+    "completion": "print what completes these words in a shell",
 }
 USAGE = f"""usage: sfumato VERB ...
 
@@ -45,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if "--quiet" in words:  # read when huggingface_hub is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with notes.printed(quiet="--quiet" in words):
             return _run(words)

@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
-from sfumato.cli.parser import Parser
+from sfumato.cli.parser import Namespace, Parser
 from sfumato.cli.signatures import Parameter
 from sfumato.errors import Refused
 
@@ -34,7 +32,7 @@ OPTIONS = ("range", "key", "kind", "resize", "crop")
 """How data are read: parameters of `sfumato.load`."""
 OWN = ("method", "backbone")
 """Parts of a model that may be code in the user's file, each with an option of its name."""
-RUN = "folder of a run or model, or the name of a bundled model"
+RUN = "folder of a run or model, the name of a bundled model, or on the Hub user/name[@revision]"
 
 
 def run_argument(parser: Parser, text: str = RUN) -> None:

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import pick, run_argument
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.cli.signatures import SOURCE
 from sfumato.errors import Refused
 from sfumato.progress import bar

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jsonargparse import Namespace
-
 from sfumato.cli import kinds
 from sfumato.cli.common import RUN, load, which_model
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.cli.sample import class_numbers, grid_option, sampler
 from sfumato.errors import Refused
 from sfumato.progress import Advance, bar

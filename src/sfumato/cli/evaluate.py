@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
-from sfumato import pretrained
+from sfumato import hub, pretrained
 from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
-from sfumato.cli.parser import Parser, refuse_code, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, refuse_code, resolved, settings
 from sfumato.cli.sample import guidance, guidance_options, sampler, sampler_options
 from sfumato.errors import Refused
 from sfumato.names import nearest
@@ -174,7 +172,8 @@ def _is_model(run: str) -> bool:
     from sfumato.bridge.read import is_pipeline
 
     path = Path(run)
-    if run in pretrained.models() or (path / "config.json").is_file() or is_pipeline(path):
+    known = run in pretrained.models() or hub.asked(run) or is_pipeline(path)
+    if known or (path / "config.json").is_file():
         return True
     if path.is_dir():
         return (path / "checkpoints").is_dir() or (path / "run.json").is_file()

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
 from sfumato.progress import bar
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import re
 import textwrap
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
@@ -21,6 +23,9 @@ from sfumato.errors import Refused
 from sfumato.names import RENAMED, nearest, renamed
 from sfumato.record import LATER
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
 TRANSIENT = ("config", "dry_run", "quiet")
 """Options of one call that do not change its result."""
 CODE = ("method", "backbone", "extractor", "target", "operator")
@@ -28,6 +33,47 @@ CODE = ("method", "backbone", "extractor", "target", "operator")
 OWN = ".py:"
 """In an operator's name: it is the user's own, where others have parameters after a colon."""
 WIDTH = 78
+_GATHERED: ContextVar[list[Parser] | None] = ContextVar("gathered", default=None)
+
+
+@final
+class Namespace(argparse.Namespace):
+    """The values of options, by name: `values.steps` or `values["steps"]`."""
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - of any kind
+        return getattr(self, name)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - so that checkers know that any may be
+        raise AttributeError(f"no option {name!r}")
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Names and values, in the order of the options."""
+        return vars(self).items()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values by name."""
+        return dict(vars(self))
+
+
+@final
+class Switch(argparse.Action):
+    """A switch, `--name` or `--no-name`, also for each further flag of the option."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **given: Any) -> None:
+        off = [f"--no-{flag.removeprefix('--')}" for flag in option_strings]
+        super().__init__([*option_strings, *off], dest, nargs=0, **given)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401 - as in argparse
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, not str(option_string).startswith("--no-"))
 
 
 @final
@@ -50,7 +96,7 @@ class Joined(argparse.Action):
 
 
 @final
-class Parser(ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Options of one verb.
 
     Args:
@@ -66,11 +112,17 @@ class Parser(ArgumentParser):
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            print_config=None,
         )
         self.verb = verb
         self.hint = f"see sfumato {verb} --help."
         self._groups: dict[str, Any] = {}
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help, or be kept where parsers are `gathered`."""
+        if (found := _GATHERED.get()) is None:
+            super().print_help(file)
+        else:
+            found.append(self)
 
     def option(
         self,
@@ -91,8 +143,7 @@ class Parser(ArgumentParser):
         shown = "" if default is None else f" (default: {_shown(default)})"
         text = text.replace("%", "%%") + shown
         if kind is kinds.YES:
-            switch = ActionYesNo(no_prefix="no-")
-            return where.add_argument(*flags, action=switch, default=default, help=text)
+            return where.add_argument(*flags, action=Switch, default=default, help=text)
         how: dict[str, Any] = {"action": Joined} if repeated else {}
         return where.add_argument(
             *flags, type=kind.read, default=default, help=text, metavar=kind.form, **how
@@ -137,12 +188,12 @@ class Parser(ArgumentParser):
         for key, value in settings.items():
             if key not in actions or key in TRANSIENT or key == "help":
                 raise Refused(f"--config: {self._unknown(key, actions)}")
-            self.set_defaults({key: self._fit(actions[key], value)})
+            self.set_defaults(**{key: self._fit(actions[key], value)})
             actions[key].required = False
-        return self.parse_args(_joined(argv))
+        return self.parse_args(_joined(argv), Namespace())
 
     def _fit(self, action: argparse.Action, value: Any) -> Any:  # noqa: ANN401 - of any kind
-        read = kinds.YES.read if isinstance(action, ActionYesNo) else action.type
+        read = kinds.YES.read if isinstance(action, Switch) else action.type
         try:
             return read(value) if callable(read) and value is not None else value
         except kinds.Unfit as error:
@@ -156,7 +207,7 @@ class Parser(ArgumentParser):
             return f"no option '{word}'; its name is '--{now}' now."
         return cure(word.strip("-"), names) or nearest("option", word, known, self.hint)
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - as in jsonargparse
+    def error(self, message: str) -> NoReturn:
         """Raise ValueError with one sentence that names the option."""
         message = " ".join(message.split())
         if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
@@ -169,12 +220,20 @@ class Parser(ArgumentParser):
             raise Refused(f"{found[1]} needs a value.")
         if found := re.fullmatch(r"argument ([^ ,:/]*)[^ :]*: (.*)", message):
             raise Refused(f"{found[1]} {found[2]}")
-        if found := re.fullmatch(r'Parser key "(\w+)": (.*)', message):
-            raise Refused(f"--{found[1].replace('_', '-')} {found[2]}")
         if found := re.fullmatch(r"the following arguments are required: (.*)", message):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in found[1].split(", "))
-            raise Refused(f"{self.verb} needs {flags}.")
+            raise Refused(f"{self.verb} needs {found[1]}.")
         raise Refused(message)
+
+
+@contextmanager
+def gathered() -> Iterator[list[Parser]]:
+    """Within, parsers that are asked for their help are put into the list instead."""
+    found: list[Parser] = []
+    token = _GATHERED.set(found)
+    try:
+        yield found
+    finally:
+        _GATHERED.reset(token)
 
 
 def settings(argv: Sequence[str]) -> dict[str, Any]:
@@ -255,8 +314,9 @@ def first(
 
 def resolved(parser: Parser, values: Namespace, **more: Any) -> str:
     """`more` and the values as YAML that `--config` reads."""
-    kept = {key: value for key, value in values.items() if key not in TRANSIENT}
-    return parser.dump(Namespace(more | kept), skip_validation=True).rstrip()
+    said = more | {key: value for key, value in values.items() if key not in TRANSIENT}
+    kept = {key: value for key, value in said.items() if value is not None}
+    return yaml.safe_dump(json.loads(json.dumps(kept)), sort_keys=False).rstrip()
 
 
 def _flat(found: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jsonargparse import Namespace
-
 from sfumato.cli import kinds
 from sfumato.cli.common import RUN, load, seed_option, which_model
-from sfumato.cli.parser import OWN, Parser, resolved, settings
+from sfumato.cli.parser import OWN, Namespace, Parser, resolved, settings
 from sfumato.cli.sample import labels, sampler, sampler_options
 from sfumato.errors import Refused
 from sfumato.progress import bar

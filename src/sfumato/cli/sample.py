@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import Namespace
-
 from sfumato.cli import kinds
 from sfumato.cli.common import load, run_argument, which_model
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
 from sfumato.names import nearest
 from sfumato.progress import bar

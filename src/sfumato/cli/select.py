@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from jsonargparse import Namespace
-
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import pick
-from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, first, resolved, settings
 from sfumato.cli.signatures import Signature
 from sfumato.errors import Refused
 from sfumato.progress import bar

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import Namespace
-
-from sfumato import pretrained
+from sfumato import hub, pretrained
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import load
-from sfumato.cli.parser import Parser, first, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, first, resolved, settings
 from sfumato.cli.sample import labels, model_options, sampler
 from sfumato.cli.signatures import Signature
 from sfumato.errors import Refused
@@ -32,9 +30,10 @@ def run(argv: Sequence[str]) -> None:
     if target is None:
         return _explain()
     known = (*signatures.methods(), *pretrained.models())
-    if ":" not in target and not Path(target).exists():
+    if ":" not in target and not Path(target).exists() and not hub.asked(target):
         choose("method or run", target, known)
-    trained = target in pretrained.models() or (Path(target).is_dir() and target not in known)
+    found_there = Path(target).is_dir() or hub.asked(target)
+    trained = target in pretrained.models() or (found_there and target not in known)
     method = None if trained else signatures.method(target)
     parser = _made_parser(target) if method is None else _corrupted_parser(target, method)
     values = parser.read(rest, found)
@@ -96,8 +95,8 @@ def _reduced(image: Tensor, size: int) -> Tensor:
 def _explain() -> None:
     names = ", ".join(signatures.methods())
     epilog = (
-        f"TARGET is a method ({names}, or FILE.py:NAME of your own), a run's folder, or a bundled\n"
-        f"model ({', '.join(pretrained.models()) or 'none'}).\n"
+        f"TARGET is a method ({names}, or FILE.py:NAME of your own), a run's folder, a model on\n"
+        f"the Hub (user/name), or a bundled one ({', '.join(pretrained.models()) or 'none'}).\n"
         "sfumato show TARGET --help shows the options of each."
     )
     parser = Parser("show", f"{FORWARD} Or: {REVERSE}", epilog)

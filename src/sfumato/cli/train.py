@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import pick
 from sfumato.cli.parser import (
+    Namespace,
     Parser,
     described,
     first,

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from sfumato import pretrained
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import pick
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.cli.signatures import SOURCE, Parameter
 from sfumato.errors import Refused
 from sfumato.training.services import SERVICES

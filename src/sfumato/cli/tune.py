@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import Namespace
-
 from sfumato.cli import common, kinds
-from sfumato.cli.parser import Parser, resolved, settings
+from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
 from sfumato.names import choose
 from sfumato.progress import bar

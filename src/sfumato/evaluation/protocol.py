@@ -8,26 +8,24 @@ beat by chance only.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
 
-from sfumato import files
+from sfumato import machine
 from sfumato.errors import Refused
 from sfumato.evaluation import metrics
 from sfumato.evaluation.extractor import Extractor
 from sfumato.evaluation.samples import Images, digest
-from sfumato.names import sampled
 from sfumato.pictures import to_uint8
 from sfumato.record import Record
 from sfumato.sampling.sample import divergence
+from sfumato.scores import FORMAT as FORMAT
+from sfumato.scores import read as read
+from sfumato.scores import write as write
 
-FORMAT = 1
 ENOUGH = 10_000
 """Number of images below which scores are strongly biased."""
 LEAST = metrics.DENSITY_K + 1
@@ -187,42 +185,11 @@ def divergences(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def place() -> dict[str, Any]:
     """Where a record is made: versions of packages, the machine and its processor."""
-    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    return {"versions": versions, "machine": machine, "processor": _processor()}
-
-
-def _processor() -> str:
-    """The processor as the system reports it; the last digits depend on its instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = told.get("model name") or platform.processor() or platform.machine()
-    kind = "/".join(told[key] for key in ("cpu family", "model", "stepping") if key in told)
-    able = torch.backends.cpu.get_cpu_capability()
-    return f"{name} {kind}, {able}" if kind else f"{name}, {able}"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A record from its file; ValueError where it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read as a record: {error}.") from error
-    tables = {"subject": dict, "results": list}
-    whole = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in tables.items())
-    if not whole or found.get("format") != FORMAT:
-        raise Refused(f"{path} is no record of an evaluation in format {FORMAT}.")
-    subject = sampled(found["subject"])
-    results = [sampled(one) for one in found["results"]]
-    return {**found, "subject": subject, "results": results}
-
-
-def write(record: Mapping[str, Any], path: Path) -> None:
-    """Write a record, whole or not at all."""
-    files.write(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return {
+        "versions": machine.versions(PACKAGES),
+        "machine": machine.system(),
+        "processor": machine.processor(),
+    }
 
 
 def differences(

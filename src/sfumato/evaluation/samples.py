@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import files
+from sfumato.config import Config
 from sfumato.evaluation import blocks
 from sfumato.guidance import Guidance
-from sfumato.model import Config, Model
+from sfumato.model import Model
 from sfumato.pictures import to_uint8
 from sfumato.sampling.sample import Diverged, diverged
 from sfumato.sampling.samplers import Sampler
+from sfumato.scores import fingerprint as fingerprint
 
 BLOCK = 500
 """Images in one file."""
@@ -158,14 +158,6 @@ class Drawing:
     def _times(self) -> Tensor:
         """The sampler's times, computed once: some grids need a search of seconds."""
         return self.model.times(self.sampler)
-
-
-def fingerprint(model: Model) -> str:
-    """SHA-256 of what samples depend on beside the sampler: config, stats, weights, codec."""
-    plain = {k: v for k, v in model.config.to_dict().items() if k != "sampler"}
-    config = json.dumps(plain, sort_keys=True).encode()
-    weights = files.plain(model.trainable.state_dict())
-    return files.digest({**model.stats.tensors(), **weights, **model.codec.tensors()}, config)
 
 
 def digest(pixels: Tensor) -> str:

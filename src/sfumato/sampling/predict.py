@@ -19,7 +19,6 @@ from typing import NamedTuple, final
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from sfumato.algebra.basis import Basis
@@ -165,6 +164,8 @@ class Predictor:
         count = len(start) - 1
         if count < 2:
             return start
+        from scipy.optimize import minimize  # nothing else needs scipy
+
         even = torch.linspace(1, 0, count + 1, dtype=torch.float64)
         candidates = [start, *(last + (first - last) * even**power for power in WARPS)]
         best = min(candidates, key=lambda grid: self(kernel, grid).error)

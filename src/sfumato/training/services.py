@@ -1,6 +1,7 @@
-"""Trackers of other programs, each an extra of the package: TensorBoard, Weights & Biases, trackio.
+"""Trackers of other programs: TensorBoard, Weights & Biases, trackio, and what accelerate knows.
 
-They receive what the run's own log receives; a resumed run is the same run there.
+They receive what the run's own log receives. In the first three, each an extra of the package, a
+resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 import json
 import sys
 import uuid
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 from sfumato.errors import Refused
 
 if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
     from PIL import Image
 
     from sfumato.training.objective import Subject
@@ -180,6 +183,53 @@ class Trackio:
             self._run = None
 
 
+@final
+class Accelerate:
+    """A tracker of accelerate: MLflow, Comet, Aim, ClearML, DVCLive, SwanLab, or your own.
+
+    Its program is told the config once, flat, and the figures; pictures too where the tracker has
+    `log_images`. A resumed run is a new run there, unless the tracker was made to go on with one.
+
+    Args:
+        tracker: of `accelerate.tracking`, not started yet, such as MLflowTracker("sfumato").
+
+    Raises:
+        Refused: it is one of the programs above, whose own tracker goes on with a resumed run.
+
+    References:
+        Accelerate, https://github.com/huggingface/accelerate
+    """
+
+    def __init__(self, tracker: GeneralTracker) -> None:
+        if (name := getattr(tracker, "name", None)) in SERVICES:
+            made = SERVICES[name].__name__
+            raise Refused(
+                f"accelerate's tracker of {name} begins a new run where one resumes: use "
+                f"sf.trackers.{made}(folder)."
+            )
+        self.tracker = tracker
+        self._started = False
+
+    def start(self, model: Subject, options: TrainOptions, step: int) -> None:
+        self.tracker.start()
+        self._started = True
+        self.tracker.store_init_configuration(_flat(_about(model, options)))
+
+    def log(self, step: int, figures: Figures) -> None:
+        if found := {name: value for name, value in figures.items() if value is not None}:
+            self.tracker.log(found, step=step)
+
+    def image(self, name: str, step: int, x: Image.Image) -> None:
+        draw = getattr(self.tracker, "log_images", None)  # not all of them have it
+        if draw is not None:
+            draw({name: [x.convert("RGB")]}, step=step)
+
+    def stop(self) -> None:
+        if self._started:
+            self.tracker.finish()
+            self._started = False
+
+
 SERVICES: dict[str, type[TensorBoard] | type[Wandb] | type[Trackio]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
@@ -206,3 +256,14 @@ def _package(module: str, extra: str) -> Any:  # noqa: ANN401 - a module
 def _about(model: Subject, options: TrainOptions) -> dict[str, Any]:
     """The content of the run's `run.json`, for display."""
     return {"model": model.config.to_dict(), "options": asdict(options)}
+
+
+def _flat(told: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+    """A nested table with dotted names, and lists as JSON: accelerate's trackers take scalars."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{start}{name}.")
+        else:
+            found[start + name] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return found
