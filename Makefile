@@ -1,6 +1,7 @@
 # make test     everything that must pass before a change lands
 # make check    the part of it without tests: lint, format, types, and the site if Sphinx is there
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
+# make demo-test  use the page of `sfumato demo` in headless Chromium, and take its screenshots
 # make models   train the models and classifiers that are bundled again, and put them into the package
 # make pictures  draw pictures of the README and of docs/editing.md again from the models that are bundled
 # make docs     the documentation site, in out/docs
@@ -18,6 +19,7 @@ INSTALL := $(BIN)/python -m pip install -qq --no-input --no-compile \
 	--disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 DEMO_IMAGES ?= 40000
+SHOTS ?= docs
 
 # Warnings are errors. All pages are read anew: the reference depends on the source, index.md on README.
 SITE := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -a -W --keep-going -b html docs out/docs
@@ -26,7 +28,7 @@ SITE := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -a -W --keep-going -b ht
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check docs gallery demo models pictures zoo bench dist clean
+.PHONY: help venv test check docs gallery demo demo-test models pictures zoo bench dist clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +90,15 @@ demo: $(VENV)/.core
 	$(BIN)/sfumato sample fashion-soft --seeds 0-15 --out out/demo/fashion-soft.png
 	$(BIN)/sfumato sample fashion-ddpm --seeds 0-15 --out out/demo/fashion-ddpm.png
 	@echo "Look at the pictures in out/demo/: forward, reverse, samples, fashion-soft, fashion-ddpm."
+
+# Needs Debian's packages chromium and chromium-driver, or others of one version on the PATH.
+$(VENV)/.browser: $(VENV)/.test
+	@echo "Installing selenium into $(VENV)."
+	@$(INSTALL) selenium
+	@touch $@
+
+demo-test: $(VENV)/.browser
+	OMP_NUM_THREADS=1 SHOTS=$(SHOTS) $(BIN)/python -m pytest -v tests/browser.py
 
 # About an hour and a half on two cores, or what is left of it.
 models: $(VENV)/.core

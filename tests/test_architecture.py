@@ -58,7 +58,7 @@ LEAVES = {
         *("checks", "config", "cards", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
-    "notes": {"charts", "sampling", "training", "cli"},
+    "notes": {"charts", "sampling", "training", "cli", "demo"},
     "hub": {"publishing", "store", "cli", "demo"},
     "files": {
         *("charts", "pictures", "viewing", "autoencoding", "bridge", "codec", "scores"),

@@ -367,6 +367,7 @@ VERBS = [
     ("distill", "fashion-soft"),
     ("restore", "fashion-soft", "blurred.png", "--operator", "blur:sigma=2"),
     ("edit", "fashion-soft", "a.png"),
+    ("demo",),
     ("tune",),
     ("methods",),
     ("push", "fashion-soft", "user/name"),

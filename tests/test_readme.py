@@ -77,6 +77,7 @@ def test_blocks_are_found_with_their_lines_and_marks():
         "docs/stability.md",
         "docs/tour.md",
         "docs/tracking.md",
+        "docs/demo.md",
         "docs/training.md",
     ],
 )
@@ -200,6 +201,7 @@ def test_the_other_pages_tell_what_the_records_say():
         ("docs/notebooks.md", {"python"}),
         ("docs/diffusers.md", {"python", "bash"}),
         ("docs/backbones.md", {"python", "bash"}),
+        ("docs/demo.md", {"python", "bash"}),
     ],
 )
 def test_the_code_of_a_page_runs(page, languages, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ def test_the_wheel_is_the_package(tmp_path):
     sources = {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.py")}
     sources.add(Path("sfumato/py.typed"))
     sources |= {p.relative_to(ROOT / "src") for p in (ROOT / "src").rglob("*.safetensors")}
+    sources |= {p.relative_to(ROOT / "src") for p in (ROOT / "src").glob("*/demo/static/*")}
     assert sources <= {p.relative_to(installed) for p in installed.rglob("*") if p.is_file()}
 
     script = """
@@ -34,6 +35,14 @@ assert main(["methods"]) == 0
 assert main(["train", "soft", *small, "--out", "run", "--quiet"]) == 0
 assert main(["sample", "run", "--seeds", "0-3", "--steps", "3", "--out", "grid.png"]) == 0
 assert main(["sample", "fashion-soft", "--seeds", "0", "--steps", "2", "--out", "one.png"]) == 0
+assert main(["demo", "--dry-run"]) == 0
+import importlib.util
+if importlib.util.find_spec("starlette"):
+    from starlette.testclient import TestClient
+    from sfumato.demo.app import create_app
+    page = TestClient(create_app((), None), base_url="http://127.0.0.1")
+    assert "<title>Sfumato</title>" in page.get("/").text
+    assert page.get("/main.js").status_code == 200
 import sfumato
 print(sfumato.__file__)
 """

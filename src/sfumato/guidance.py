@@ -17,6 +17,8 @@ from sfumato.estimation.classify import class_log_prob
 from sfumato.estimation.contrast import Contrasted, Weak
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
 from sfumato.estimation.guided import Guided, classifier
+from sfumato.estimation.limit import Limited
+from sfumato.estimation.limit import clip as limited_to_data
 from sfumato.methods.flow_maps import check_mean
 from sfumato.methods.recipe import Recipe
 
@@ -163,6 +165,18 @@ def asked(model: Fitted, guidance: Guidance | float) -> tuple[Guidance | None, f
         return None, 0.0
     guidance.check(model)
     return guidance, 0.0
+
+
+def estimating(
+    config: Config,
+    base: NetworkDenoiser,
+    guided: Guidance | None,
+    classes: Tensor | None,
+    clip: bool = False,
+) -> Denoiser:
+    """What a sampler asks for x_0^: `base`, the denoiser of a model, guided and then clipped."""
+    denoiser = base if guided is None else guided.applied(config, base, classes)
+    return Limited(denoiser, limited_to_data) if clip else denoiser
 
 
 def labels(

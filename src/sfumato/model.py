@@ -21,9 +21,8 @@ from sfumato.corruption.boundary import Time, expect, shaped
 from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.statistics import DataStatistics, default_statistics
 from sfumato.errors import Refused
-from sfumato.estimation import limit
 from sfumato.estimation.denoise import Denoiser, NetworkDenoiser
-from sfumato.guidance import Guidance, asked, labels
+from sfumato.guidance import Guidance, asked, estimating, labels
 from sfumato.methods import grids
 from sfumato.methods.flow_maps import check_mean, conditions
 from sfumato.methods.lookup import Method
@@ -174,9 +173,7 @@ class Model:
             x, context = self._begin(randn_like, told)
             if start is not None:
                 x, context = self._begin(Seeds([start] * len(x)), told)
-            base = self._under(context)
-            denoiser = base if guided is None else guided.applied(self.config, base, told)
-            denoiser = limit.Limited(denoiser, limit.clip) if clip else denoiser
+            denoiser = estimating(self.config, self._under(context), guided, told, clip)
             fresh = context is not None or (guided is not None and guided.classifier is not None)
             key = None if fresh else (self.denoiser, clip, guided)
             return Begun(x, denoiser, self.conditions(len(x), told, context, steps, weight), key)

@@ -6,6 +6,7 @@ numbers of channels have no picture. A file is written whole or not at all.
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -174,7 +175,11 @@ def read(path: str | Path) -> Tensor:
 
 def pixels(path: str | Path) -> np.ndarray:
     """As `deep`, with 16 bits reduced to 8."""
-    array = deep(path)
+    return eight_bits(deep(path))
+
+
+def eight_bits(array: np.ndarray) -> np.ndarray:
+    """What `deep` returns, with 16 bits reduced to 8."""
     return array if array.dtype == np.uint8 else np.rint(array / 257).astype(np.uint8)
 
 
@@ -193,13 +198,44 @@ def deep(path: str | Path) -> np.ndarray:
         raise NotFound(f"there is no image {path}.")
     if path.is_dir():
         raise Refused(f"{path} is a folder; give one image file.")
+    return _values(path, str(path))
+
+
+def received(
+    data: bytes, formats: tuple[str, ...] = ("PNG", "JPEG"), most: int = 2**24
+) -> np.ndarray:
+    r"""As `deep`, of an image file's bytes from a source that is not trusted.
+
+    Args:
+        data: the whole file.
+        formats: of Pillow; no other decoder is tried.
+        most: pixels, which the header tells before anything is decoded.
+
+    Raises:
+        ValueError: another format, more pixels, or a file that is cut off or damaged.
+    """
+    return _values(io.BytesIO(data), "this file", formats, most)
+
+
+def _values(
+    source: Path | io.BytesIO,
+    name: str,
+    formats: tuple[str, ...] | None = None,
+    most: int | None = None,
+) -> np.ndarray:
+    array = None
     try:
-        with Image.open(path) as opened:
-            array = _plain(ImageOps.exif_transpose(opened))
+        with Image.open(source, formats=formats) as opened:
+            width, height = opened.size
+            if most is None or width * height <= most:
+                array = _plain(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise Refused(f"{path} is not an image that Pillow can read.") from None
+        kind = "an image that Pillow can read" if formats is None else " or ".join(formats)
+        raise Refused(f"{name} is not {kind}.") from None
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise Refused(f"{path} cannot be read as an image: {error}.") from error
+        raise Refused(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from error
+    if array is None:
+        raise Refused(f"{name} has {width} x {height} pixels; reduce it to {most:,} at most.")
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

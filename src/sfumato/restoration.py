@@ -31,6 +31,27 @@ from sfumato.sampling.samplers import Sampler
 
 MARKOV = Sampler("ancestral")
 """The sampler of `uncorrupt`, where the caller leaves it unset."""
+APART = 2**31
+"""Simulated noise has seeds from here on, so that it is independent of the samples' own.
+
+The processor's generators use the lower 32 bits of a seed only.
+"""
+
+
+def simulated(x0: Tensor, operator: Operator, noise: float | Operator, seed: int = 0) -> Tensor:
+    """y = A x_0 + noise of clean images, to be restored again.
+
+    Args:
+        x0: (n, *shape) in [-1, 1].
+        operator, noise: as in `restore`.
+        seed: of the noise; image i has the stream seed + i, which is none of a sample's.
+
+    Returns:
+        (n, *measured).
+    """
+    y = operator(x0)
+    eps = Seeds([APART + seed + i for i in range(len(y))])(y)
+    return y + (noise(eps) if isinstance(noise, Operator) else noise * eps)
 
 
 def restore(

@@ -22,6 +22,7 @@ VERBS = {
     "distill": "distil a model into one that samples in one step or a few",
     "sample": "draw images from a trained model",
     "restore": "restore blurred, masked or small images by a trained model",
+    "demo": "serve a page on this machine: corrupt, sample and restore images, step by step",
     "edit": "encode images and decode them: round trip, interpolation, change of class",
     "evaluate": "compare a model's samples with real images, or verify such a record",
     "likelihood": "bits per dimension of real images, by the flow and by the bound",

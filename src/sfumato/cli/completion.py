@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     print(shtab.complete(_tree({"file": shtab.FILE, "folder": shtab.DIRECTORY}), shell))
 
 
-def _tree(complete: Mapping[str, Mapping[str, str]]) -> argparse.ArgumentParser:
+def _tree(complete: Mapping[str, Any]) -> argparse.ArgumentParser:
     """All verbs with their options as one parser; `complete` has shtab's "file" and "folder"."""
     from sfumato.cli import VERBS
 

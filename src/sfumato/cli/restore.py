@@ -28,11 +28,6 @@ ABOUT = (
     "Restore images from measurements y = A x + noise: draw samples of p(x | y) with an "
     "unconditional model. A folder that was cut off goes on with the same command."
 )
-APART = 2**31
-"""Simulated noise has seeds from here on, so that it is independent of the samples' own.
-
-The processor's generators use the lower 32 bits of a seed only.
-"""
 
 
 class Task(NamedTuple):
@@ -195,22 +190,17 @@ def _measurements(
     values: Namespace,
 ) -> list[Tensor]:
     """y of each input: as read, or simulated."""
-    import torch
-
-    from sfumato.algebra.linear import Operator
     from sfumato.corruption.measurement import measured
-    from sfumato.sampling.sample import Seeds
+    from sfumato.restoration import simulated
     from sfumato.training import inputs
 
     expected = measured(operator, model.shape)
     if not values.simulate:
         return inputs.fitting(found, expected, f"measurements by {values.operator}")
-    measured_ = []
-    for i, one in enumerate(found):
-        y = operator(one.value[None])
-        eps = Seeds([APART + values.seed + i])(torch.empty_like(y))
-        measured_.append((y + (noise(eps) if isinstance(noise, Operator) else noise * eps))[0])
-    return measured_
+    return [
+        simulated(one.value[None], operator, noise, values.seed + i)[0]
+        for i, one in enumerate(found)
+    ]
 
 
 def _check_drawable(model: Model, out: str) -> None:

@@ -14,8 +14,6 @@ from sfumato.names import choose
 from sfumato.progress import bar
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sfumato.corruption.statistics import DataStatistics
     from sfumato.methods.recipe import Recipe
     from sfumato.sampling.kernels import Kernel
@@ -148,31 +146,18 @@ def _show(values: Namespace, ranked: dict[int, list[Any]]) -> None:
 def _draw(best: dict[int, list[Any]], target: Path) -> None:
     """Spectra of samples over the data's, by frequency, for the fewest calls and the most."""
     from sfumato import charts
+    from sfumato.corruption.statistics import radial
 
     panels = []
     for n in sorted({min(best), max(best)}):
         lines: dict[str, Any] = {"_": ([1.0], [1.0])}
         for _, name, moments, predictor in sorted(best[n], key=lambda row: row[0])[:LINES]:
             ratio = moments.variance / moments.data_variance
-            lines[name] = _radial(predictor.basis.laplacian.sqrt(), ratio)
-        up = "variance of samples over data's"
-        panels.append(charts.Panel(f"{n} calls", "frequency", up, lines))
+            across, up = radial(predictor.basis.laplacian.sqrt(), ratio, BANDS)
+            lines[name] = across.tolist(), up.clamp(min=1e-12).tolist()
+        title = "variance of samples over data's"
+        panels.append(charts.Panel(f"{n} calls", "frequency", title, lines))
     charts.save(panels, target)
-
-
-def _radial(frequency: Tensor, value: Tensor) -> tuple[list[float], list[float]]:
-    """The mean in bands of frequency."""
-    import torch
-
-    flat = frequency.flatten()
-    value = value.reshape(-1, len(flat)).mean(0)
-    edges = torch.linspace(0, float(flat.max()), BANDS + 1, dtype=torch.float64)
-    which = torch.bucketize(flat, edges[1:-1])
-    counts = torch.bincount(which, minlength=BANDS)
-    totals = torch.bincount(which, weights=value, minlength=BANDS)
-    middle = (edges[1:] + edges[:-1]) / 2
-    kept = counts > 0
-    return middle[kept].tolist(), (totals[kept] / counts[kept]).clamp(min=1e-12).tolist()
 
 
 def _parser() -> Parser:

@@ -122,6 +122,27 @@ class DataStatistics(NamedTuple):
         return float((far**2 + 2 * rest.sum()).sqrt())
 
 
+def radial(frequency: Tensor, value: Tensor, bands: int) -> tuple[Tensor, Tensor]:
+    """The mean of a value in equal bands of frequency, over all leading axes.
+
+    Args:
+        frequency: of each coefficient, `space`.
+        value: (*lead, *space).
+        bands: from 0 to the largest frequency.
+
+    Returns:
+        Middle and mean of each band that has coefficients, float64.
+    """
+    flat = frequency.flatten().double()
+    mean = value.reshape(-1, len(flat)).double().mean(0)
+    edges = torch.linspace(0, float(flat.max()), bands + 1, dtype=torch.float64)
+    which = torch.bucketize(flat, edges[1:-1])
+    counts = torch.bincount(which, minlength=bands)
+    totals = torch.bincount(which, weights=mean, minlength=bands)
+    kept = counts > 0
+    return ((edges[1:] + edges[:-1]) / 2)[kept], totals[kept] / counts[kept]
+
+
 def shrunk(spectrum: Tensor, squared: Tensor, count: int) -> Tensor:
     r"""Variances of coefficients shrunk towards their neighbours', the more the fewer the images.
 

@@ -11,6 +11,7 @@ import torch
 
 from sfumato.algebra.linear import Operator
 from sfumato.algebra.operators import Diagonal
+from sfumato.corruption.process import Process
 from sfumato.errors import Refused
 from sfumato.methods import METHODS
 from sfumato.names import called
@@ -80,8 +81,7 @@ def row(name: str, shape: tuple[int, ...] = (1, 28, 28)) -> Row:
     source = first_source(recipe.reference)
     return Row(
         name,
-        " ".join(process.signal.factors) or "1",
-        " ".join(map(_squared, process.noise.factors)) or "1",
+        *formulas(process),
         _basis(parts),
         called(recipe.parametrization),
         called(recipe.weighting),
@@ -89,6 +89,12 @@ def row(name: str, shape: tuple[int, ...] = (1, 28, 28)) -> Row:
         source.short,
         source,
     )
+
+
+def formulas(process: Process) -> tuple[str, str]:
+    """C_t and Sigma_t in words."""
+    signal = " ".join(process.signal.factors) or "1"
+    return signal, " ".join(map(_squared, process.noise.factors)) or "1"
 
 
 def _squared(factor: str) -> str:
