@@ -71,6 +71,7 @@ LEAVES = {
     "viewing": {"demo"},
     "threads": {"sampling", "cli"},
     "machine": {"evaluation", "cli"},
+    "processes": {"evaluation", "cli"},
     "progress": {"training", "cli"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.

@@ -309,7 +309,12 @@ def test_cut_off_arrays_are_refused(tmp_path, suffix, kept):
     ("source", "split", "message", "error"),
     [
         ("digts", "train", "no data set 'digts'; did you mean 'digits'?", ValueError),
-        ("qqq", "train", "choose from digits, fashion-mnist, photos.", ValueError),
+        (
+            "qqq",
+            "train",
+            "choose from digits, fashion-mnist, photos, mnist, cifar10, cifar100.",
+            ValueError,
+        ),
         ("./digits", "train", "there is no folder or file ./digits", FileNotFoundError),
         ("x.npz", "train", "there is no folder or file x.npz", FileNotFoundError),
         ("digits", "valid", "no split 'valid'; choose train or test", ValueError),
@@ -595,3 +600,95 @@ def test_signals_have_a_measured_scale(tmp_path):
         load(tmp_path / "x.npz", resize=4)
     with pytest.raises(ValueError, match="a mirror image is for images"):
         data.mirrored()
+
+
+CIFAR = {
+    "cifar10": (
+        "cifar-10-batches-bin",
+        1,
+        5,
+        "batches.meta.txt",
+        "cifar-10-batches-py/data_batch_1",
+    ),
+    "cifar100": ("cifar-100-binary", 2, 1, "fine_label_names.txt", "cifar-100-python/train"),
+}
+
+
+def cifar(home, name, count=3):
+    """Files as their page describes them, and the images and labels of the training split."""
+    folder, labels, files, names, _ = CIFAR[name]
+    generator, place = np.random.default_rng(0), home / folder
+    place.mkdir(parents=True)
+    classes = 10 if name == "cifar10" else 100
+    (place / names).write_text("".join(f"c{i}\n" for i in range(classes)) + "\n")
+    titles = [f"data_batch_{i + 1}.bin" for i in range(5)] if files == 5 else ["train.bin"]
+    rows = generator.integers(0, 256, (files, count, labels + 3072)).astype(np.uint8)
+    rows[..., :labels] %= classes
+    for title, some in zip(titles, rows, strict=True):
+        (place / title).write_bytes(some.tobytes())
+    test = "test_batch.bin" if files == 5 else "test.bin"
+    (place / test).write_bytes(rows[0, :1].tobytes())
+    flat = rows.reshape(-1, labels + 3072)
+    return place, flat[:, labels:].reshape(-1, 3, 32, 32), flat[:, labels - 1]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("below", [False, True])
+def test_cifar_is_read_from_its_binary_files(tmp_path, monkeypatch, name, below):
+    place, images, labels = cifar(tmp_path / name if below else tmp_path, name)
+    monkeypatch.setenv("SFUMATO_DATA", str(tmp_path))
+    train, test = load(name), load(name, "test")
+    assert np.array_equal(train.images, images) and np.array_equal(train.labels, labels)
+    assert train.record.shape == (3, 32, 32) and train.record.classes[7] == "c7"
+    assert np.array_equal(test.images, images[:1])
+    monkeypatch.setenv("SFUMATO_DATA", str(place))
+    assert np.array_equal(load(name).images, images)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_bad_cifar_files_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("SFUMATO_DATA", raising=False)
+    refused("as SFUMATO_DATA is not set", load, name, error=FileNotFoundError)
+    monkeypatch.setenv("SFUMATO_DATA", str(tmp_path))
+    refused("the binary version was unpacked", load, name, error=FileNotFoundError)
+    pickled = tmp_path / CIFAR[name][-1]
+    pickled.parent.mkdir()
+    pickled.write_bytes(b"\x80\x02}.")
+    refused("is a pickle, which could run code when it is read. Get the binary", load, name)
+    place, _, _ = cifar(tmp_path, name)
+    path = next(path for path in sorted(place.glob("*.bin")) if "test" not in path.name)
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(f"{path.name} is cut off or no such file", load, name)
+    path.write_bytes(b"")
+    refused("it has 0 in all", load, name)
+
+
+def test_mnist_is_read_from_its_own_folder(fashion):
+    """Beside files of the same names that are those of Fashion-MNIST."""
+    refused("MNIST is not here", load, "mnist", error=FileNotFoundError)
+    for folder, images in ((fashion, GRAY), (fashion / "mnist", GRAY[:2])):
+        folder.mkdir(exist_ok=True)
+        (folder / "train-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / "train-labels-idx1-ubyte").write_bytes(idx(LABELS[: len(images)]))
+    assert len(load("mnist")) == 2 and load("mnist").record.classes == tuple("0123456789")
+    assert len(load("fashion-mnist")) == 3
+
+
+def test_a_middle_square_is_cut_before_images_are_resized(tmp_path):
+    """As for CelebA in the papers: the middle 140 of 178 x 218 pixels, then 64 x 64."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (218, 178, 3)).astype(np.uint8)
+    put(tmp_path / "000001.png", pixels)
+    middle = pixels[39:179, 19:159]
+    found = load(tmp_path, crop="140")
+    assert np.array_equal(found.images[0].transpose(1, 2, 0), middle)
+    small = Image.fromarray(middle).resize((64, 64), Image.Resampling.LANCZOS)
+    found = load(tmp_path, crop="140", resize=64)
+    assert np.array_equal(found.images[0].transpose(1, 2, 0), np.asarray(small))
+    assert Record.from_dict(found.record.to_dict()).crop == "140"
+    for crop, told in (
+        ("200", "--crop 200 needs larger images than 178 x 218 pixels"),
+        ("140px", "choose center, none, or a number of pixels"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load(tmp_path, crop=crop, resize=9)

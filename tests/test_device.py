@@ -147,7 +147,7 @@ def test_a_training_step_neither_waits_nor_copies(case, unseeded):
 
     def step(number: int) -> None:
         drawn = draw(number, data, OPTIONS, model, META)
-        value, good = gradients(number, drawn, ALONE, trained, data, OPTIONS)
+        value, good = gradients(number, drawn, ALONE, trained, data, OPTIONS, data.raw(drawn.rows))
         assert value.device == good.device == META
 
     step(0)  # what is made once is made here

@@ -203,7 +203,8 @@ def test_interior_lowers_the_variance_and_ends_the_mean(bands):
     from accelerate import Accelerator
 
     denoiser, drawn = model.denoiser, draw(3, data, options, model)
-    _, good = gradients(3, drawn, Accelerator(cpu=True), objective(model), data, options)
+    raw = data.raw(drawn.rows)
+    _, good = gradients(3, drawn, Accelerator(cpu=True), objective(model), data, options, raw)
     assert bool(good)
     kept = {name: parameter.grad for name, parameter in process.named_parameters()}
     rows, t, eps, *_ = drawn

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +67,29 @@ def write_arrays(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     def fill(part: Path) -> None:
         with part.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
+
+    write(path, fill)
+
+
+def write_rows(name: str, parts: Iterable[np.ndarray], count: int, path: Path) -> None:
+    """Write `count` rows as one array of a .npz, part by part, whole or not at all.
+
+    Args:
+        name: of the array.
+        parts: arrays (n, *shape) whose rows are `count` in all.
+        count: of the rows.
+        path: of the file.
+    """
+    following = iter(parts)
+    head = next(following)
+    about = {"descr": head.dtype.str, "fortran_order": False, "shape": (count, *head.shape[1:])}
+
+    def fill(part: Path) -> None:
+        with zipfile.ZipFile(part, "w") as archive:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array_header_1_0(stream, about)
+                for one in itertools.chain([head], following):
+                    stream.write(np.ascontiguousarray(one).data)
 
     write(path, fill)
 

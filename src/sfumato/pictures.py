@@ -106,12 +106,15 @@ def strip(
 
 
 def save(
-    images: Tensor | Image.Image, path: str | Path, names: Sequence[str] | None = None
+    images: Tensor | np.ndarray | Image.Image,
+    path: str | Path,
+    names: Sequence[str] | None = None,
 ) -> None:
     r"""Write images in the format that the path gives.
 
     Args:
-        images: images in [-1, 1], (n, C, H, W), or a picture (for `.png` only).
+        images: images in [-1, 1], (n, C, H, W); or bytes of `to_uint8` (for a folder only), or a
+            picture (for `.png` only).
         path: `x.png`, a grid; `x.npz`, the array `images` of uint8, (n, H, W, C); or a folder (no
             suffix, or it exists): `000000.png` and so on. Missing folders are created.
         names: the files' names in a folder.
@@ -130,10 +133,13 @@ def save(
         if kind != ".png":
             raise Refused(f"a picture is saved as .png; got {path}.")
         _write_png(path, images)
-    elif kind == ".png":
-        _write_png(path, grid(images))
-    elif kind == ".npz":
-        files.write_arrays({"images": to_uint8(images)}, path)
+    elif kind and isinstance(images, np.ndarray):
+        raise Refused(f"bytes are saved as the pictures of a folder; {path} is one file.")
+    elif kind and isinstance(images, Tensor):
+        if kind == ".png":
+            _write_png(path, grid(images))
+        else:
+            files.write_arrays({"images": to_uint8(images)}, path)
     else:
         array = _shown(images)
         for name, one in zip(_names(names, len(array)), array, strict=True):
@@ -313,9 +319,9 @@ def _picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
 
 
-def _shown(images: Tensor) -> np.ndarray:
+def _shown(images: Tensor | np.ndarray) -> np.ndarray:
     """`to_uint8` of images that a picture can show."""
-    array = to_uint8(images)
+    array = images if isinstance(images, np.ndarray) else to_uint8(images)
     if (channels := array.shape[-1]) not in (1, 3):
         raise Refused(f"a .png has 1 or 3 channels, these images {channels}; save them as .npz.")
     return array

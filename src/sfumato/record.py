@@ -36,7 +36,8 @@ class Record:
         kind: "images", "signals" or "latents"; by default images where the shape has three axes.
         key: name of the array in its file, where it was named.
         resize: shorter side that images were resized to; None where they were not.
-        crop: of resized images: "center", a square, or "none".
+        crop: of resized images: "center", a square, or "none"; or the pixels of the square that
+            all were cropped to first.
         flip: whether each image's mirror image belongs to the data too.
 
     Raises:

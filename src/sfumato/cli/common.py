@@ -15,6 +15,7 @@ from sfumato.cli.kinds import Kind
 from sfumato.cli.parser import Namespace, Parser
 from sfumato.cli.signatures import Parameter
 from sfumato.errors import Refused
+from sfumato.processes import here
 
 if TYPE_CHECKING:
     from sfumato.codec import Codec
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from sfumato.training.data import Data
     from sfumato.training.trackers import Tracker
 
-DATA = "digits, fashion-mnist, photos, or the path of a folder of images, a .npz or a .npy"
+DATA = (
+    "digits, fashion-mnist, photos, mnist, cifar10, cifar100, or the path of a folder of images, a "
+    ".npz or a .npy"
+)
 SPLIT = "of the data: train, or a slice of it such as train[:55000]"
 REAL = "real images (default: what the model was trained on)"
 HELD_OUT = "of the data: test, train, or a slice: train[55000:] (default: test, if it has one)"
@@ -92,8 +96,8 @@ def reading_options(parser: Parser) -> None:
     parser.option("kind", kinds.optional(kinds.choice("images", "signals")), None, text)
     text = "shorter side to resize images to, by Lanczos' filter (default: as they are)"
     parser.option("resize", kinds.optional(kinds.POSITIVE), None, text)
-    text = "of images resized: the middle square, or nothing (default: center)"
-    parser.option("crop", kinds.optional(kinds.choice("center", "none")), None, text)
+    text = "center or none: of images resized; or N: their middle N pixels first (default: center)"
+    parser.option("crop", kinds.optional(kinds.TEXT), None, text)
 
 
 def latent_option(parser: Parser, purpose: str) -> None:
@@ -146,7 +150,7 @@ def beside(record: Record, source: str, values: Namespace) -> dict[str, Any]:
     if same:
         known["key"] = record.key
     known |= asked(values)
-    if known["resize"] is not None:
+    if known["resize"] is not None or record.crop.isdecimal():
         known = {"crop": record.crop} | known
     return known
 
@@ -185,6 +189,8 @@ def load(run: str, values: Namespace) -> Model:
     from sfumato.store import from_pretrained, newest, read_config
 
     place = torch.device(device(values.device) or best())
+    if place.type == "cuda":
+        place = torch.device("cuda", here().local)
     given: dict[str, Any] = {}
     for what in OWN:
         if values[what] is None:

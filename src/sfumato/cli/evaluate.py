@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from sfumato.cli.parser import Namespace, Parser, refuse_code, resolved, setting
 from sfumato.cli.sample import guidance, guidance_options, sampler, sampler_options
 from sfumato.errors import Refused
 from sfumato.names import nearest
+from sfumato.processes import here
 from sfumato.progress import bar
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def run(argv: Sequence[str]) -> int:
     from sfumato.evaluation import blocks, protocol
 
     files.check_writable(out)
+    values.quiet = values.quiet or not here().first
     record = _evaluate(values, blocks.beside(out))
+    if record is None:
+        return 0
     protocol.write(record, out)
     blocks.forget(out)
     if not values.quiet:
@@ -83,8 +87,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
-    """The record of one evaluation; `keep` is the folder of finished blocks."""
+def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any] | None:
+    """The record of one evaluation; `keep` is the folder of finished blocks.
+
+    None in all but the first of several processes, which draw their share of the blocks.
+    """
     import torch
 
     from sfumato.evaluation.extractor import choose
@@ -110,6 +117,10 @@ def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any]:
         made = _finished(values.run, values.n, finished)
         shape = tuple(made.pixels.shape[1:])
         count = len(made.pixels)
+    if not here().first:
+        for _ in _drawn(model, guided, values, keep) if model is not None else ():
+            pass
+        return None
     real, other = _splits(source, values.split, how)
     real.record.check_shape(shape, values.run)
     judge = Judge(real, other, lambda *found: choose(values.extractor, *found), count)
@@ -144,18 +155,26 @@ def _judged(
 ) -> list[dict[str, Any]]:
     """An entry for each number of steps, with the share of copies of `training`, if given."""
     from sfumato.evaluation.reconstructions import copies
-    from sfumato.evaluation.samples import Drawing
 
     found = []
+    for images in _drawn(model, guided, values, keep):
+        again = {} if training is None else {"copies": copies(images.pixels, training)}
+        found.append(judge.result(images) | again)
+    return found
+
+
+def _drawn(
+    model: Model, guided: Guidance, values: Namespace, keep: Path | None
+) -> Iterator[Images]:
+    """The samples in each number of steps; of several processes the first has all of them."""
+    from sfumato.evaluation.samples import Drawing
+
     for steps in values.steps or (None,):
         chosen = model.chosen(sampler(values, steps))
         with bar("images", values.n, values.quiet) as advance:
             how = {"clip": values.clip, "guidance": guided}
             drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, **how)
-            images: Images = drawing.images()
-        again = {} if training is None else {"copies": copies(images.pixels, training)}
-        found.append(judge.result(images) | again)
-    return found
+            yield drawing.images()
 
 
 def _splits(source: str, split: str | None, how: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -209,6 +228,8 @@ def _verify(values: Namespace) -> int:
     again = Namespace(**{**values.as_dict(), **subject})
     again.steps = tuple(subject["steps"] or ()) or None
     new = _evaluate(again, blocks.beside(path))
+    if new is None:
+        return 0
     blocks.forget(path)
     if values.attest and (added := protocol.attested(old, new)):
         protocol.write(added, path)

@@ -11,6 +11,7 @@ from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
 from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
+from sfumato.processes import here
 from sfumato.progress import bar
 
 ABOUT = (
@@ -45,7 +46,13 @@ def run(argv: Sequence[str]) -> int:
 
     if out is not None:
         files.check_writable(out)
+    mine = here()
+    if out is None and mine.count > 1:
+        raise Refused(f"{mine.count} processes share a measurement by files: give --out FILE.json.")
+    values.quiet = values.quiet or not mine.first
     record = {"run": values.run, **_measured(values, out and blocks.beside(out))}
+    if not mine.first:
+        return 0
     if out is not None:
         files.write(out, json.dumps(record, indent=2) + "\n")
         blocks.forget(out)

@@ -12,6 +12,7 @@ from sfumato.cli.common import load, run_argument, which_model
 from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
 from sfumato.names import nearest
+from sfumato.processes import here
 from sfumato.progress import bar
 
 if TYPE_CHECKING:
@@ -47,19 +48,9 @@ def run(argv: Sequence[str]) -> None:
     chosen = model.chosen(chosen)
     _, steps = chosen.whole
     clock = time.perf_counter()
-    with bar("steps", -(-len(seeds) // values.batch) * steps, values.quiet) as advance:
-        images = model.sample(
-            seeds,
-            chosen,
-            classes,
-            values.batch,
-            callback=lambda *_: advance(1),
-            start=seeds[0] if values.fix_start else None,
-            clip=values.clip,
-            guidance=guided,
-        )
+    values.quiet = values.quiet or not here().first
+    _draw(model, chosen, seeds, classes, guided, values)
     spent = time.perf_counter() - clock
-    keep(images, values.out, seeds, model.config.pixels)
     if not values.quiet:
         noun = "image" if model.config.pixels.pictures else "signal"
         plural = "" if len(seeds) == 1 else "s"
@@ -69,6 +60,40 @@ def run(argv: Sequence[str]) -> None:
             f"{values.out}: {len(seeds)} {noun}{plural}, {steps} steps of {chosen.name}, {weight}"
             f"{weights} weights, {spent:.1f} s"
         )
+
+
+def _draw(
+    model: Model,
+    chosen: Sampler,
+    seeds: list[int],
+    classes: list[int] | None,
+    guided: Guidance,
+    values: Namespace,
+) -> None:
+    """Draw the images and write them: many in blocks, by all processes, few by the first."""
+    from sfumato.cli import streamed
+    from sfumato.evaluation.samples import Drawing
+
+    start = seeds[0] if values.fix_start else None
+    many, mine = streamed.suits(len(seeds), values.out), here()
+    total = -(-len(seeds) // values.batch) * chosen.whole[1] / (mine.count if many else 1)
+    with bar("steps", total, values.quiet) as advance:
+
+        def draw(rows: slice) -> Tensor:
+            told = None if classes is None else classes[rows]
+            how = {"start": start, "clip": values.clip, "guidance": guided}
+            each = {"callback": lambda *_: advance(1), **how}
+            return model.sample(seeds[rows], chosen, told, values.batch, **each)
+
+        record = model.config.pixels
+        if many:
+            how = {"clip": values.clip, "guidance": guided}
+            about = Drawing(model, len(seeds), chosen, values.batch, **how).about()
+            told = about | {"seeds": seeds, "classes": classes, "start": start}
+            names = _names(values.out, seeds)
+            streamed.write(draw, told, names, len(seeds), values.out, record)
+        elif mine.first:
+            keep(draw(slice(None)), values.out, seeds, record)
 
 
 def check_out(model: Model, out: str, seeds: Sequence[int]) -> None:

@@ -1,12 +1,16 @@
-"""Blocks are finished parts of long work, each a file, from which interrupted work resumes."""
+"""Blocks are finished parts of long work, each a file, from which interrupted work resumes.
+
+Several processes share work by them: each computes every n-th block, and the first reads all.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,45 @@ import numpy as np
 
 from sfumato import files
 from sfumato.errors import Refused
+from sfumato.processes import here
+
+PAUSE = 0.2
+"""Seconds between two looks for a block of another process."""
+
+
+def every(
+    home: Path | None,
+    about: Mapping[str, Any],
+    firsts: Sequence[int],
+    make: Callable[[int], dict[str, np.ndarray]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """The parts that begin at `firsts`, in order, each read from its file or computed.
+
+    Where several processes do this, each computes its share of the parts into `home`; the first one
+    yields all of them, as soon as they are there, and the others what they computed themselves.
+
+    Args:
+        home, about: as of `kept`; without a `home` each process computes all.
+        firsts: indices of the parts' first items.
+        make: from such an index to the part.
+
+    Raises:
+        ValueError: as `kept`.
+    """
+    mine = here()
+    alone = home is None or mine.count == 1
+    for place, first in enumerate(firsts):
+        if alone or place % mine.count == mine.index:
+            found = kept(home, about, first, lambda first=first: make(first))
+            if alone or not mine.first:
+                yield found
+    if home is None or alone or not mine.first:
+        return
+    for first in firsts:
+        path = _path(home, about, first)
+        while not path.is_file():
+            time.sleep(PAUSE)
+        yield _read(path)
 
 
 def kept(
@@ -35,8 +78,7 @@ def kept(
     """
     if home is None:
         return make()
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    path = home / key / f"{first:08d}.npz"
+    path = _path(home, about, first)
     if path.is_file():
         return _read(path)
     made = make()
@@ -52,6 +94,11 @@ def beside(out: Path) -> Path:
 def forget(out: Path) -> None:
     """Remove the parts of the record `out`, once it is written."""
     shutil.rmtree(beside(out), ignore_errors=True)
+
+
+def _path(home: Path, about: Mapping[str, Any], first: int) -> Path:
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return home / key / f"{first:08d}.npz"
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

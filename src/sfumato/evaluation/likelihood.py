@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +18,7 @@ from sfumato.evaluation import blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
 from sfumato.evaluation.samples import fingerprint
 from sfumato.model import Model
+from sfumato.processes import here
 from sfumato.sampling import likelihood
 from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform_numbers
 from sfumato.sampling.sample import Seeds
@@ -90,6 +90,9 @@ def measure(
             stores none.
         tick: called with the number of images done, counted for each of `wanted.which`.
 
+    Returns:
+        The record; {} in all but the first of several processes, which measure their share.
+
     Raises:
         ValueError: as `Measurement.of`, or a method whose likelihood is not defined.
     """
@@ -107,11 +110,17 @@ def measure(
         done += count
         tick(count)
 
+    def make(first: int) -> dict[str, np.ndarray]:
+        some = torch.arange(first, min(first + batch, wanted.n))
+        return _nats(model, data.batch(chosen[some]), some, wanted, told)
+
     parts = []
-    for some in torch.arange(wanted.n).split(batch):
-        make = partial(_nats, model, data.batch(chosen[some]), some, wanted, told)
-        parts.append(blocks.kept(keep, work, int(some[0]), make))
-        told((int(some[-1]) + 1) * len(which) - done)  # for batches that were read
+    for part in blocks.every(keep, work, range(0, wanted.n, batch), make):
+        parts.append(part)
+        seen = sum(len(one[which[0]]) for one in parts) * len(which)
+        told(seen - done)  # for batches that were read
+    if not here().first:
+        return {}
     size = math.prod(model.shape)
     return {
         "format": FORMAT,

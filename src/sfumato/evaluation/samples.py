@@ -74,19 +74,22 @@ class Drawing:
     guidance: Guidance = UNGUIDED
 
     def images(self) -> Images:
-        """The images, and the record of how they were drawn."""
+        """The images, and the record of how they were drawn.
+
+        Where several processes draw them, the first has all, and the others their share.
+        """
         about = self.about()
         parts = []
         seconds = 0.0
         lost = 0
-        for first in range(0, self.count, BLOCK):
-            seeds = range(first, min(first + BLOCK, self.count))
-            make = functools.partial(self._block, seeds)
-            block = blocks.kept(self.keep, about, first, make)
+        firsts = range(0, self.count, BLOCK)
+        for block in blocks.every(self.keep, about, firsts, self._block):
             parts.append(block["images"])
             seconds += float(block["seconds"])
             lost += int(block["diverged"])
-            self.tick(len(seeds))
+            self.tick(len(block["images"]))
+        if not parts:  # one of more processes than blocks
+            return Images(torch.empty(0, dtype=torch.uint8), about)
         pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
         about |= {"seconds_per_image": round(seconds / self.count, 5)}
         names = self._classed.record.classes or ()
@@ -131,7 +134,8 @@ class Drawing:
         classifier = self.guidance.classifier
         return (self.model if classifier is None else classifier).config
 
-    def _block(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    def _block(self, first: int) -> dict[str, np.ndarray]:
+        seeds = range(first, min(first + BLOCK, self.count))
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Diverged)  # counted instead, over all blocks

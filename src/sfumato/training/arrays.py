@@ -16,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 
 from sfumato.errors import Refused
 from sfumato.record import KINDS
+from sfumato.training.lazy import LARGEST, Stored, Values, changed
 from sfumato.training.raw import Raw, Reading, classified, measured, placed
 
 BROKEN = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
@@ -27,12 +28,12 @@ MOST = 4
 def array(path: Path, how: Reading) -> Raw:
     """The images or signals in the file at `path`, with their range and classes."""
     name, values, labels = found_in(path, how.key)
-    rows = name is None and values.ndim == 2
+    rows = name is None and len(values.shape) == 2
     kind = how.kind or ("signals" if name == "signals" or rows else "images")
     if kind == "signals":
         if how.resize is not None:
             raise Refused(f"{path} holds signals; only images are resized.")
-        if values.ndim < 2 or not values.size:
+        if len(values.shape) < 2 or 0 in values.shape:
             raise Refused(f"{path} must hold signals (n, *shape); got shape {values.shape}.")
         raw = measured(values, path, how.range)
     else:
@@ -44,27 +45,43 @@ def array(path: Path, how: Reading) -> Raw:
     return raw._replace(labels=numbers, classes=classes)
 
 
-def channels_first(values: np.ndarray, path: Path) -> np.ndarray:
+def channels_first(values: Values, path: Path) -> Values:
     """Images (n, H, W) or (n, H, W, C) as (n, C, H, W)."""
-    if values.ndim not in (3, 4) or not values.size:
+    if len(values.shape) not in (3, 4) or 0 in values.shape:
         raise Refused(
             f"{path} must hold images (n, height, width) or (n, height, width, channels), at least "
             f"one; got shape {values.shape}."
         )
-    if values.ndim == 3:
-        return values[:, None]
+    _, *space = values.shape
+    if len(space) == 2:
+        return changed(values, _gray, (1, *space), values.dtype)
     if values.shape[3] > MOST:
         cure = "Save images.transpose(0, 2, 3, 1), or " if values.shape[1] <= MOST else "Else "
         raise Refused(
             f"{path} has shape {values.shape}: channels come last here, at most {MOST}. "
             f"{cure}say --kind signals, if these are no pictures."
         )
+    return changed(values, _first, (space[2], *space[:2]), values.dtype)
+
+
+def _gray(values: np.ndarray) -> np.ndarray:
+    return values[:, None]
+
+
+def _first(values: np.ndarray) -> np.ndarray:
     return values.transpose(0, 3, 1, 2)
 
 
-def found_in(path: Path, key: str | None) -> tuple[str | None, np.ndarray, np.ndarray | None]:
-    """The name of an array, the array and the labels in a file, whatever its suffix."""
+def found_in(path: Path, key: str | None) -> tuple[str | None, Values, np.ndarray | None]:
+    """The name of an array, the array and the labels in a file, whatever its suffix.
+
+    A large `.npy` is lazy.
+    """
     try:
+        if path.suffix.lower() == ".npy" and path.stat().st_size > LARGEST:
+            if key is not None:
+                raise Refused(f"{path} has one array without a name; leave out --key {key}.")
+            return None, Stored(path), None
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             found = None, loaded, None

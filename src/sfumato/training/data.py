@@ -1,4 +1,4 @@
-r"""Data are images or signals in memory, with a record of what they are; a batch lies in [-1, 1].
+r"""Data are images or signals with a record of what they are; a batch lies in [-1, 1].
 
 data = load("digits")        data.batch([0, 1, 2])        data.record
 """
@@ -25,9 +25,13 @@ from sfumato.errors import Refused
 from sfumato.notes import Note
 from sfumato.record import LATENTS
 from sfumato.record import Record as Record
+from sfumato.training.lazy import Lazy, Values
+from sfumato.training.order import permuted
 from sfumato.training.raw import Range, Reading, check_labels
 from sfumato.training.sources import SPLITS, read
 
+MEASURED = 65_536
+"""Images that statistics are measured of, at most."""
 ROUNDING = 1e-3
 """How far values may lie outside their range, as a share of it."""
 SLICE = re.compile(r"(?P<base>\w+)(\[(?P<first>-?\d+)?:(?P<last>-?\d+)?\])?")
@@ -39,11 +43,11 @@ Rows = Tensor | np.ndarray | Sequence[int]
 @final
 @dataclass(frozen=True, eq=False)
 class Data:
-    r"""Images in memory.
+    r"""Images, in memory or in files.
 
     Args:
         images: array (n, C, H, W), or of other signals (n, *shape), of uint8 or float32, in the
-            record's range of raw values.
+            record's range of raw values; a `Lazy` one is read as it is needed, and gives the same.
         labels: classes from 0, (n,) of int64, or None.
         record: what they are.
 
@@ -55,7 +59,7 @@ class Data:
     (1500, torch.Size([2, 1, 8, 8]), tensor([0, 1]))
     """
 
-    images: np.ndarray
+    images: Values
     labels: np.ndarray | None
     record: Record
 
@@ -68,14 +72,8 @@ class Data:
             )
         if not len(self.images):
             raise Refused("data need at least one image.")
-        low, high = float(self.images.min()), float(self.images.max())
-        room = ROUNDING * (self.record.high - self.record.low)
-        inside = self.record.low - room <= low <= high <= self.record.high + room
-        if self.record.pictures and not inside:
-            raise Refused(
-                f"the record says values from {self.record.low:g} to {self.record.high:g}; got "
-                f"{low:g} to {high:g}."
-            )
+        if self.record.pictures and not isinstance(self.images, Lazy):
+            self._check_range(self.images)
         if (self.labels is None) != (self.record.classes is None):
             raise Refused("labels and the record's classes come together or not at all.")
         if self.labels is not None:
@@ -96,17 +94,34 @@ class Data:
 
     def batch(self, indices: Rows, device: torch.device = CPU) -> Tensor:
         """The images at `indices`: (B, C, H, W) in [-1, 1], float32, scaled on `device`."""
+        return self.scaled(self.raw(indices), device)
+
+    def raw(self, indices: Rows) -> Tensor:
+        """The raw values of the images at `indices`, (B, C, H, W), on the CPU."""
         rows = self._rows(indices)
         raw = self.images[rows % len(self.images)]
         mirrored = rows >= len(self.images)
         raw[mirrored] = raw[mirrored][..., ::-1]
-        return self.record.scaled(upload(torch.from_numpy(raw), device).float())
+        return torch.from_numpy(raw)
+
+    def scaled(self, raw: Tensor, device: torch.device = CPU) -> Tensor:
+        """Raw values on `device`, in [-1, 1] and float32."""
+        return self.record.scaled(upload(raw, device).float())
 
     def classes(self, indices: Rows) -> Tensor | None:
         """Their classes: (B,), int64; None where the data have none."""
         if self.labels is None:
             return None
         return torch.from_numpy(self.labels[self._rows(indices) % len(self.images)])
+
+    def _check_range(self, values: np.ndarray) -> None:
+        low, high = float(values.min()), float(values.max())
+        room = ROUNDING * (self.record.high - self.record.low)
+        if not self.record.low - room <= low <= high <= self.record.high + room:
+            raise Refused(
+                f"the record says values from {self.record.low:g} to {self.record.high:g}; got "
+                f"{low:g} to {high:g}."
+            )
 
     def _rows(self, indices: Rows) -> np.ndarray:
         rows = np.asarray(indices)
@@ -116,11 +131,18 @@ class Data:
         return rows % len(self)
 
     def stats(self, batch: int = 256) -> DataStatistics:
-        """Statistics of the data for methods, measured in one pass of batches."""
-        starts = range(0, len(self), batch)
-        batches = (self.batch(range(i, min(i + batch, len(self)))) for i in starts)
+        """Statistics of the data for methods, measured in one pass of batches.
+
+        Of at most `MEASURED` images, drawn by a fixed seed.
+        """
+        count = len(self)
+        chosen = np.arange(count)
+        if count > MEASURED:
+            chosen = np.sort(permuted(np.arange(MEASURED), count, 0))
+        starts = range(0, len(chosen), batch)
+        batches = (self.batch(chosen[i : i + batch]) for i in starts)
         values = self.record.values if np.issubdtype(self.images.dtype, np.integer) else 0
-        labels = self.classes(range(len(self)))
+        labels = self.classes(chosen)
         far = math.inf if self.record.kind == LATENTS else FAR
         return measure(batches, self.record.shape, labels, values, far)
 
@@ -138,8 +160,8 @@ def load(
     r"""Read a data set: by name, or from a folder of images, a `.npz` or a `.npy`.
 
     Args:
-        source: `digits`, `fashion-mnist`, `photos`, or a path; a name takes precedence, so that
-            `./digits` is a folder of your own. `docs/data.md` says what may be in each.
+        source: a name, such as `digits`, or a path; a name takes precedence, so that `./digits` is
+            a folder of your own. `docs/data.md` says what may be in each.
         split: "train", "test" or "val", or a slice of one, such as "train[55000:]"; arrays, and
             folders without subfolders of these names, are all "train".
         range: the raw values that become -1 and 1; by default inferred from the values, or
@@ -149,7 +171,8 @@ def load(
         kind: "images", or "signals": arrays (n, *shape) of any rank that are no pictures. By
             default signals are the array `signals`, and the rows of a .npy.
         resize: shorter side of images, by Pillow's Lanczos filter.
-        crop: of resized images: "center" (the default), the middle square, or "none".
+        crop: of resized images: "center" (the default), the middle square, or "none"; or a number
+            of pixels, "140", the middle square of that side, before they are resized.
 
     Raises:
         FileNotFoundError: the files are missing; the error says how to get them.
@@ -171,7 +194,9 @@ def load(
     raw = read(source, base, how)
     for sentence in raw.notes:
         warnings.warn(sentence, Note, stacklevel=2)
-    images = np.ascontiguousarray(raw.images[part])
+    images = raw.images[part]
+    if not isinstance(images, Lazy):
+        images = np.ascontiguousarray(images)
     if not len(images):
         raise Refused(f"{source} has {len(raw.images)} images; there is none in {split}.")
     record = Record(
@@ -182,13 +207,21 @@ def load(
         classes=raw.classes,
         count=len(images),
         split=split,
-        sha256=hashlib.sha256(images.data).hexdigest(),
+        sha256=_sha256(images, how),
         kind=raw.kind,
         key=key,
         resize=resize,
         crop=crop or "center",
     )
     return Data(images, None if raw.labels is None else raw.labels[part], record)
+
+
+def _sha256(images: Values, how: Reading) -> str:
+    """Of the values; of those that are read when needed, of what tells their files from others."""
+    if not isinstance(images, Lazy):
+        return hashlib.sha256(images.data).hexdigest()
+    told = [images.identity(), repr(images.rows), images.shape, images.dtype.str]
+    return hashlib.sha256(repr([*told, how.resize, how.crop]).encode()).hexdigest()
 
 
 def _split(split: str) -> tuple[str, slice]:

@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.algebra.place import CPU
 from sfumato.corruption.prior import RandnLike
 from sfumato.training.data import Data
 from sfumato.training.options import TrainOptions
+from sfumato.training.order import permuted
 
 PART = 32
 """Rows of the global batch whose noise comes from one stream."""
@@ -34,13 +35,13 @@ def share(options: TrainOptions, process: int, processes: int) -> range:
 def rows(step: int, data: Data, options: TrainOptions) -> Tensor:
     """Rows of the data that the global batch of `step` has: each once an epoch."""
     positions = torch.arange(step * options.batch, (step + 1) * options.batch)
-    epochs, places = positions // len(data), positions % len(data)
-    found = torch.empty_like(places)
-    for epoch in epochs.unique().tolist():
-        order = stream(CPU, options.seed, "order", epoch)
+    epochs, places = (part.numpy() for part in (positions // len(data), positions % len(data)))
+    found = np.empty_like(places)
+    for epoch in np.unique(epochs).tolist():
         mine = epochs == epoch
-        found[mine] = torch.randperm(len(data), generator=order)[places[mine]]
-    return found
+        key = number(options.seed, "order", epoch)
+        found[mine] = permuted(places[mine], len(data), key)
+    return torch.from_numpy(found)
 
 
 def parts(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sfumato import pictures
 from sfumato.errors import Refused
+from sfumato.training.lazy import LARGEST, Files
 from sfumato.training.raw import Raw, Reading, check_within, numbers, placed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -91,23 +93,19 @@ def _walk(root: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _read(root: Path, names: list[Path], how: Reading) -> Raw:
-    """The images `names` of `root`, all of one size, of as many channels and of as many bits."""
-    images: np.ndarray = np.empty((0,), np.uint8)
+    """The images `names` of `root`, all of one size, of as many channels and of as many bits.
+
+    Where they would not fit in memory, the first one says how many channels and bits.
+    """
+    first = _one(how, root / names[0])
+    if first.nbytes * len(names) > LARGEST:
+        load = partial(_like, how, first.shape, first.dtype, root, names[0])
+        return placed(Files(root, names, load, first.shape, first.dtype), root, how.range)
+    images = np.empty((len(names), *first.shape), first.dtype)
     for i, name in enumerate(names):
-        one = pictures.deep(root / name)
-        if how.range is not None:
-            check_within(numbers(one, root / name), how.range, root / name)
-        one = how.fitted(one, how.range or (0, np.iinfo(one.dtype).max))
-        if not i:
-            images = np.empty((len(names), *one.shape), one.dtype)
-        if one.shape[1:] != images.shape[2:]:
-            sizes = [f"{width} x {height}" for height, width in (images.shape[2:], one.shape[1:])]
-            cure = "Leave out --crop none" if how.resize else "Use --resize N"
-            raise Refused(
-                f"images must have one size; in {root}, {names[0]} is {sizes[0]} pixels and "
-                f"{name} is {sizes[1]}. {cure}, which makes them squares."
-            )
-        if len(one) > images.shape[1]:
+        one = _one(how, root / name) if i else first
+        _check_size(one, first.shape[1:], how, root, names[0], name)
+        if len(one) > len(images[0]):
             images = np.repeat(images, len(one), axis=1)
         if one.dtype != images.dtype:
             if how.range is not None:
@@ -117,3 +115,42 @@ def _read(root: Path, names: list[Path], how: Reading) -> Raw:
             images, one = (x if x.dtype == np.uint16 else np.uint16(257) * x for x in (images, one))
         images[i] = one
     return placed(images, root, how.range)
+
+
+def _one(how: Reading, path: Path) -> np.ndarray:
+    """The image in a file, (C, H, W), as `how` says."""
+    found = pictures.deep(path)
+    if how.range is not None:
+        check_within(numbers(found, path), how.range, path)
+    return how.fitted(found, how.range or (0, np.iinfo(found.dtype).max))
+
+
+def _like(
+    how: Reading,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    root: Path,
+    first: Path,
+    path: Path,
+) -> np.ndarray:
+    """The image in a file, with the channels and the bits of the first one."""
+    one = _one(how, path)
+    _check_size(one, shape[1:], how, root, first, path.relative_to(root))
+    if one.dtype != dtype:
+        raise Refused(f"{path} has {one.dtype}, and {root / first} has {dtype}: save all as one.")
+    if len(one) > shape[0]:
+        raise Refused(f"{path} is in colour, and {root / first} is gray: save all in colour.")
+    return np.broadcast_to(one, shape)
+
+
+def _check_size(
+    one: np.ndarray, side: tuple[int, ...], how: Reading, root: Path, first: Path, name: Path
+) -> None:
+    """Raise ValueError for an image of another size than the first."""
+    if one.shape[1:] != tuple(side):
+        sizes = [f"{width} x {height}" for height, width in (side, one.shape[1:])]
+        cure = "Leave out --crop none" if how.resize else "Use --resize N"
+        raise Refused(
+            f"images must have one size; in {root}, {first} is {sizes[0]} pixels and {name} is "
+            f"{sizes[1]}. {cure}, which makes them squares."
+        )

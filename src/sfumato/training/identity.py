@@ -19,7 +19,7 @@ from sfumato.training.options import TrainOptions
 IDLE = (
     *("model.sampler.kernel", "model.sampler.steps", "model.sampler.grid", "model.origin.name"),
     *("model.latent.name", "model.latent.sha256"),
-    *("options.checkpoint_every", "options.preview_every", "options.keep"),
+    *("options.checkpoint_every", "options.preview_every", "options.keep", "options.workers"),
 )
 """Fields that no weight depends on, beside those that the hash of the data covers."""
 

@@ -92,6 +92,7 @@ def _image(path: Path) -> Input:
 def _array(path: Path, key: str | None) -> list[Input]:
     _, values, _ = found_in(path, key)
     values = channels_first(values, path)
+    values = values if isinstance(values, np.ndarray) else values[np.arange(len(values))]
     low, high = numbers(values, path)
     if np.issubdtype(values.dtype, np.floating):
         if low >= 0 and high > 0.5:

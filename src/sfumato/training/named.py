@@ -3,8 +3,14 @@ r"""Named data sets, provided by other packages.
     digits           1797 gray 8 x 8 images of scikit-learn, the last 297 of them for testing
     fashion-mnist    70000 gray 28 x 28 images of the Debian package dataset-fashion-mnist
     photos           32 x 32 colour crops of scikit-learn's two photographs
+    mnist            70000 gray 28 x 28 images of digits, in the idx files of its page
+    cifar10          60000 colour 32 x 32 images, of the binary version; cifar100 likewise
+
+The last three are looked for in `$SFUMATO_DATA` and in a folder of their name there.
 
 References:
+    Gradient-Based Learning Applied to Document Recognition (Y. LeCun, L. Bottou, Y. Bengio,
+    P. Haffner, 1998), http://yann.lecun.com/exdb/mnist/
     Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms (H. Xiao,
     K. Rasul, R. Vollgraf, 2017), https://arxiv.org/abs/1708.07747
 """
@@ -22,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from sfumato.errors import NotFound, Refused
+from sfumato.training import cifar
 from sfumato.training.raw import Raw
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -67,20 +74,48 @@ def photos(split: str) -> Raw:
 
 def fashion_mnist(split: str) -> Raw:
     """The idx files of Debian's folder, else of `$SFUMATO_DATA` or its folder `fashion-mnist`."""
+    cure = "Install the Debian package dataset-fashion-mnist, or set"
+    folders = [FASHION_FOLDER, *_given("fashion-mnist")]
+    return _mnist("Fashion-MNIST", split, folders, FASHION, cure)
+
+
+def mnist(split: str) -> Raw:
+    """The idx files of `$SFUMATO_DATA/mnist`.
+
+    Not of `$SFUMATO_DATA` itself, where files of the same names are those of Fashion-MNIST.
+    """
+    return _mnist("MNIST", split, _given("mnist")[1:], tuple("0123456789"), "Set")
+
+
+def cifar10(split: str) -> Raw:
+    """The binary version, in `$SFUMATO_DATA`."""
+    return cifar.read(cifar.TEN, split, _given("cifar10"))
+
+
+def cifar100(split: str) -> Raw:
+    """The binary version, in `$SFUMATO_DATA`, with its 100 fine classes."""
+    return cifar.read(cifar.HUNDRED, split, _given("cifar100"))
+
+
+def _given(name: str) -> list[Path]:
+    """The user's folder, and the one of this name in it."""
+    given = os.environ.get("SFUMATO_DATA")
+    return [Path(given), Path(given, name)] if given else []
+
+
+def _mnist(what: str, split: str, folders: list[Path], classes: tuple[str, ...], cure: str) -> Raw:
+    """Images and labels of one split in four idx files, from the first folder that has them."""
     prefix = "train" if split == "train" else "t10k"
     names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-    folders = [FASHION_FOLDER]
-    if given := os.environ.get("SFUMATO_DATA"):
-        folders += [Path(given), Path(given, "fashion-mnist")]
     for folder in folders:
         paths = [_present(folder / name) for name in names]
         if paths[0] is not None and paths[1] is not None:
             images, labels = _idx(paths[0], 3)[:, None], _idx(paths[1], 1).astype(np.int64)
-            return Raw(images, 0, 255, labels, FASHION)
+            return Raw(images, 0, 255, labels, classes)
+    looked = ", ".join(map(str, folders)) or "any folder, as SFUMATO_DATA is not set"
     raise NotFound(
-        f"Fashion-MNIST is not here: no {names[0]}(.gz) with its labels in "
-        f"{', '.join(map(str, folders))}. Install the Debian package dataset-fashion-mnist, or set "
-        "SFUMATO_DATA to a folder that has these files."
+        f"{what} is not here: no {names[0]}(.gz) with its labels in {looked}. {cure} SFUMATO_DATA "
+        f"to a folder that has these files{' in a folder mnist' if what == 'MNIST' else ''}."
     )
 
 
@@ -115,5 +150,8 @@ NAMED: dict[str, Callable[[str], Raw]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "photos": photos,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
 }
 """(split) -> Raw, by the name that `--data` takes."""

@@ -34,6 +34,8 @@ class TrainOptions:
         checkpoint_every: images between checkpoints.
         preview_every: images between pictures of samples; 0 for none.
         keep: checkpoints kept.
+        workers: processes that read images ahead; by default as many as there are cores, up to 8,
+            for data that do not fit in memory, and none for others.
 
     >>> options = sf.TrainOptions(images=6400, batch=64)
     >>> options.steps, options.rise, [options.pace(step) for step in (0, 4)]
@@ -55,6 +57,7 @@ class TrainOptions:
     checkpoint_every: int = 20_000
     preview_every: int = 40_000
     keep: int = 2
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
@@ -70,6 +73,8 @@ class TrainOptions:
             if not 0 <= getattr(self, name) < math.inf:
                 found = getattr(self, name)
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
+        if self.workers is not None and self.workers < 0:
+            raise Refused(f"workers must be 0 or more; got {self.workers}.")
         for name in ("ema", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")

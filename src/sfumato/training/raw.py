@@ -13,6 +13,7 @@ than a quarter of a guessed range are refused: the guess is probably wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, final
 
 import numpy as np
@@ -21,6 +22,7 @@ from sfumato import pictures
 from sfumato.errors import Refused
 from sfumato.names import choose
 from sfumato.record import KINDS
+from sfumato.training.lazy import Lazy, Values, changed
 
 Range = tuple[float, float]
 
@@ -29,6 +31,7 @@ SLIVER = 0.25
 OVERSHOOT = 1 / 510
 """Share of a range that images may leave it by: half a step of bytes."""
 CROPS = ("center", "none")
+"""Or a number of pixels."""
 GIVE = "--range LOW,HIGH (or range=(low, high) in Python)"
 
 
@@ -37,7 +40,7 @@ class Raw(NamedTuple):
     """Images (n, C, H, W), or other signals (n, *shape), as in their files.
 
     Attributes:
-        images: the raw values, uint8 or float32.
+        images: the raw values, uint8 or float32; lazy where they would not fit in memory.
         low: the raw value that will be -1.
         high: the raw value that will be 1.
         labels: classes from 0, (n,) of int64, or None.
@@ -46,7 +49,7 @@ class Raw(NamedTuple):
         notes: sentences that a user should read.
     """
 
-    images: np.ndarray
+    images: Values
     low: float
     high: float
     labels: np.ndarray | None = None
@@ -65,10 +68,11 @@ class Reading:
         key: name of the array in a .npz.
         kind: "images" or "signals".
         resize: shorter side of images.
-        crop: of images resized: "center" (the default), a square, or "none".
+        crop: "center" (the default), the middle square of images resized; "none"; or a number of
+            pixels, "140", the middle square of that side, before they are resized.
 
     Raises:
-        ValueError: a value out of its range, or `crop` without `resize`.
+        ValueError: a value out of its range, or a `crop` of words without `resize`.
     """
 
     range: Range | None = None
@@ -82,44 +86,73 @@ class Reading:
             raise Refused(f"a range goes from a low to a high value; got {_span(*self.range)}.")
         if self.kind is not None:
             choose("kind", self.kind, KINDS)
-        if self.crop is not None:
-            choose("crop", self.crop, CROPS)
+        if self.crop is not None and not self.middle:
+            choose("crop", self.crop, CROPS, "choose center, none, or a number of pixels.")
         if self.resize is not None and self.resize < 1:
             raise Refused(f"resize must be 1 or more; got {self.resize}.")
-        if self.crop is not None and self.resize is None:
+        if self.crop is not None and not self.middle and self.resize is None:
             raise Refused("crop is for images that are resized; give --resize too.")
 
+    @property
+    def middle(self) -> int:
+        """Side of the middle square that images are cropped to first; 0 for all of them."""
+        side = self.crop or ""
+        return int(side) if side.isdecimal() else 0
+
+    @property
+    def changes(self) -> bool:
+        """Whether images are resized or cropped."""
+        return self.resize is not None or self.middle > 0
+
     def fitted(self, image: np.ndarray, bounds: Range) -> np.ndarray:
-        """An image (C, H, W) of raw values within `bounds`, resized and cropped as set here.
+        """An image (C, H, W) of raw values within `bounds`, cropped and resized as set here.
 
         Whole numbers stay whole.
+
+        Raises:
+            ValueError: it is smaller than the crop.
         """
+        if side := self.middle:
+            if min(image.shape[1:]) < side:
+                height, width = image.shape[1:]
+                raise Refused(f"--crop {side} needs larger images than {width} x {height} pixels.")
+            top, left = ((length - side) // 2 for length in image.shape[1:])
+            image = image[:, top : top + side, left : left + side]
         if self.resize is None:
             return image
         resized = pictures.fit(image, self.resize, self.crop != "none").clip(*bounds)
         floating = np.issubdtype(image.dtype, np.floating)
         return (resized if floating else np.rint(resized)).astype(image.dtype)
 
-    def applied(self, raw: Raw, values: np.ndarray) -> Raw:
+    def applied(self, raw: Raw, values: Values) -> Raw:
         """`raw` with all images `fitted`, computed from its raw `values`."""
-        if self.resize is None:
+        if not self.changes:
             return raw
-        images = np.stack([self.fitted(image, (raw.low, raw.high)) for image in values])
-        return raw._replace(images=images.astype(raw.images.dtype))
+        bounds, dtype = (raw.low, raw.high), raw.images.dtype
+        one = self.fitted(values[np.zeros(1, np.int64)][0], bounds)
+        return raw._replace(images=changed(values, partial(self._fitted, bounds), one.shape, dtype))
+
+    def _fitted(self, bounds: Range, values: np.ndarray) -> np.ndarray:
+        return np.stack([self.fitted(image, bounds) for image in values])
 
 
-def numbers(values: np.ndarray, where: object) -> Range:
-    """The least and the largest of `values`; ValueError where they are not finite numbers."""
-    if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        if values.dtype != np.bool_:
-            raise Refused(f"{where} must hold numbers; got {values.dtype}.")
-    low, high = float(values.min()), float(values.max())
+def numbers(values: Values, where: object) -> Range:
+    """The least and the largest of `values`; ValueError where they are not finite numbers.
+
+    Of files that take long to read, those of some.
+    """
+    numeric = np.issubdtype(values.dtype, np.number) or values.dtype == np.bool_
+    if not numeric or np.issubdtype(values.dtype, np.complexfloating):
+        raise Refused(f"{where} must hold numbers; got {values.dtype}.")
+    parts = values.blocks() if isinstance(values, Lazy) else (values,)
+    found = np.array([(part.min(), part.max()) for part in parts], np.float64)
+    low, high = float(found[:, 0].min()), float(found[:, 1].max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise Refused(f"{where} has NaN or infinite values; remove those images.")
     return low, high
 
 
-def placed(values: np.ndarray, where: object, given: Range | None) -> Raw:
+def placed(values: Values, where: object, given: Range | None) -> Raw:
     """Images of raw values (n, C, H, W), and their range: `given`, or guessed.
 
     Raises:
@@ -130,10 +163,11 @@ def placed(values: np.ndarray, where: object, given: Range | None) -> Raw:
     first, last = bounds = given or guess(values.dtype, extent, where)
     check_within(extent, bounds, where)
     small = whole and low >= 0 and high <= 255
-    values = values.astype(np.uint8 if small else np.float32, copy=False)
+    dtype = np.dtype(np.uint8 if small else np.float32)
+    if not (isinstance(values, Lazy) and values.dtype == dtype and not given):
+        values = changed(values, partial(_within, bounds, where), values.shape[1:], dtype)
     notes = []
     if low < first or high > last:
-        values = values.clip(first, last).astype(values.dtype, copy=False)
         notes.append(f"{where}: values from {_span(low, high)} were clipped to {_span(*bounds)}.")
     if low < high and high - low < SLIVER * (last - first):
         found = f"{where} has values from {_span(low, high)}, a small part of {_span(*bounds)}"
@@ -143,18 +177,30 @@ def placed(values: np.ndarray, where: object, given: Range | None) -> Raw:
     return Raw(values, plain(first), plain(last), notes=tuple(notes))
 
 
-def measured(values: np.ndarray, where: object, given: Range | None) -> Raw:
+def measured(values: Values, where: object, given: Range | None) -> Raw:
     """Signals (n, *shape) of float32 and their scale: `given`, or symmetric about 0.
 
     Signals are not clipped: what is beyond the scale lies beyond [-1, 1].
     """
     extent = numbers(values, where)
-    values = values.astype(np.float32, copy=False)
-    size = float(max(abs(values.min()), abs(values.max())))
+    values = changed(values, _floating, values.shape[1:], np.dtype(np.float32))
+    size = float(np.float32(max(map(abs, extent))))
     if not given and not size:
         raise Refused(f"{where} holds nothing but zeros (values from {_span(*extent)}).")
     low, high = given or (-size, size)
     return Raw(values, plain(low), plain(high), kind="signals")
+
+
+def _within(bounds: Range, where: object, values: np.ndarray) -> np.ndarray:
+    """Values in `bounds`; ValueError where they leave them by more than is clipped."""
+    low, high = extent = numbers(values, where)
+    check_within(extent, bounds, where)
+    inside = bounds[0] <= low and high <= bounds[1]
+    return values if inside else values.clip(*bounds)
+
+
+def _floating(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32, copy=False)
 
 
 def guess(dtype: np.dtype, extent: Range, where: object) -> Range:

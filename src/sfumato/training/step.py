@@ -29,8 +29,11 @@ def gradients(
     objective: Objective[D],
     data: Data,
     options: TrainOptions,
+    raw: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Leave the clipped gradients of the global batch in the parameters; the same in each process.
+
+    `raw` holds the raw values of the rows that `drawn` names.
 
     Returns:
         The mean loss, (), and whether it and all gradients are finite, () of bool.
@@ -46,7 +49,7 @@ def gradients(
     slopes = []
     for i in range(options.accumulate):
         chosen = slice(i * part, (i + 1) * part)
-        x0 = data.batch(drawn.rows[chosen], device)
+        x0 = data.scaled(raw[chosen], device)
         last = i == options.accumulate - 1
         with _together(accelerator, objective.network, last):
             each, bound = objective.losses(drawn, chosen, x0)

@@ -27,7 +27,7 @@ from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
-from sfumato.training import denoising, stop
+from sfumato.training import denoising, loader, stop
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
 from sfumato.training.objective import Objective
@@ -201,8 +201,8 @@ def _steps(
     """Do the steps after `step`; yields the number done and the mean loss of the last."""
     place = accelerator.device, accelerator.process_index, accelerator.num_processes
     drawn = objective.draw(step, data, options, *place)
-    while step < options.steps:
-        value, good = gradients(step, drawn, accelerator, objective, data, options)
+    for raw in loader.read(data, options, step, *place):
+        value, good = gradients(step, drawn, accelerator, objective, data, options, raw)
         drawn = objective.draw(step + 1, data, options, *place)
         # bool(good) is the only value of a step that the host waits for. On a GPU the next batch is
         # drawn meanwhile; the wait costs the time to queue the optimizer's kernels.

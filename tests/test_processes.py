@@ -1,0 +1,197 @@
+"""Work that several processes share gives what one gives, and goes on where it was cut."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sfumato as sf
+from sfumato import files
+from sfumato.cli import main
+from sfumato.evaluation import blocks, samples
+from sfumato.processes import Processes, here
+
+SIZE = ("--width", "8", "--multipliers", "1", "--patch", "1", "--preview-every", "0")
+FEW = ("--sampler", "ddim", "--steps", "2", "--device", "cpu", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "run"
+    told = ["train", "ddpm", *SIZE, "--batch", "8", "--images", "8", "--quiet", "--device", "cpu"]
+    assert main([*told, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def small(monkeypatch) -> None:
+    monkeypatch.setattr(samples, "BLOCK", 7)
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def as_one_of(monkeypatch, index: int, count: int) -> None:
+    monkeypatch.setenv("RANK", str(index))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    monkeypatch.setenv("LOCAL_RANK", str(index))
+
+
+def test_processes_are_those_of_the_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert here() == Processes(0, 1, 0) and here().first
+    as_one_of(monkeypatch, 2, 3)
+    assert here() == Processes(2, 3, 2) and not here().first
+    monkeypatch.setenv("RANK", "none")
+    assert here() == Processes()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_each_block_is_computed_once(tmp_path, monkeypatch, count):
+    """By the process whose turn it is; the first reads all in order, even those that come late."""
+    made: list[tuple[int, int]] = []
+
+    def make(first: int) -> dict[str, np.ndarray]:
+        made.append((here().index, first))
+        return {"x": np.array([first])}
+
+    def share(index: int) -> list[int]:
+        as_one_of(monkeypatch, index, count)
+        return [int(part["x"][0]) for part in blocks.every(tmp_path, {}, range(0, 40, 10), make)]
+
+    late = {index: share(index) for index in range(1, count)}
+    assert share(0) == [0, 10, 20, 30]
+    assert sorted(made, key=lambda pair: pair[1]) == [(i % count, 10 * i) for i in range(4)]
+    assert sorted(first for found in late.values() for first in found) == [
+        10 * i for i in range(4) if i % count
+    ]
+
+
+def test_the_first_process_waits_for_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "PAUSE", 0.01)
+    as_one_of(monkeypatch, 0, 2)
+    parts = blocks.every(tmp_path, {}, [0, 1], lambda first: {"x": np.array(first)})
+    path = blocks._path(tmp_path, {}, 1)
+    timer = threading.Timer(0.3, lambda: files.write_arrays({"x": np.array(1)}, path))
+    timer.start()
+    assert [int(part["x"]) for part in parts] == [0, 1]
+
+
+OUTPUTS = ("x.npz", "folder")
+
+
+def content(out: Path) -> np.ndarray:
+    if out.suffix:
+        return np.load(out)["images"]
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(out.iterdir())])[..., None]
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_many_samples_are_those_of_few(model, tmp_path, monkeypatch, out):
+    """In blocks of 7 and in one: the same bytes and names, and no file beside them."""
+    words = ("sample", model, "--seeds", "3-25", "--batch", 7, *FEW)
+    assert run(*words, "--out", tmp_path / "one" / out) == 0
+    monkeypatch.setattr(samples, "BLOCK", 7)
+    assert run(*words, "--out", tmp_path / "many" / out) == 0
+    found, expected = (content(tmp_path / name / out) for name in ("many", "one"))
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert [path.name for path in (tmp_path / "many").iterdir()] == [out]
+    if not Path(out).suffix:
+        names = [path.name for path in sorted((tmp_path / "many" / out).iterdir())]
+        assert names == [f"{seed:06d}.png" for seed in range(3, 26)]
+
+
+def test_an_interrupted_sample_goes_on(model, tmp_path, monkeypatch, small):
+    words = ("sample", model, "--seeds", "0-20", *FEW, "--out", tmp_path / "x.npz")
+    calls = []
+    plain = sf.Model.sample
+
+    def stopping(self, seeds, *args, **given):
+        calls.append(list(seeds))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, seeds, *args, **given)
+
+    monkeypatch.setattr(sf.Model, "sample", stopping)
+    assert run(*words) == 130
+    assert not (tmp_path / "x.npz").exists()
+    assert run(*words) == 0
+    assert [seeds[0] for seeds in calls] == [0, 7, 7, 14]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_other_samples_do_not_take_the_blocks_of_an_interrupted_one(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "BLOCK", 7)
+    out = tmp_path / "x.npz"
+    as_one_of(monkeypatch, 1, 2)  # leaves its blocks, and writes no output
+    assert run("sample", model, "--seeds", "0-20", *FEW, "--out", out) == 0
+    monkeypatch.delenv("RANK")
+    assert len([*blocks.beside(out).rglob("*.npz")]) == 1 and not out.exists()
+    assert run("sample", model, "--seeds", "5-25", *FEW, "--out", out) == 0
+    expected = sf.from_pretrained(model).sample(range(5, 26), sf.Sampler("ddim", 2), batch=7)
+    assert np.abs(np.load(out)["images"].astype(int) - samples.to_uint8(expected)).max() <= 1
+
+
+VERBS = {
+    "sample": ("--seeds", "0-30", "--out", "s.npz", *FEW),
+    "evaluate": ("--n", "31", "--extractor", "pca", "--out", "e.json", *FEW),
+    "likelihood": ("--n", "9", "--batch", "2", "--by", "bound", "--draws", "3", "--steps", "9"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_two_processes_give_what_one_gives(model, tmp_path, monkeypatch, verb):
+    """Started as torchrun starts them; only the first prints, and both end."""
+    monkeypatch.chdir(tmp_path)
+    words = [verb, str(model), *VERBS[verb]]
+    if verb == "likelihood":
+        words += ["--out", "l.json", "--threads", "1", "--device", "cpu"]
+    script = (
+        "import sys, sfumato.evaluation.samples as s; s.BLOCK = 7; "
+        "from sfumato.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    outputs = {}
+    for count in (1, 2):
+        home = tmp_path / str(count)
+        home.mkdir()
+        started = []
+        for index in range(count):
+            told = {"RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_RANK": str(index)}
+            environment = {**os.environ, **told, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", script, *words]
+            started.append(subprocess.Popen(command, cwd=home, env=environment))
+        assert [one.wait(120) for one in started] == [0] * count
+        (out,) = home.iterdir()
+        outputs[count] = out
+    one, two = outputs[1], outputs[2]
+    assert one.name == two.name
+    if verb == "sample":
+        assert np.array_equal(np.load(one)["images"], np.load(two)["images"])
+        return
+    known, found = (json.loads(path.read_text()) for path in (one, two))
+    for record in (known, found):
+        for row in record.get("results", ()):
+            row.pop("seconds_per_image")
+    assert known == found
+
+
+def test_processes_share_a_likelihood_by_files_alone(model, monkeypatch, capsys):
+    as_one_of(monkeypatch, 0, 2)
+    assert run("likelihood", model, "--device", "cpu") == 2
+    assert "2 processes share a measurement by files: give --out" in capsys.readouterr().err
+
+
+def test_rows_are_written_as_one_array(tmp_path):
+    parts = [np.arange(6).reshape(2, 3), np.arange(9).reshape(3, 3)]
+    files.write_rows("x", parts, 5, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        assert found.files == ["x"] and np.array_equal(found["x"], np.concatenate(parts))
