@@ -1,14 +1,18 @@
-"""Files are written whole or not at all: under a temporary name in their folder, then renamed."""
+"""Files are written whole or not at all: under a temporary name in their folder, then renamed.
+
+A folder written so has a `manifest.json`, the last of its files: the SHA-256 of each other one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato.errors import Refused
+
+MANIFEST = "manifest.json"
 
 
 def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> None:
@@ -44,6 +50,7 @@ def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> No
             part.chmod(0o666 & ~_umask())
             _flush(part)
             part.replace(path)
+            _flush(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -98,7 +105,8 @@ def write_rows(name: str, parts: Iterable[np.ndarray], count: int, path: Path) -
 def folder(path: Path | str) -> Iterator[Path]:
     """Create the folder `path` atomically: the yielded folder is filled, then renamed to `path`.
 
-    After an interruption `path` does not exist; `sweep` removes the unfinished folder.
+    Its files get a manifest, and are on the disk before it has its name. After an interruption
+    `path` does not exist; `sweep` removes the unfinished folder.
 
     Raises:
         ValueError: the path cannot be written, or exists.
@@ -110,9 +118,9 @@ def folder(path: Path | str) -> Iterator[Path]:
         try:
             part.chmod(0o777 & ~_umask())
             yield part
-            for file in part.iterdir():
-                _flush(file)
+            _seal(part)
             part.rename(path)
+            _flush(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -122,6 +130,55 @@ def new(path: Path | str) -> Path:
     if Path(path).exists():
         raise Refused(f"{path} exists; a model is written to a new folder.")
     return Path(path)
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest of the files in a folder, and all of them to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+    (folder / MANIFEST).write_text(json.dumps({"sha256": found}, indent=2) + "\n")
+    for file in (*files, folder / MANIFEST):
+        file.chmod(0o666 & ~_umask())
+        _flush(file)
+
+
+def damaged(folder: Path, names: Collection[str] | None = None) -> str | None:
+    """What is wrong with a file in a folder by its manifest, as a sentence; None where nothing is.
+
+    Args:
+        folder: one that `folder` has written; of others without a manifest nothing is known.
+        names: of the files to compare; by default all.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return None
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        wanted = {str(name): str(value) for name, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{manifest} is damaged: it is no list of hashes."
+    for name, value in wanted.items():
+        path = folder / name
+        outside = Path(name).is_absolute() or ".." in Path(name).parts
+        if outside or (names is not None and name not in names):
+            continue
+        if not path.is_file():
+            return f"{path} is missing."
+        if file_digest(path) != value:
+            return f"{path} is damaged: its bytes are not those that were written."
+    return None
+
+
+def check(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raise ValueError where `damaged` finds something."""
+    if told := damaged(folder, names):
+        raise Refused(f"{told} Remove {folder / MANIFEST} if you changed the folder yourself.")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def remove(path: Path) -> None:

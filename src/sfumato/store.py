@@ -179,7 +179,10 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
         file = folder / name
         config = read_config(folder)
         held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
-        return Stored(config, read_stats(folder), files.read_tensors(file), file, held)
+        found = Stored(config, read_stats(folder), files.read_tensors(file), file, held)
+        # After what is said more precisely of a file that cannot be read at all.
+        files.check(folder, ("config.json", "facts.safetensors", "codec.safetensors", name))
+        return found
 
     return newest(path, stored, (*BESIDE, name))
 

@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "compare a model's samples with real images, or verify such a record",
     "likelihood": "bits per dimension of real images, by the flow and by the bound",
     "push": "upload a trained model to the Hub, with a card",
+    "check": "compare the files of a run or a model with the hashes written with them",
     "cite": "print the references of a method",
     "env": "print versions, machine and devices, for a report of a bug",
     "completion": "print what completes these words in a shell",

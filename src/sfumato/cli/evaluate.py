@@ -76,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
     from sfumato.evaluation import blocks, protocol
 
     files.check_writable(out)
+    if here().first:
+        files.sweep(out)
     values.quiet = values.quiet or not here().first
     record = _evaluate(values, blocks.beside(out))
     if record is None:

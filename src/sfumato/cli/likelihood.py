@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
 
     if out is not None:
         files.check_writable(out)
+        if here().first:
+            files.sweep(out)
     mine = here()
     if out is None and mine.count > 1:
         raise Refused(f"{mine.count} processes share a measurement by files: give --out FILE.json.")

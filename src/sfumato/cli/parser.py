@@ -17,6 +17,7 @@ import yaml
 
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
+from sfumato.cli.namespace import Namespace as Namespace
 from sfumato.cli.signatures import Parameter
 from sfumato.cli.words import cure
 from sfumato.errors import Refused
@@ -34,28 +35,6 @@ OWN = ".py:"
 """In an operator's name: it is the user's own, where others have parameters after a colon."""
 WIDTH = 78
 _GATHERED: ContextVar[list[Parser] | None] = ContextVar("gathered", default=None)
-
-
-@final
-class Namespace(argparse.Namespace):
-    """The values of options, by name: `values.steps` or `values["steps"]`."""
-
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - of any kind
-        return getattr(self, name)
-
-    def __setitem__(self, name: str, value: object) -> None:
-        setattr(self, name, value)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - so that checkers know that any may be
-        raise AttributeError(f"no option {name!r}")
-
-    def items(self) -> Iterable[tuple[str, Any]]:
-        """Names and values, in the order of the options."""
-        return vars(self).items()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values by name."""
-        return dict(vars(self))
 
 
 @final

@@ -34,13 +34,16 @@ def run(argv: Sequence[str]) -> None:
         raise Refused("sample needs a run or a model's name, as in sfumato sample runs/soft.")
     seeds = kinds.expand(values.seeds)
 
-    from sfumato import pictures
+    from sfumato import files, pictures
 
     chosen = sampler(values, values.steps)
     if values.dry_run:
         print(resolved(parser, values))
         return
     pictures.check_writable(values.out)
+    if here().first:
+        files.sweep(Path(values.out))
+        files.sweep(Path(values.out, "*"))
     model = load(values.run, values)
     guided = guidance(values)
     check_out(model, values.out, seeds)

@@ -86,8 +86,9 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
             data.record.check_pictures("--distance features")
         recipe, chosen = _chosen(name, pick(values, method.parameters), data, values)
         record = _record(name, pick(values, method.parameters), data, chosen, values)
-        files.write(target, json.dumps(record, indent=2) + "\n")
         _draw(out / "select.png", values.distance, chosen)
+        # Last: where it is, all of the work is done.
+        files.write(target, json.dumps(record, indent=2) + "\n")
         if not values.quiet:
             print(
                 f"{target}: {len(chosen.warp)} levels of {values.candidates}, no step above "

@@ -86,8 +86,9 @@ def run(argv: Sequence[str]) -> None:
                     best[n].append((moments.error, f"{method}, {sampler}", moments, predictor))
             advance(1)
     record = {"data": data.record.to_dict(), "rows": rows, "refused": refused, "model": MODEL}
-    files.write(out / "tune.json", json.dumps(record, indent=2) + "\n")
     _draw(best, out / "tune.png")
+    # Last: where it is, all of the work is done.
+    files.write(out / "tune.json", json.dumps(record, indent=2) + "\n")
     if not values.quiet:
         _show(values, {n: sorted(found, key=lambda row: row[0]) for n, found in best.items()})
         print(f"{len(refused)} pairs were refused; why is in {out / 'tune.json'}.")

@@ -10,6 +10,7 @@ checkpoints/NNN/     a model's or an autoencoder's folder (`from_pretrained` rea
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from sfumato import files
 from sfumato.config import Config
 from sfumato.errors import Refused
 from sfumato.files import load_weights, read_tensors
+from sfumato.notes import Note
 from sfumato.record import LATENTS, Record
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
@@ -192,21 +194,31 @@ class Checkpoints:
             yield
 
     def resume(self, state: State) -> int:
-        """Restore the latest checkpoint into `state`; the step to resume from.
+        """Restore the latest whole checkpoint into `state`; the step to resume from.
+
+        A damaged one is set aside under another name, and a warning says what is wrong with it.
 
         Raises:
-            ValueError: the checkpoint is damaged or does not fit.
+            ValueError: all checkpoints are damaged or do not fit; nothing is changed.
         """
-        latest = self.latest()
-        if latest is None:
-            return 0
-        try:
-            state.restore(latest)
-        except ValueError as error:
+        damage: dict[Path, str] = {}
+        for path in reversed(self._all()):
+            try:
+                files.check(path)
+                state.restore(path)
+            except ValueError as error:
+                damage[path] = str(error)
+                continue
+            for other, told in damage.items():
+                aside = other.rename(other.with_name(f"{other.name}.damaged"))
+                warnings.warn(f"{told} It is now {aside}; training goes on from {path}.", Note, 2)
+            return int(path.name)
+        if damage:
+            first, told = next(iter(damage.items()))
             raise Refused(
-                f"{error} Remove {latest} to resume from the checkpoint before it."
-            ) from error
-        return int(latest.name)
+                f"{told} No checkpoint before {first.name} is whole: choose another --out."
+            )
+        return 0
 
     def latest(self) -> Path | None:
         """The folder of the last checkpoint."""

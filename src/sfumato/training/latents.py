@@ -169,6 +169,8 @@ def _read(
     folder: Path, data: Data, coder: nn.Module, record: Record, name: str
 ) -> tuple[Data, Codec]:
     path = folder / "latents.npy"
+    if told := files.damaged(folder):
+        raise Refused(f"{told} Remove {folder} to encode again.")
     try:
         array = np.load(path, mmap_mode="r")
         channels = Channels(**files.read_tensors(folder / "channels.safetensors"))

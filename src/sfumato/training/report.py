@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import final
 
 from torch import Tensor
 
+from sfumato.notes import Note
 from sfumato.training.data import Data
 from sfumato.training.objective import Objective
 from sfumato.training.options import TrainOptions
@@ -34,7 +36,7 @@ class Report:
     def __init__(
         self, trackers: Sequence[Tracker], objective: Objective, data: Data, options: TrainOptions
     ) -> None:
-        self.trackers = trackers
+        self.trackers = [*trackers]
         self.objective = objective
         self.data = data
         self.options = options
@@ -69,16 +71,31 @@ class Report:
             self._mean = value if self._mean is None else past * self._mean + (1 - past) * value
         if step % EVERY == 0 or step == self.options.steps:
             figures |= self._read(step, rate)
-        for tracker in self.trackers:
-            tracker.log(step, figures)
+        self._send(lambda tracker: tracker.log(step, figures))
 
     def preview(self, step: int) -> None:
         """Send previews to the trackers; their time is not counted in the speed."""
-        found = self.objective.previews(self.data, step * self.options.batch)
+        try:
+            found = self.objective.previews(self.data, step * self.options.batch)
+        except Exception as error:
+            self._tell(f"no previews of step {step}: {error}")
+            found = {}
         for name, picture in found.items():
-            for tracker in self.trackers:
-                tracker.image(name, step, picture)
+            self._send(lambda tracker, name=name, x=picture: tracker.image(name, step, x))
         self._read_at = (step, time.perf_counter())
+
+    def _send(self, call: Callable[[Tracker], None]) -> None:
+        """Call each tracker; one that fails is called no more, and training goes on."""
+        for tracker in [*self.trackers]:
+            try:
+                call(tracker)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                told = str(error) or type(error).__name__
+                self._tell(f"{type(tracker).__name__} failed and receives no more: {told}")
+
+    def _tell(self, sentence: str) -> None:
+        warnings.warn(" ".join(sentence.split()), Note, stacklevel=3)
 
     def _read(self, step: int, rate: float) -> Figures:
         now = time.perf_counter()
