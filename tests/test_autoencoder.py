@@ -180,7 +180,7 @@ def test_an_autoencoder_learns_and_is_read_again(tmp_path):
 def test_tokens_come_back(tmp_path):
     """Most tokens of held-out digits after a short training, by far more than the commonest."""
     data, test = load("digits"), load("digits", "test")
-    options = replace(OPTIONS, images=9_600, batch=32, learning_rate=3e-3, ema=0.9)
+    options = replace(OPTIONS, images=14_400, batch=32, learning_rate=3e-3, ema=0.9)
     config = AutoencoderConfig(data.record, replace(TOKENS, width=16, down=2, channels=8))
     found = train_autoencoder(config, data, options, tmp_path / "run", device="cpu")
     about = reconstructions(found.reconstruct, test, 200, 17).about

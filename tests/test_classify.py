@@ -104,7 +104,7 @@ def small(method: str = "soft", options=OPTIONS, **config) -> tuple[Model, objec
 def test_a_classifier_learns_and_guides(tmp_path):
     """It tells digits apart where there is little noise, and guided samples change with the class;
     a batch of one gives the same images."""
-    options = replace(OPTIONS, images=12_800, batch=64, learning_rate=3e-3)
+    options = replace(OPTIONS, images=25_600, batch=64, learning_rate=3e-3)
     model, data = small("ddpm", options)
     train(model, data, options, tmp_path / "classifier", device="cpu")
     found = from_pretrained(tmp_path / "classifier")

@@ -270,6 +270,7 @@ def test_another_process_may_be_faster(digits, tmp_path):
 def test_damaged_latents_are_refused(digits, tmp_path):
     data, _ = encoded(digits, mixed(), tmp_path)
     folder = tmp_path / "latents" / data.record.sha256[:16]
+    (folder / "manifest.json").unlink()
     np.save(folder / "latents.npy", np.zeros((3, 4, 4, 4), np.float32))
     with pytest.raises(sf.Refused, match=r"not the latents of digits. Remove"):
         encoded(digits, mixed(), tmp_path)

@@ -134,12 +134,12 @@ def test_a_cut_evaluation_goes_on_from_its_blocks(trained, here, monkeypatch):
     drawn: list[int] = []
     draw = samples.Drawing._block
 
-    def counted(self, seeds):
-        if len(drawn) == 2 and seeds[0] == 16 and "whole.json" not in str(self.keep):
+    def counted(self, first):
+        if len(drawn) == 2 and first == 16 and "whole.json" not in str(self.keep):
             drawn.append(-1)
             raise KeyboardInterrupt
-        drawn.append(seeds[0])
-        return draw(self, seeds)
+        drawn.append(first)
+        return draw(self, first)
 
     monkeypatch.setattr(samples.Drawing, "_block", counted)
     words = ("evaluate", trained, "--steps", 2, *QUICK, "--out")

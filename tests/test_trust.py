@@ -58,6 +58,7 @@ def model(trained, tmp_path, monkeypatch) -> Path:
     (checkpoint,) = (trained / "checkpoints").iterdir()
     shutil.copytree(checkpoint, tmp_path / "model")
     shutil.copy(trained / "run.json", tmp_path / "run.json")
+    (tmp_path / "model" / "manifest.json").unlink()  # its author may have changed any file
     (tmp_path / "model" / "code.py").write_text(CODE.format(path=str(tmp_path / "canary")))
     return tmp_path / "model"
 

@@ -192,9 +192,9 @@ def read(folder: Path, shape: tuple[int, ...] | None = None) -> TrainedAutoencod
     tensors = files.read_tensors(weights)
     if theirs:
         tensors = current(tensors)
-    files.check(folder, ("config.json", weights.name))
     trained = TrainedAutoencoder(config)
     files.load_weights(trained.network, weights, tensors)
+    files.check(folder, ("config.json", weights.name))
     trained.network.eval()
     return trained
 

@@ -75,7 +75,19 @@ def from_pretrained(
     ((1, 28, 28), 'ddpm')
     """
     stored = read(hub.at(path, revision), weights)
-    return loaded(stored, backbone, method, codec_of(stored, autoencoder))
+    model = loaded(stored, backbone, method, codec_of(stored, autoencoder))
+    verify(stored)
+    return model
+
+
+def verify(stored: Stored) -> None:
+    """Raise ValueError where the bytes of a file are not those that were written with it.
+
+    Last, since other errors say more precisely what is wrong with a file.
+    """
+    names = ("config.json", "facts.safetensors", "codec.safetensors", stored.path.name)
+    if (folder := stored.path.parent).is_dir():  # else a run has dropped it since it was read
+        files.check(folder, names)
 
 
 def from_diffusers(source: Any) -> Model:  # noqa: ANN401 - any pipeline of diffusers
@@ -90,6 +102,14 @@ def from_diffusers(source: Any) -> Model:  # noqa: ANN401 - any pipeline of diff
     Raises:
         ValueError: no pipeline there; one of other components, or of a scheduler that is not read;
             a file is missing, truncated or pickled.
+
+    >>> from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    >>> blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    >>> size = {"block_out_channels": [8], "norm_num_groups": 4, "in_channels": 1, **blocks}
+    >>> network = UNet2DModel(sample_size=8, out_channels=1, **size)
+    >>> model = sf.from_diffusers(DDIMPipeline(network, DDIMScheduler()))
+    >>> model.shape, model.sample([0], sf.Sampler("unipc", steps=2)).shape
+    ((1, 8, 8), torch.Size([1, 1, 8, 8]))
     """
     if not isinstance(source, str | Path):
         return loaded(Stored(*incoming.pipeline(source), Path(type(source).__name__), {}))
@@ -146,12 +166,14 @@ def read_source(path: str | Path, shape: tuple[int, ...]) -> Autoencoder | Codec
     """
     if newest(path, _is_autoencoder):
         return read_autoencoder(path, shape)
-    codec = codec_of(read(path))
+    stored = read(path)
+    codec = codec_of(stored)
     if codec is None:
         raise Refused(
             f"{path} is a model of pixels, and has no autoencoder. Train one: sfumato "
             "train-autoencoder."
         )
+    verify(stored)
     return codec
 
 
@@ -179,10 +201,7 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
         file = folder / name
         config = read_config(folder)
         held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
-        found = Stored(config, read_stats(folder), files.read_tensors(file), file, held)
-        # After what is said more precisely of a file that cannot be read at all.
-        files.check(folder, ("config.json", "facts.safetensors", "codec.safetensors", name))
-        return found
+        return Stored(config, read_stats(folder), files.read_tensors(file), file, held)
 
     return newest(path, stored, (*BESIDE, name))
 

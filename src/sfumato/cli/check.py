@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
+from sfumato import pretrained
 from sfumato.cli import common
-from sfumato.cli.parser import Parser, settings
+from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.errors import Refused
 
 ABOUT = (
@@ -28,12 +29,16 @@ class Found(NamedTuple):
 def run(argv: Sequence[str]) -> int:
     """Check as the command line says; the exit code."""
     parser = Parser("check", ABOUT)
-    common.run_argument(parser, "folder of a run or of a model")
+    common.run_argument(parser, "folder of a run or of a model, or a bundled model's name")
     parser.about_the_call()
     values = parser.read(argv, settings(argv))
     if values.run is None:
         raise Refused("check needs a run, as in sfumato check runs/soft.")
-    rows = [*_rows(Path(values.run))]
+    if values.dry_run:
+        print(resolved(parser, values))
+        return 0
+    bundled = values.run in pretrained.models()
+    rows = [*_rows(pretrained.path(values.run) if bundled else Path(values.run))]
     if not rows:
         raise Refused(f"{values.run} is no folder of a run or of a model: nothing to check.")
     for row in rows:

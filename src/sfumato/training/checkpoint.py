@@ -204,8 +204,8 @@ class Checkpoints:
         damage: dict[Path, str] = {}
         for path in reversed(self._all()):
             try:
-                files.check(path)
                 state.restore(path)
+                files.check(path)
             except ValueError as error:
                 damage[path] = str(error)
                 continue

@@ -198,6 +198,17 @@ class Accelerate:
 
     References:
         Accelerate, https://github.com/huggingface/accelerate
+
+    >>> from accelerate.tracking import GeneralTracker
+    >>> class Printed(GeneralTracker):
+    ...     name, requires_logging_directory = "printed", False
+    ...     tracker = property(lambda self: None)
+    ...     def store_init_configuration(self, values): ...
+    ...     def log(self, values, step=None, **given):
+    ...         print(step, sorted(values))
+    >>> tracker = sf.trackers.Accelerate(Printed())
+    >>> tracker.log(50, {"loss": 0.3, "images": 3200})
+    50 ['images', 'loss']
     """
 
     def __init__(self, tracker: GeneralTracker) -> None:

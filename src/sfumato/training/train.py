@@ -90,6 +90,7 @@ def build(
     files.load_weights(model.trainable, stored.path, weights)
     if not finite(model.trainable):
         raise Refused(f"the weights in {stored.path} are not finite. Start from others.")
+    store.verify(stored)
     return model
 
 
