@@ -182,6 +182,7 @@ def poisoned(folder: Path) -> Ended:
     run(*TINY, "--images", 16)
     (path,) = folder.glob("run/checkpoints/*/model.safetensors")
     save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
+    path.with_name("manifest.json").unlink()  # else they are known to be damaged
     return run("sample", "run", "--seeds", 0)
 
 

@@ -36,6 +36,8 @@ from starlette.testclient import TestClient
 
 from sfumato.demo import app, images, jobs, options, server
 
+pytestmark = pytest.mark.filterwarnings("ignore::sfumato.sampling.sample.Diverged")
+
 HERE = "http://127.0.0.1:8000"
 MODELS = {"pets": lambda: model(conditional=True), "soft": lambda: model("soft")}
 

@@ -393,7 +393,7 @@ def test_a_damaged_checkpoint_without_another_names_the_cure(tmp_path):
     (last / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
     model, data = tiny(options=options)
     with pytest.raises(
-        ValueError, match=r"optimizer.safetensors is damaged.* choose another --out"
+        ValueError, match=r"optimizer.safetensors is truncated.* choose another --out"
     ):
         train(model, data, options, tmp_path / "run", device="cpu")
     assert last.is_dir()

@@ -13,6 +13,8 @@ from sfumato import trajectory
 from sfumato.errors import Refused
 from sfumato.restoration import APART, simulated
 
+pytestmark = pytest.mark.filterwarnings("ignore::sfumato.sampling.sample.Diverged")
+
 SHAPE = (1, 8, 8)
 CLASSES = ("cat", "dog", "eel")
 RECORD = sf.Record("pets", SHAPE, classes=CLASSES)
