@@ -95,7 +95,7 @@ def restore(
     >>> found.shape, bool((half(found[0]) - half(x0)).abs().mean() < 0.1)
     (torch.Size([1, 3, 1, 28, 28]), True)
     """
-    _check_fixed(model)
+    check_restorable(model)
     check_measured(operator, model.shape, y)
 
     def begin(mine: Tensor, randn_like: Seeds) -> tuple[Tensor, Denoiser]:
@@ -140,7 +140,7 @@ def uncorrupt(
     >>> sf.uncorrupt(model, x, 0.3, [0, 1], sf.Sampler("ancestral", steps=5)).shape
     torch.Size([1, 2, 1, 28, 28])
     """
-    _check_fixed(model)
+    check_restorable(model)
     shaped("x", x, model.shape)
     if not isinstance(t, float | int) or not 0 < t <= 1:
         raise Refused(f"all images have one time, a number above 0, up to 1; got {t}.")
@@ -156,7 +156,8 @@ def uncorrupt(
     return _drawn(model, len(x), begin, seeds, chosen, classes, batch, callback, times)
 
 
-def _check_fixed(model: Model) -> None:
+def check_restorable(model: Model) -> None:
+    """Raise ValueError for a model that does not restore."""
     model.codec.check_pixels("a restoration")
     check_mean(model.recipe, "restorations")
     if model.recipe.context is not None:

@@ -16,7 +16,7 @@ from sfumato.corruption.statistics import radial
 from sfumato.errors import Refused
 from sfumato.estimation.restored import Restored
 from sfumato.guidance import Guidance, asked, estimating
-from sfumato.restoration import restore
+from sfumato.restoration import check_restorable, restore
 from sfumato.sampling.sample import Callback, Seeds
 from sfumato.sampling.samplers import Sampler
 
@@ -192,6 +192,7 @@ def watch_restoration(
     Returns:
         What `restore` returns, (1, len(seeds), *shape).
     """
+    check_restorable(model)
     if len(y) != 1:
         raise Refused(f"one restoration is watched at a time; got {len(y)} measurements.")
     times = model.times(model.chosen(sampler))
