@@ -78,7 +78,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_a_whole_one(copy, whole, name, 
     """By the checkpoint before it; the damaged one is kept beside."""
     (path,) = last(copy).glob(f"{name}*")
     step = last(copy).name
-    for place in (0.02, 0.5, 0.97):
+    for place in (0.02, 0.97) if name == "model" else (0.5,):
         trial = copy.with_name(f"{place}")
         shutil.copytree(copy, trial)
         spoiled(trial / path.relative_to(copy), how, place)
