@@ -47,11 +47,11 @@ ROWS = {"ddim": ("ddim", None), "unipc": ("unipc", None), "ddim, auto grid": ("d
 
 WAYS: dict[Way, int] = {
     "progressive": 600,
-    "consistency": 500,
-    "shortcut": 650,
-    "consistency training": 550,
+    "consistency": 320,
+    "shortcut": 700,
+    "consistency training": 510,
 }
-"""Numbers of steps of each way, of about equal minutes on one core."""
+"""Numbers of steps of each way, of about equal time of the processor."""
 METHODS = {"soft": {"prediction": "wiener"}, "ddpm": {"betas": "cosine", "prediction": "velocity"}}
 SIZE = sf.UNetOptions(width=16, patch=1, multipliers=(1, 2))
 BATCH = 64
@@ -108,10 +108,10 @@ def ways(out: Path) -> None:
     for method, parameters in METHODS.items():
         config = sf.Config(method, data.record, parameters, SIZE)
         options = _options(3_000, 2e-3)
-        began = time.perf_counter()
+        began = time.process_time()
         teacher = sf.build(config, data, options)
         teacher = sf.train(teacher, data, options, out / method / "teacher")
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         rows = _rows(judge, teacher, ("ddim", "unipc"), (*CALLS, 16))
         results += [{"row": f"{method}, teacher", "seconds": seconds, **row} for row in rows]
         for way, steps in WAYS.items():
@@ -131,18 +131,18 @@ def _learned(
     way: Way, steps: int, config: sf.Config, data: sf.Data, home: Path
 ) -> Iterator[tuple[sf.Model, tuple[str, ...], tuple[int, ...], float]]:
     """Models learned one way: with their kernels, their numbers of calls, and seconds in all."""
-    teacher, began = home / "teacher", time.perf_counter()
+    teacher, began = home / "teacher", time.process_time()
     both = ("naive", "ddim")
     if way == "consistency training":
         options = _options(steps)
         flow = without_teacher(config, data.stats(), "consistency", 16)
         model = sf.build(replace(config, flow_map=flow), data, options, teacher)
         model = sf.train(model, data, options, home / "training")
-        yield model, both, CALLS, time.perf_counter() - began
+        yield model, both, CALLS, time.process_time() - began
         return
     each = steps // len(CALLS) if way == "progressive" else steps
     found = sf.distill(teacher, data, _options(each), home / way, way, sampler="ddim")
-    spent = time.perf_counter() - began
+    spent = time.process_time() - began
     for stage in found:
         own = stage.model.sampler.whole[1]
         calls = (own,) if way == "progressive" else CALLS
