@@ -77,7 +77,7 @@ class Report:
         """Send previews to the trackers; their time is not counted in the speed."""
         try:
             found = self.objective.previews(self.data, step * self.options.batch)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the checkpoint of this step comes next
             self._tell(f"no previews of step {step}: {error}")
             found = {}
         for name, picture in found.items():
@@ -89,7 +89,7 @@ class Report:
         for tracker in [*self.trackers]:
             try:
                 call(tracker)
-            except Exception as error:
+            except Exception as error:  # a user's or a service's code may raise anything
                 self.trackers.remove(tracker)
                 told = str(error) or type(error).__name__
                 self._tell(f"{type(tracker).__name__} failed and receives no more: {told}")
