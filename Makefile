@@ -76,7 +76,7 @@ gallery: $(VENV)/.docs
 # -v takes back pyproject's -q, for a header with the versions and a full closing line.
 test: check
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -v -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -v -n $(WORKERS) --dist worksteal --durations=40
 
 demo: $(VENV)/.core
 	@mkdir -p out/demo

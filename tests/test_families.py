@@ -114,6 +114,16 @@ def test_schedules_take_their_published_values(name):
     assert float(SCHEDULES[name](time(t))) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("until", [1.0, 0.25])
+def test_a_formula_says_when_a_level_stops_rising(until):
+    """The text that tables show, read as arithmetic, is the level."""
+    level = Geometric(0.02, 0.2, until=until)
+    text = level.formula.replace(" 10^", " * 10 ** ")
+    for t in (0.0, 0.1, 0.25, 0.6, 1.0):
+        shown = eval(text, {"t": t, "min": min})
+        assert shown == pytest.approx(float(level(time(t))), rel=1e-9)
+
+
 @each_schedule
 def test_schedules_are_monotone(name):
     """Levels never turn back between their two ends."""

@@ -19,8 +19,9 @@ from huggingface_hub import constants
 import sfumato as sf
 from sfumato import cards, hub, scores
 from sfumato.cli import main
-from sfumato.config import Config
+from sfumato.config import Backbone, Config
 from sfumato.networks import UNetOptions
+from sfumato.networks.transformers import uvit
 from sfumato.training.train import TrainOptions, build, train
 
 TINY = UNetOptions(width=8, multipliers=(1,))
@@ -338,6 +339,22 @@ def test_paths_of_this_machine_are_not_published(there, tmp_path):
     assert fetched.config.record.name == "faces.npz"
     (row,) = json.loads(text(there, "ann/faces", "records/made.json"))["results"]
     assert row["model"] == scores.fingerprint(fetched)
+
+
+def test_a_card_says_which_code_of_the_author_a_model_needs(there):
+    """Of a backbone in a file, by the file's name alone; of a bundled one, none."""
+    record = sf.Record("digits", (1, 8, 8), 0, 16, count=3)
+    for backbone, flag in (
+        (Backbone("/home/ann/secret/net.py:mine", {}, "0" * 64), " --backbone FILE.py:NAME"),
+        (Backbone("uvit", {"width": 8, "layers": 1, "heads": 2}), ""),
+    ):
+        built = uvit(record.shape, width=8, layers=1, heads=2) if flag else None
+        model = sf.Model(Config("ddpm", record, network=None, backbone=backbone), backbone=built)
+        model.push_to_hub("ann/net")
+        card = text(there, "ann/net", "README.md")
+        assert f"sfumato sample ann/net{flag} --seeds" in card
+        assert ("backbone=..." in card) == ("module of its author" in card) == bool(flag)
+        assert "secret" not in card + text(there, "ann/net", "config.json")
 
 
 def test_what_is_no_model_of_ours_is_refused_before_its_weights(there):

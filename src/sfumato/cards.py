@@ -226,16 +226,17 @@ def _origin(config: Config) -> list[str]:
 def _how(config: Config, name: str) -> list[str]:
     """How a model of this name is sampled, on the command line and in Python."""
     own = " --method FILE.py:NAME" if config.own else ""
+    own += " --backbone FILE.py:NAME" if config.backbone and config.backbone.own else ""
     out = "samples.png" if config.pixels.pictures else "samples.npz"
     given = [*(["method=..."] if config.own else [])]
-    given += ["backbone=..."] if config.network is None else []
+    given += ["backbone=..."] if config.own_backbone else []
     python = ", ".join([f'"{name}"', *given])
     notes = []
     if config.own:
         notes.append(f"The method is code of its author, `{config.method}`; get it from there.")
-    elif not given:
+    else:
         notes.append(f"`sfumato cite {config.method}` prints the papers of the method.")
-    if config.network is None:
+    if config.own_backbone:
         notes.append("The network is a module of its author; get it from there.")
     return [
         "```bash",
@@ -254,13 +255,14 @@ def _how(config: Config, name: str) -> list[str]:
 
 def public(config: Config) -> Config:
     """A config for other people: of data, weights and code, the last part of a longer path."""
-    origin, latent = config.origin, config.latent
+    origin, latent, other = config.origin, config.latent, config.backbone
     if latent is not None:
         latent = replace(latent, name=short(latent.name), record=_named(latent.record))
     return replace(
         config,
         method=short(config.method) if config.own else config.method,
         record=_named(config.record),
+        backbone=None if other is None else replace(other, name=short(other.name)),
         origin=None if origin is None else replace(origin, name=short(origin.name)),
         latent=latent,
     )

@@ -171,6 +171,11 @@ class Config:
         return self.sha256 is not None or ":" in str(self.method)
 
     @property
+    def own_backbone(self) -> bool:
+        """Whether the backbone is the user's own module, or code in a file of the user's."""
+        return self.network is None and (self.backbone is None or self.backbone.own)
+
+    @property
     def pixels(self) -> Record:
         """The record of what the model makes: of the images where the data are latents."""
         return self.record if self.latent is None else self.latent.record

@@ -17,7 +17,7 @@ from sfumato.hub import CONFIG, named, refused
 from sfumato.sampling.samplers import Sampler
 from sfumato.scores import Holder
 
-NAMES = ("data", "extractor", "method", "guide", "classifier")
+NAMES = ("data", "extractor", "method", "backbone", "guide", "classifier")
 """Parts of a record's subject that may be paths."""
 
 

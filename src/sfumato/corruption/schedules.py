@@ -143,7 +143,8 @@ class Geometric(Schedule):
 
     @property
     def formula(self) -> str:
-        return f"{self.start:.3g} {self.end / self.start:.3g}^t"
+        power = "t" if self.until == 1 else f"min(t / {self.until:g}, 1)"
+        return f"{self.start:.3g} {self.end / self.start:.3g}^{power}"
 
     def extra_repr(self) -> str:
         return f"{self.start:g}, {self.end:g}, until={self.until:g}"

@@ -105,7 +105,7 @@ def _squared(factor: str) -> str:
     try:
         return f"{float(factor) ** 2:g}"
     except ValueError:
-        return f"({factor.removeprefix('(').removesuffix(')')})^2"
+        return f"{factor}^2" if factor.startswith("(") else f"({factor})^2"
 
 
 def _basis(parts: Sequence[Operator]) -> str:
