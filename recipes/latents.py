@@ -43,7 +43,7 @@ SIZE = ("--width", "64", "--multipliers", "1,2", "--attention", "0", "--patch", 
 MODELS = {
     "ddpm": ("ddpm", "--betas", "cosine", "--prediction", "velocity"),
     "soft": ("soft", "--prediction", "spectrum"),
-    "ni-ddpm": ("ni-ddpm", "--noise", "data", "--chain", "cosine"),
+    "ni-ddpm": ("ni-ddpm", "--noise", "data"),
 }
 TRAINED = 480_000
 """Training images of each model in latents, so that it has, with its autoencoder, the time of the
@@ -88,7 +88,8 @@ def speed(out: Path, rounds: int = 5) -> None:
     data = sf.load(DATA)
     pixels = sf.from_pretrained(PIXELS)
     latents = {name: sf.from_pretrained(out / name) for name in MODELS}
-    coded, _ = sf.latents.encoded(data, latents["ddpm"].codec, out / "ddpm")
+    auto = sf.autoencoders.read_autoencoder(out / "autoencoder")
+    coded, _ = sf.latents.encoded(data, auto, out / "ni-ddpm")
     steps: dict[str, Callable[[], object]] = {"autoencoder": _coding(out, data)}
     draws: dict[str, Callable[[], object]] = {}
     for name, model in {PIXELS: pixels, **latents}.items():
@@ -127,8 +128,8 @@ def blur(out: Path) -> None:
 def tokens(out: Path) -> None:
     """Train an autoencoder of digits as tokens and a model of its latents, and score both."""
     home, model, record = out / "autoencoder", str(out / "ddpm"), RECORDS / "latent-tokens.json"
-    size = ("--categorical", "--channels", "8", "--down", "2", "--width", "32")
-    _run("train-autoencoder", *size, "--images", "100000", "--out", str(home))
+    size = ("--categorical", "--channels", "4", "--down", "1", "--width", "32", "--kl", "1e-3")
+    _run("train-autoencoder", *size, "--images", "150000", "--out", str(home))
     method = ("--betas", "cosine", "--prediction", "velocity")
     words = ("train", "ddpm", *method, *SIZE, "--latent", str(home), "--images", "150000")
     _run(*words, "--out", model)

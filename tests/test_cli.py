@@ -205,6 +205,10 @@ def test_methods_are_told_to_programs(capsys):
 
 
 def test_cite_prints_the_references(capsys):
+    assert run("cite", "fashion-ddpm") == 0  # of the method of a bundled model
+    bundled = capsys.readouterr().out
+    assert run("cite", "ddpm") == 0
+    assert capsys.readouterr().out == bundled
     assert run("cite", "ddpm") == 0
     text = capsys.readouterr().out
     assert "https://arxiv.org/abs/2006.11239" in text and "2020" in text

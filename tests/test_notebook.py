@@ -57,7 +57,10 @@ def test_a_model_says_what_it_is_and_is_escaped():
     page = model()._repr_html_()
     assert "&lt;b&gt;, 3 x 16 x 16" in page and "<td style" in page and "9 parameters" in page
     assert embedded(page).ndim == 3
-    page = sf.Sampler("ddim:eta=0.5", grid=[1.0, 0.25, 0.0])._repr_html_()
+    assert repr(model()).startswith("Model(") and "3 x 16 x 16" in repr(model())
+    sampler = sf.Sampler("ddim:eta=0.5", grid=[1.0, 0.25, 0.0])
+    assert eval(repr(sampler), {"Sampler": sf.Sampler}) == sampler
+    page = sampler._repr_html_()
     assert "ddim:eta=0.5" in page and "1, 0.25, 0" in page and "<img" not in page
 
 

@@ -119,6 +119,14 @@ def test_png_is_the_grid(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.png"]
 
 
+def test_a_single_image_is_read_back_as_it_was(tmp_path):
+    """Where there is no grid nothing is enlarged, so that `restore` and `edit` take the file."""
+    x = torch.rand(1, 1, 5, 7) * 2 - 1
+    pictures.save(x, tmp_path / "one.png")
+    read = pictures.read(tmp_path / "one.png")
+    torch.testing.assert_close(read, x, rtol=0, atol=1 / 255 + 1e-6)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_npz_keeps_all_channels(tmp_path, channels):
     exact, x = levels(4, 5, 6, channels)

@@ -86,6 +86,7 @@ class Model:
         self.recipe.process.load_state_dict(process)
 
     _repr_html_ = notebook.model
+    __repr__ = notebook.line
 
     @property
     def trainable(self) -> nn.Module:

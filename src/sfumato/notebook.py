@@ -55,6 +55,15 @@ def model(this: Any) -> str:
     )
 
 
+def line(this: Any) -> str:
+    """A model in one line: what its rows say first, and its sampler."""
+    try:
+        rows = dict(_of_model(this))
+        return f"Model({rows['method']}; {rows['data']}; {rows['network']}; {rows['sampler']})"
+    except Exception:  # debuggers show a model too, in any state
+        return object.__repr__(this)
+
+
 def strip(process: Any, shape: Sequence[int] | None = None) -> str:
     """An <img> of one picture as `process` corrupts it; "" where it takes no such picture."""
     import torch
@@ -122,8 +131,8 @@ def _of_process(process: Any) -> Rows:
 
 def _of_recipe(recipe: Any) -> Rows:
     yield from _of_process(recipe.process)
-    yield "prediction", _name(recipe.parametrization)
-    yield "weighting", _name(recipe.weighting)
+    yield "prediction", name(recipe.parametrization)
+    yield "weighting", name(recipe.weighting)
     yield "sampler", _in_words(recipe.sampler)
     yield "prior of x_1", type(recipe.prior).__name__
     title = (recipe.reference or "").strip().partition("\n")[0]
@@ -137,7 +146,7 @@ def _of_sampler(sampler: Any) -> Rows:
     grid = sampler.grid
     if isinstance(grid, tuple):
         grid = ", ".join(f"{t:.3g}" for t in grid)
-    yield "grid", "the model's own" if grid is None else _name(grid)
+    yield "grid", "the model's own" if grid is None else name(grid)
 
 
 def _of_model(model: Any) -> Rows:
@@ -159,7 +168,7 @@ def _in_words(sampler: Any) -> str:
     return f"{kernel}, {steps} steps, grid {grid}"
 
 
-def _name(thing: Any) -> str:
+def name(thing: Any) -> str:
     if isinstance(thing, str):
         return thing
     found = getattr(thing, "__qualname__", None) or repr(thing)

@@ -115,8 +115,9 @@ def save(
     Args:
         images: images in [-1, 1], (n, C, H, W); or bytes of `to_uint8` (for a folder only), or a
             picture (for `.png` only).
-        path: `x.png`, a grid; `x.npz`, the array `images` of uint8, (n, H, W, C); or a folder (no
-            suffix, or it exists): `000000.png` and so on. Missing folders are created.
+        path: `x.png`, a grid, or one image as it is; `x.npz`, the array `images` of uint8,
+            (n, H, W, C); or a folder (no suffix, or it exists): `000000.png` and so on. Missing
+            folders are created.
         names: the files' names in a folder.
 
     Raises:
@@ -137,7 +138,7 @@ def save(
         raise Refused(f"bytes are saved as the pictures of a folder; {path} is one file.")
     elif kind and isinstance(images, Tensor):
         if kind == ".png":
-            _write_png(path, grid(images))
+            _write_png(path, grid(images, scale=1 if len(images) == 1 else None))
         else:
             files.write_arrays({"images": to_uint8(images)}, path)
     else:

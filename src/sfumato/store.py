@@ -269,9 +269,10 @@ def locate(path: str | Path, names: Sequence[str] = FILES) -> Path:
     if hub.asked(path):
         return hub.fetch(str(path), names)
     other = f"; of one on the Hub, {path}@main" if hub.named(path) else ""
+    told = nearest("model", str(path), pretrained.models(), f"name a run's folder{other}.")
     raise Refused(
-        f"no model at {path}: no config.json there, and no checkpoints/ of a run. "
-        + nearest("model", str(path), pretrained.models(), f"name a run's folder{other}.")
+        f"no model at {path}: no bundled model has that name, and it is no folder of a model or of "
+        f"a run; {told.partition('; ')[2]}"
     )
 
 

@@ -31,10 +31,10 @@ def run(argv: Sequence[str]) -> None:
     """Serve as the command line says, until interrupted."""
     parser = _parser()
     values = parser.read(argv, settings(argv))
+    _check_packages()
     if values.dry_run:
         print(resolved(parser, values))
         return
-    _check_packages()
 
     from sfumato.demo import server
     from sfumato.store import newest, read_config

@@ -229,7 +229,8 @@ def _parser() -> Parser:
     parser = Parser("sample", ABOUT)
     run_argument(parser)
     out = (
-        "x.png: a grid; x.npz: array `images` of uint8, (n, H, W, C), or `signals` of float32 in "
+        "x.png: a grid, enlarged where images are small, or one image as it is; x.npz: array "
+        "`images` of uint8, (n, H, W, C), or `signals` of float32 in "
         "the data's own values; else a folder of .png"
     )
     parser.option("out", kinds.PATH, "samples.png", out)

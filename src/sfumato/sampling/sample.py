@@ -271,7 +271,7 @@ def divergence(kernel: str, lost: int, steps: int) -> str:
     """The sentence about `lost` signals that `diverged`."""
     return (
         f"{kernel} diverged in {lost} of the samples at {steps} steps. Use another --sampler, such "
-        "as ddim, or many more --steps."
+        "as ddim, another --grid, such as leading, or many more --steps."
     )
 
 

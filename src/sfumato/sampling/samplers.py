@@ -203,6 +203,16 @@ class Sampler:
 
     _repr_html_ = notebook.sampler
 
+    def __repr__(self) -> str:
+        named = spelled(self.kernel)
+        shown = {
+            "kernel": self.kernel if named is None else named,
+            "steps": self.steps,
+            "grid": notebook.name(self.grid) if callable(self.grid) else self.grid,
+        }
+        told = (f"{key}={value!r}" for key, value in shown.items() if value is not None)
+        return f"Sampler({', '.join(told)})"
+
     def over(self, other: Sampler) -> Sampler:
         """This sampler, with what is None taken from `other`."""
         return Sampler(

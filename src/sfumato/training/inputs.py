@@ -72,7 +72,10 @@ def fitting(found: Sequence[Input], shape: tuple[int, ...], what: str) -> list[T
     for one in found:
         if tuple(one.value.shape) != shape:
             sizes = [_size(tuple(some)) for some in (one.value.shape, shape)]
-            raise Refused(f"{one.where} is {sizes[0]}; {what} are {sizes[1]}.")
+            raise Refused(
+                f"{one.where} is {sizes[0]}; {what} are {sizes[1]}. A grid that sample wrote has "
+                "many: ask it for a folder, or for NAME.npz."
+            )
     return [one.value for one in found]
 
 
