@@ -127,6 +127,23 @@ def test_channels_last_changes_nothing_but_the_layout():
     torch.testing.assert_close(network(x, label), plain, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attention", "where"),
+    [
+        ((), set()),
+        ((0,), {"down_blocks.0", "up_blocks.2"}),
+        ((2,), {"down_blocks.2", "mid_block", "up_blocks.0"}),
+        ((3,), {"mid_block"}),
+    ],
+    ids=str,
+)
+def test_attention_is_where_it_is_asked_for(attention, where):
+    """Levels by number, finest first, and the middle block by the number of levels."""
+    network = UNet((1, 8, 8), UNetOptions(width=8, attention=attention))
+    names = [name for name, _ in network.net.named_parameters() if ".to_q." in name]
+    assert {name.partition(".attentions")[0] for name in names} == where
+
+
 def test_labels_and_classes_are_heard():
     network = awake(UNet((1, 8, 8), SMALL, classes=3))
     x, label = inputs((1, 8, 8), count=1)
@@ -157,7 +174,7 @@ def test_options_travel_as_json():
         ({"multipliers": [1, 0]}, "one per level; got (1, 0)"),
         ({"multipliers": [1, 1.5]}, "multipliers must be whole numbers; got (1, 1.5)"),
         ({"multipliers": "12"}, "multipliers must be a list of whole numbers; got '12'"),
-        ({"attention": (3,)}, "attention names level 3; with 3 multipliers"),
+        ({"attention": (4,)}, "attention names level 4; with 3 multipliers"),
         ({"attention": 2}, "attention must be a list of whole numbers; got 2"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1; got 1.0"),
     ],

@@ -73,6 +73,7 @@ def test_blocks_are_found_with_their_lines_and_marks():
         "docs/evaluation.md",
         "docs/hub.md",
         "docs/models.md",
+        "docs/recipes.md",
         "docs/restoration.md",
         "docs/stability.md",
         "docs/tour.md",

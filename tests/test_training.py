@@ -35,6 +35,7 @@ from sfumato.sampling.sample import prepare
 from sfumato.sampling.samplers import KERNELS, Sampler
 from sfumato.store import from_pretrained
 from sfumato.training import denoising
+from sfumato.training import train as train_module
 from sfumato.training.checkpoint import State
 from sfumato.training.data import load
 from sfumato.training.denoising import draw
@@ -217,6 +218,44 @@ def test_learning_rate_rises_then_falls_as_a_cosine():
     assert pace[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert pace[55] == pytest.approx((1 + math.cos(math.pi * 45 / 90)) / 2)
     assert pace[10] == 1 and pace[-1] < 1e-3
+
+
+def test_warm_up_is_a_share_of_the_steps_or_a_number_of_images():
+    """5,000 steps of 128, as in DDPM's code, whatever the run's length; both forms agree."""
+    for images in (1_000_000, 102_400_000):
+        told = TrainOptions(images=images, batch=128, warmup=640_000, decay="none")
+        pace = [told.pace(step) for step in (0, 2_499, 4_999, 5_000)]
+        assert pace == pytest.approx([1 / 5_000, 0.5, 1.0, 1.0])
+    share = TrainOptions(images=102_400_000, batch=128, warmup=0.00625, decay="none")
+    assert share.rise == told.rise == 5_000
+
+
+def test_adam_has_the_given_decay_of_squares():
+    """Two steps of Adam, re-typed: the second depends on beta2, the first does not."""
+    options = replace(OPTIONS, weight_decay=0.0, beta2=0.999)
+    module = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    state = train_module._state(module, options)
+    weight, m, v = module.weight.item(), 0.0, 0.0
+    for step, slope in enumerate((1.0, 3.0), 1):
+        module.weight.grad = torch.full((1, 1), slope, dtype=torch.float64)
+        state.step(0.1, good=True)
+        m, v = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+        weight -= 0.1 * m / (1 - 0.9**step) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        assert module.weight.item() == pytest.approx(weight, abs=1e-12)
+
+
+def test_no_limit_of_the_gradient_is_one_that_is_never_reached(tmp_path):
+    trained = {}
+    for clip in (0.0, 1e9, 1e-3):
+        options = replace(OPTIONS, images=32, clip=clip, precision="float32")
+        model, data = tiny(options=options)
+        trained[clip] = train(model, data, options, tmp_path / str(clip), device="cpu")
+    weights = {clip: model.denoiser.backbone.state_dict() for clip, model in trained.items()}
+    same = {
+        clip: all(torch.equal(weights[clip][k], w) for k, w in weights[0.0].items())
+        for clip in weights
+    }
+    assert same == {0.0: True, 1e9: True, 1e-3: False}
 
 
 def test_average_has_the_ramped_decay(tmp_path):

@@ -62,7 +62,8 @@ class UNetOptions:
         width: channels of the finest level; a multiple of 8, fastest as a multiple of 16.
         multipliers: channels of each level, finest first, in units of `width`.
         blocks: residual blocks per level on the way down; there is one more on the way up.
-        attention: levels with self-attention, where 0 is the finest.
+        attention: levels with self-attention, where 0 is the finest; the number of levels names the
+            middle block below the coarsest one, which has it with the coarsest level too.
         patch: side of the square of pixels that becomes one position of the finest level.
         dropout: probability of dropping an activation inside a residual block.
 
@@ -91,11 +92,12 @@ class UNetOptions:
             raise Refused(
                 f"multipliers must be whole numbers from 1, one per level; got {self.multipliers}."
             )
-        unknown = set(self.attention) - set(range(len(self.multipliers)))
+        unknown = set(self.attention) - set(range(len(self.multipliers) + 1))
         if unknown:
             raise Refused(
                 f"attention names level {min(unknown)}; with {len(self.multipliers)} multipliers "
-                f"the levels are 0 (finest) to {len(self.multipliers) - 1}."
+                f"the levels are 0 (finest) to {len(self.multipliers) - 1}, and "
+                f"{len(self.multipliers)} is the middle block."
             )
         if not 0.0 <= self.dropout < 1.0:
             raise Refused(f"dropout must be at least 0 and below 1; got {self.dropout}.")
@@ -284,7 +286,7 @@ def _unet(
         up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         block_out_channels=tuple(options.width * m for m in options.multipliers),
         layers_per_block=options.blocks,
-        add_attention=levels[-1] in options.attention,
+        add_attention=bool({levels[-1], len(levels)} & {*options.attention}),
         attention_head_dim=math.gcd(options.width, 32),
         norm_num_groups=groups,
         attn_norm_num_groups=groups,

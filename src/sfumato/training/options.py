@@ -22,10 +22,11 @@ class TrainOptions:
         images: training images seen in all; with decay none, a larger number continues a run.
         batch: images in one step, over all processes.
         learning_rate: of AdamW at its peak.
-        warmup: share of the steps in which the learning rate rises from 0.
+        warmup: share of the steps in which the learning rate rises from 0; from 1 on, the images.
         decay: "cosine" lets it fall to 0 at the end, "none" keeps it.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
+        weight_decay: of AdamW; 0 is Adam.
+        beta2: decay of AdamW's averages of squared gradients; that of gradients is 0.9.
+        clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
         accumulate: parts in which each step's batch is computed, to save memory.
         precision: of the backbone; "auto" is bfloat16 on GPUs that have it, else float32.
@@ -48,6 +49,7 @@ class TrainOptions:
     warmup: float = 0.05
     decay: Literal["cosine", "none"] = "cosine"
     weight_decay: float = 0.01
+    beta2: float = 0.99
     clip: float = 1.0
     ema: float = 0.9995
     accumulate: int = 1
@@ -65,17 +67,15 @@ class TrainOptions:
                 raise Refused(f"{name} must be 1 or more; got {getattr(self, name)}.")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
             choose(name, getattr(self, name), known)
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                found = getattr(self, name)
-                raise Refused(f"{name} must be positive and finite; got {found:g}.")
-        for name in ("seed", "preview_every", "weight_decay"):
+        if not 0 < self.learning_rate < math.inf:
+            raise Refused(f"learning_rate must be positive and finite; got {self.learning_rate:g}.")
+        for name in ("seed", "preview_every", "weight_decay", "clip", "warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 found = getattr(self, name)
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
         if self.workers is not None and self.workers < 0:
             raise Refused(f"workers must be 0 or more; got {self.workers}.")
-        for name in ("ema", "warmup"):
+        for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
         if self.batch % self.accumulate:
@@ -89,7 +89,8 @@ class TrainOptions:
     @property
     def rise(self) -> int:
         """Steps in which the learning rate rises."""
-        return max(1, round(self.warmup * self.steps))
+        steps = self.warmup * self.steps if self.warmup < 1 else self.warmup / self.batch
+        return max(1, round(steps))
 
     def pace(self, step: int) -> float:
         """Learning rate of `step` over its peak: a linear rise, then half a cosine (or 1)."""

@@ -5,6 +5,7 @@ What it draws depends on (seed, step) and the place in the global batch alone: s
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -73,7 +74,7 @@ def _shared(
     for parameter in moved:
         parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))
     total = cast(Tensor, accelerator.reduce(total, "mean"))
-    norm = nn.utils.clip_grad_norm_(objective.network.parameters(), clip)
+    norm = nn.utils.clip_grad_norm_(objective.network.parameters(), clip or math.inf)
     sums = (cast(Tensor, parameter.grad).sum().to(total) for parameter in moved)
     return total, torch.stack([total, norm.to(total), *sums]).isfinite().all()
 

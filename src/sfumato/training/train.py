@@ -245,7 +245,7 @@ def _state(trainable: nn.Module, options: TrainOptions) -> State:
     optimizer = torch.optim.AdamW(
         trainable.parameters(),
         lr=options.learning_rate,
-        betas=(0.9, 0.99),
+        betas=(0.9, options.beta2),
         weight_decay=options.weight_decay,
         fused=next(trainable.parameters()).is_cuda or None,  # one kernel in place of hundreds
     )
