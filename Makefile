@@ -121,6 +121,7 @@ zoo: $(VENV)/.core
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/transforms.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/levels.py

@@ -367,6 +367,7 @@ VERBS = [
     *((verb, name) for verb in ("train", "select", "show") for name in METHODS),
     *((verb, "fashion-soft") for verb in ("show", "sample", "evaluate", "likelihood")),
     ("check", "fashion-soft"),
+    ("average", "runs/soft", "--length", "0.08"),
     ("train-classifier", "soft"),
     ("train-autoencoder",),
     ("distill", "fashion-soft"),

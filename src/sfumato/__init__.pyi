@@ -4,6 +4,9 @@ from . import (
     autoencoders as autoencoders,
 )
 from . import (
+    averages as averages,
+)
+from . import (
     bases as bases,
 )
 from . import (

@@ -20,6 +20,7 @@ VERBS = {
     "train-classifier": "train a classifier of x_t, which guides samples to a class",
     "train-autoencoder": "train an autoencoder, whose latents are small images, or resume a run",
     "distill": "distil a model into one that samples in one step or a few",
+    "average": "average the weights of a run over another length than it did, after training",
     "sample": "draw images from a trained model",
     "restore": "restore blurred, masked or small images by a trained model",
     "demo": "serve a page on this machine: corrupt, sample and restore images, step by step",

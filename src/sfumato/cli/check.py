@@ -55,7 +55,8 @@ def _rows(home: Path) -> Iterator[Found]:
     checkpoints = sorted((home / "checkpoints").glob(DIGITS))
     latents = sorted(path for path in (home / "latents").glob("[!.]*") if path.is_dir())
     own = [home] if (home / "config.json").is_file() else []
-    for folder in (*own, *checkpoints, *latents):
+    snapshots = sorted((home / "snapshots").glob(DIGITS))
+    for folder in (*own, *checkpoints, *snapshots, *latents):
         yield Found(folder, files.damaged(folder), (folder / files.MANIFEST).exists())
     for folder in sorted((home / "checkpoints").glob("*.damaged")):
         yield Found(folder, f"{folder} was damaged, and is not used. Remove it.", True)

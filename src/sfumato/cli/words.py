@@ -36,6 +36,11 @@ CURES = (
     Cure("learning-rate", "use --learning-rate X", "lr train-lr"),
     Cure("weight-decay", "use --weight-decay X", "wd"),
     Cure("batch", "use --batch N", "bs"),
+    Cure(
+        "checkpointing",
+        "use --checkpointing",
+        "gradient-checkpointing grad-checkpointing activation-checkpointing use-checkpoint",
+    ),
     Cure("precision", "use --precision bfloat16", "amp fp16 bf16 half mixed-precision"),
     Cure("device", "use --device cuda, and torchrun for several", "gpu gpus gpu-ids num-gpus"),
     Cure("width", "use --width N", "dim channels num-channels base-channels"),

@@ -4,20 +4,21 @@ run.json             the resolved configuration: whose folder this is, see `iden
 log.jsonl            one line per report; locked by the process that trains
 latents/             of a model of latents: its data, see `latents`
 checkpoints/NNN/     a model's or an autoencoder's folder (`from_pretrained` reads it) with
-                     `raw.safetensors`, and the optimizer's tensors in `optimizer.safetensors`
+                     `raw.safetensors`, and the optimizer's tensors in `optimizer.safetensors`;
+                     `averages.safetensors` where further averages are kept
+snapshots/NNN/       these averages at earlier steps, see `snapshots`
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files
@@ -28,7 +29,8 @@ from sfumato.notes import Note
 from sfumato.record import LATENTS, Record
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
-from sfumato.training import lock
+from sfumato.training import lock, snapshots
+from sfumato.training.averages import Average
 from sfumato.training.identity import Identity
 from sfumato.training.objective import Subject
 from sfumato.training.options import TrainOptions
@@ -38,19 +40,35 @@ SKIPPED = "skipped"
 
 @final
 class State:
-    """All that changes while training: weights, their average, the optimizer's moments.
+    """All that changes while training: weights, their averages, the optimizer's moments.
+
+    Args:
+        trainable: whose weights.
+        optimizer: of them.
+        ema: their average.
+        powers: further averages of them, by length.
 
     Attributes:
         skipped: steps in a row, up to now, that were skipped.
     """
 
     def __init__(
-        self, trainable: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel
+        self,
+        trainable: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Average,
+        powers: Mapping[float, Average],
     ) -> None:
         self.trainable = trainable
         self.optimizer = optimizer
         self.ema = ema
+        self.powers = powers
         self.skipped = 0
+
+    @property
+    def averages(self) -> list[Average]:
+        """All averages; each has taken in the same steps, those that were not skipped."""
+        return [self.ema, *self.powers.values()]
 
     def step(self, rate: float, good: bool) -> None:
         """Update by the gradients at the learning rate `rate`, or not where they are not `good`."""
@@ -58,24 +76,26 @@ class State:
             group["lr"] = rate
         if good:
             self.optimizer.step()
-            self.ema.step(self.trainable.parameters())
+            for average in self.averages:
+                average.step(self.trainable.parameters())
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped = 0 if good else self.skipped + 1
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name."""
-        averages = {
-            id(parameter): shadow
-            for parameter, shadow in zip(
-                self.trainable.parameters(), self.ema.shadow_params, strict=True
-            )
-        }
+        return {**self.trainable.state_dict(), **self._named(self.ema)}
+
+    def _named(self, average: Average) -> dict[str, Tensor]:
+        """The tensors of an average by the names of their parameters."""
+        parameters = self.trainable.parameters()
+        found = {id(p): tensor for p, tensor in zip(parameters, average.tensors, strict=True)}
         # Tied weights have several names and one average.
         named = self.trainable.named_parameters(remove_duplicate=False)
-        return {
-            **self.trainable.state_dict(),
-            **{name: averages[id(parameter)] for name, parameter in named},
-        }
+        return {files.plain_name(name): found[id(parameter)] for name, parameter in named}
+
+    def kept(self) -> dict[float, dict[str, Tensor]]:
+        """The tensors of the further averages by name, by length."""
+        return {length: self._named(average) for length, average in self.powers.items()}
 
     def moments(self) -> dict[str, Tensor]:
         """The optimizer's tensors as `position.name`; with them `skipped`, unless it is 0."""
@@ -88,10 +108,9 @@ class State:
     def restore(self, folder: Path) -> None:
         """Put back what `Checkpoints.save` wrote; ValueError where it does not fit."""
         load_weights(self.trainable, folder / "model.safetensors")
-        for parameter, shadow in zip(
-            self.trainable.parameters(), self.ema.shadow_params, strict=True
-        ):
-            shadow.copy_(parameter.detach())
+        self.ema.copy_from(self.trainable.parameters())
+        if self.powers:
+            self._restore_powers(folder / snapshots.FILE)
         load_weights(self.trainable, folder / "raw.safetensors")
         if not finite(self.trainable):
             raise Refused(f"the weights in {folder} are not finite.")
@@ -112,11 +131,20 @@ class State:
                 else value
             )
             rows.setdefault(int(position), {})[name] = moment
-        # The average counts the steps that AdamW counts: neither counts skipped ones.
-        counts = (int(row.get("step", 0)) for row in rows.values())
-        self.ema.optimization_step = max(counts, default=0)
+        # The averages count the steps that AdamW counts: neither counts skipped ones.
+        made = max((int(row.get("step", 0)) for row in rows.values()), default=0)
+        for average in self.averages:
+            average.steps = made
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": rows, "param_groups": groups})
+
+    def _restore_powers(self, path: Path) -> None:
+        found = snapshots.read(path).averages
+        if missing := {*self.powers} - {*found}:
+            raise Refused(f"{path} has no average of length {min(missing):g}.")
+        for length, average in self.powers.items():
+            load_weights(self.trainable, path, self.trainable.state_dict() | found[length])
+            average.copy_from(self.trainable.parameters())
 
     def use_average(self) -> None:
         """Put the averaged weights into the model."""
@@ -125,12 +153,14 @@ class State:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
-        self.ema.store(self.trainable.parameters())
+        parameters = [parameter.data for parameter in self.trainable.parameters()]
+        kept = [parameter.cpu().clone() for parameter in parameters]  # a device may be full
         try:
             self.use_average()
             yield
         finally:
-            self.ema.restore(self.trainable.parameters())
+            for parameter, before in zip(parameters, kept, strict=True):
+                parameter.copy_(before)
 
 
 def check_owned(out: Path) -> None:
@@ -165,7 +195,7 @@ class Checkpoints:
     def __init__(self, out: Path, subject: Subject, options: TrainOptions) -> None:
         self.out = out
         self.subject = subject
-        self.keep = options.keep
+        self.options = options
         self.identity = Identity(subject.config, options)
 
     @contextmanager
@@ -190,6 +220,7 @@ class Checkpoints:
                 files.write(record, text)
             files.sweep(record)
             files.sweep(self.out / "checkpoints" / DIGITS)
+            files.sweep(self.out / snapshots.FOLDER / DIGITS)
             files.sweep(self.out / LATENTS / "*")
             yield
 
@@ -236,8 +267,17 @@ class Checkpoints:
             with files.folder(path) as part:
                 self.subject.write(part, state.weights(), state.trainable.state_dict())
                 files.write_tensors(state.moments(), part / "optimizer.safetensors")
-        for old in self._all()[: -self.keep]:
+                if state.powers:
+                    snapshots.fill(part, state.kept(), state.ema.steps)
+        for old in self._all()[: -self.options.keep]:
             files.remove(old)
+
+    def keep_averages(self, state: State, step: int) -> None:
+        """Write a snapshot of the further averages, if there are any and one is due at `step`."""
+        count, plan = self.options.snapshots, self.options.steps
+        due = step == plan or step * count // plan > (step - 1) * count // plan
+        if due and state.powers and finite(state.trainable):
+            snapshots.add(self.out, step, state.kept(), state.ema.steps, count)
 
     def _all(self) -> list[Path]:
         return sorted((self.out / "checkpoints").glob(DIGITS))

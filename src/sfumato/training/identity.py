@@ -20,8 +20,12 @@ IDLE = (
     *("model.sampler.kernel", "model.sampler.steps", "model.sampler.grid", "model.origin.name"),
     *("model.latent.name", "model.latent.sha256"),
     *("options.checkpoint_every", "options.preview_every", "options.keep", "options.workers"),
+    "options.snapshots",
 )
 """Fields that no weight depends on, beside those that the hash of the data covers."""
+
+ROUNDING = ("options.compile", "options.checkpointing")
+"""Fields that change values by rounding alone, as the number of threads does."""
 
 PLAN = ("options.images", "options.warmup", "options.decay")
 """Fields that weights depend on through the learning rate of each step alone."""
@@ -68,7 +72,7 @@ class Identity:
             ValueError: it would not; the sentence says why, and what to do.
         """
         mine, theirs = _flat(self.to_dict()), _flat(found.to_dict())
-        aside = {*IDLE}
+        aside = {*IDLE, *ROUNDING}
         if (
             mine["model.record.sha256"]
             and mine["model.record.sha256"] == theirs["model.record.sha256"]

@@ -11,6 +11,8 @@ from sfumato.names import choose
 
 DECAYS = ("cosine", "none")
 PRECISIONS = ("auto", "float32", "bfloat16")
+LONGEST = 0.2886
+"""Length of an average at most: 12^(-1/2), the deviation of equal weights, rounded down."""
 
 
 @final
@@ -28,9 +30,14 @@ class TrainOptions:
         beta2: decay of AdamW's averages of squared gradients; that of gradients is 0.9.
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
+        averages: lengths of further averages, shares of the run from 0 to 0.28, whose snapshots
+            are kept; with two, such as 0.05,0.1, `sfumato average` makes one of any length.
+        snapshots: of these averages kept in all, each as large as the weights for each length.
         accumulate: parts in which each step's batch is computed, to save memory.
         precision: of the backbone; "auto" is bfloat16 on GPUs that have it, else float32.
         compile: compile the backbone with torch.compile.
+        checkpointing: recompute the activations of the backbone's blocks for the gradient, instead
+            of keeping them: less memory, more time.
         seed: of data order, times, noise and initial weights.
         checkpoint_every: images between checkpoints.
         preview_every: images between pictures of samples; 0 for none.
@@ -52,9 +59,12 @@ class TrainOptions:
     beta2: float = 0.99
     clip: float = 1.0
     ema: float = 0.9995
+    averages: tuple[float, ...] = ()
+    snapshots: int = 32
     accumulate: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
+    checkpointing: bool = False
     seed: int = 0
     checkpoint_every: int = 20_000
     preview_every: int = 40_000
@@ -62,7 +72,8 @@ class TrainOptions:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep"):
+        object.__setattr__(self, "averages", tuple(self.averages))  # JSON has lists
+        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep", "snapshots"):
             if getattr(self, name) < 1:
                 raise Refused(f"{name} must be 1 or more; got {getattr(self, name)}.")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
@@ -78,6 +89,14 @@ class TrainOptions:
         for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
+        for length in self.averages:
+            if not 0 < length <= LONGEST:
+                raise Refused(
+                    f"averages are lengths above 0 and up to {LONGEST}, where all steps weigh "
+                    f"alike; got {length:g}."
+                )
+        if len({*self.averages}) < len(self.averages):
+            raise Refused(f"averages are of different lengths; got {self.averages}.")
         if self.batch % self.accumulate:
             raise Refused(f"batch {self.batch} does not split into {self.accumulate} equal parts.")
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sfumato import files, store
@@ -27,7 +26,8 @@ from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
-from sfumato.training import denoising, loader, stop
+from sfumato.training import denoising, loader, speed, stop
+from sfumato.training.averages import Average, power, ramped
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
 from sfumato.training.objective import Objective
@@ -165,11 +165,12 @@ def fit(
     checkpoints = Checkpoints(Path(out), objective.subject, options)
     main = accelerator.is_main_process
     with ExitStack() as stack:
+        network = stack.enter_context(speed.running(objective.network, options))
         with accelerator.main_process_first():
             if main:
                 stack.enter_context(checkpoints.claimed())
             start = checkpoints.resume(state)
-        prepared = accelerator.prepare(_compiled(objective.network, options))
+        prepared = accelerator.prepare(network)
         report = Report(told if main else (), objective, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
@@ -216,7 +217,7 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision="bf16" if _bf16(options, device) else "no"
+        cpu=device == "cpu", mixed_precision="bf16" if speed.bfloat16(options, device) else "no"
     )
     if device is not None and accelerator.device.type != torch.device(device).type:
         raise Refused(
@@ -242,14 +243,9 @@ def _check(objective: Objective, data: Data, options: TrainOptions, processes: i
 
 
 def _state(trainable: nn.Module, options: TrainOptions) -> State:
-    optimizer = torch.optim.AdamW(
-        trainable.parameters(),
-        lr=options.learning_rate,
-        betas=(0.9, options.beta2),
-        weight_decay=options.weight_decay,
-        fused=next(trainable.parameters()).is_cuda or None,  # one kernel in place of hundreds
-    )
-    return State(trainable, optimizer, EMAModel(trainable.parameters(), options.ema, foreach=True))
+    optimizer = speed.optimizer(trainable, options)
+    powers = {s: Average(trainable.parameters(), power(s)) for s in options.averages}
+    return State(trainable, optimizer, Average(trainable.parameters(), ramped(options.ema)), powers)
 
 
 def _keep(
@@ -261,6 +257,8 @@ def _keep(
     if options.preview_every and (done or _crosses(step, options.batch, options.preview_every)):
         with state.averaged():
             report.preview(step)
+    # Snapshots before the checkpoint: a run resumed from it has all that came before.
+    checkpoints.keep_averages(state, step)
     if done or _crosses(step, options.batch, options.checkpoint_every):
         checkpoints.save(state, step)
 
@@ -281,12 +279,6 @@ def _check_finite(step: int, state: State, checkpoints: Checkpoints, options: Tr
     )
 
 
-def _bf16(options: TrainOptions, device: str | None) -> bool:
-    if options.precision != "auto":
-        return options.precision == "bfloat16"
-    return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
 def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
     """Whether any process was asked to stop: all of them stop at the same step."""
     if accelerator.num_processes == 1:
@@ -294,10 +286,6 @@ def _agreed(accelerator: Accelerator, stopping: bool) -> bool:
     if stopping:
         accelerator.set_trigger()
     return accelerator.check_trigger()
-
-
-def _compiled(network: nn.Module, options: TrainOptions) -> nn.Module:
-    return torch.compile(network) if options.compile else network  # type: ignore[return-value]
 
 
 def _crosses(step: int, batch: int, every: int) -> bool:
