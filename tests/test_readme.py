@@ -181,7 +181,8 @@ def test_the_other_pages_tell_what_the_records_say():
         assert "\n".join(few[table]()) in page
     latents = runpy.run_path(str(recipes / "latents.py"))
     page = (docs / "latents.md").read_text(encoding="utf-8")
-    assert "\n".join(latents["blur_table"]()) in page
+    for table in ("blur_table", "scores_table", "tokens_table"):
+        assert "\n".join(latents[table]()) in page
     page = (docs / "selection.md").read_text(encoding="utf-8")
     rows, correlation, count = scores["predicted"]()
     assert "\n".join(rows) in page
