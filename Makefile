@@ -1,5 +1,6 @@
 # make test     everything that must pass before a change lands
 # make check    the part of it without tests: lint, format, types, and the site if Sphinx is there
+# make soak     faults on purpose: kills, damage, full disks, hostile files; under 90 minutes
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
 # make demo-test  use the page of `sfumato demo` in headless Chromium, and take its screenshots
 # make models   train the models and classifiers that are bundled again, and put them into the package
@@ -28,7 +29,7 @@ SITE := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -a -W --keep-going -b ht
 unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test check docs gallery demo demo-test models pictures zoo bench dist clean
+.PHONY: help venv test check soak docs gallery demo demo-test models pictures zoo bench dist clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +78,11 @@ gallery: $(VENV)/.docs
 test: check
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -v -n $(WORKERS) --dist worksteal --durations=40
+
+# It goes on where it was cut: `make soak SOAK="kills --share 0.1"` for a part of it. Root may mount
+# the small file system that it fills. A whole soak without a miss fills docs/reliability.md.
+soak: $(VENV)/.test
+	PYTHONPATH=src:tests $(BIN)/python -m faults $(or $(SOAK),--publish)
 
 demo: $(VENV)/.core
 	@mkdir -p out/demo

@@ -58,7 +58,7 @@ LEAVES = {
         *("checks", "config", "cards", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),
     },
-    "notes": {"charts", "sampling", "training", "cli", "demo"},
+    "notes": {"charts", "sampling", "training", "evaluation", "cli", "demo"},
     "hub": {"publishing", "store", "cli", "demo"},
     "files": {
         *("charts", "pictures", "viewing", "autoencoding", "bridge", "codec", "scores"),
@@ -71,7 +71,7 @@ LEAVES = {
     "viewing": {"demo"},
     "threads": {"sampling", "cli"},
     "machine": {"evaluation", "cli"},
-    "processes": {"evaluation", "cli"},
+    "processes": {"training", "evaluation", "cli"},
     "progress": {"training", "cli"},
 }
 # Every import that the two tables above forbid and that is meant: (module, imported) and why.

@@ -153,6 +153,10 @@ def test_counts_of_a_method_are_in_range(refused):
     assert sentence == "a sampler needs one step or more; got 0."
     assert "a linear chain needs a length of 21" in refused("train", "ddpm", "--length", 0, *TINY)
     assert "memory must be 0 or more" in refused("train", "soft", "--memory", -1, *TINY)
+    assert "a linear chain needs a length of 21" in refused(
+        "train", "ni-ddpm", "--length", 0, *TINY
+    )
+    assert "bands are from 1 to the 64" in refused("train", "vdm", "--bands", -1, *TINY)
 
 
 @pytest.mark.parametrize(

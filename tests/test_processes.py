@@ -15,6 +15,7 @@ import sfumato as sf
 from sfumato import files
 from sfumato.cli import main
 from sfumato.evaluation import blocks, samples
+from sfumato.notes import Note
 from sfumato.processes import Processes, here
 
 SIZE = ("--width", "8", "--multipliers", "1", "--patch", "1", "--preview-every", "0")
@@ -83,6 +84,18 @@ def test_the_first_process_waits_for_the_others(tmp_path, monkeypatch):
     timer = threading.Timer(0.3, lambda: files.write_arrays({"x": np.array(1)}, path))
     timer.start()
     assert [int(part["x"]) for part in parts] == [0, 1]
+
+
+def test_the_first_process_does_the_part_of_one_that_is_gone(tmp_path, monkeypatch):
+    """After a wait for its first block, and at once for the others."""
+    monkeypatch.setattr(blocks, "WAIT", 0.02)
+    monkeypatch.setattr(blocks, "SLOW", 0.0)
+    monkeypatch.setattr(blocks, "PAUSE", 0.01)
+    as_one_of(monkeypatch, 0, 2)
+    with pytest.warns(Note, match="process 1 of 2 has ended or is slow") as told:
+        parts = blocks.every(tmp_path, {}, range(6), lambda first: {"x": np.array(first)})
+        assert [int(part["x"]) for part in parts] == [*range(6)]
+    assert len(told) == 1
 
 
 OUTPUTS = ("x.npz", "folder")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from faults import table as soak
 from sfumato.cli import main
 from sfumato.cli.tune import MODEL
 from sfumato.methods import METHODS
@@ -74,6 +75,7 @@ def test_blocks_are_found_with_their_lines_and_marks():
         "docs/hub.md",
         "docs/models.md",
         "docs/recipes.md",
+        "docs/reliability.md",
         "docs/restoration.md",
         "docs/stability.md",
         "docs/tour.md",
@@ -164,6 +166,13 @@ def test_the_kernels_page_tells_what_the_records_and_the_registry_say():
     assert "\n".join(runpy.run_path(str(recipes / "solvers.py"))["tables"](found)) in page
     listed = {name.partition(":")[0] for name in re.findall(r"^\| `([\w:=-]+)` \|", page, re.M)}
     assert listed >= {*KERNELS}
+
+
+def test_the_reliability_page_tells_what_the_record_of_the_soak_says():
+    """Its table is that of the record of the soak, or a sentence before there is one."""
+    docs = README.parent / "docs"
+    page = (docs / "reliability.md").read_text(encoding="utf-8")
+    assert soak.placed(page, soak.read(docs / "records" / "soak.json")) == page
 
 
 def test_the_other_pages_tell_what_the_records_say():

@@ -6,6 +6,8 @@ traceback.
 
 from __future__ import annotations
 
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
 
 class Refused(ValueError):
     """The request is impossible, or its result would be wrong.
@@ -34,3 +36,13 @@ class NotFound(Refused, FileNotFoundError):
 
 class TrainingDiverged(FloatingPointError):
     """Training whose loss, gradients or weights are not finite numbers."""
+
+
+class ProcessLost(RuntimeError):
+    """One of the processes that train together has ended, or does not answer."""
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has a type of its own for GPUs alone."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in said for word in MEMORY)

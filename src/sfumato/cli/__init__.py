@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from sfumato import notes
-from sfumato.errors import Refused, TrainingDiverged
+from sfumato.errors import ProcessLost, Refused, TrainingDiverged, of_memory
 from sfumato.names import choose
 
 VERBS = {
@@ -48,8 +48,8 @@ verbs:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code.
 
-    0; 1 for training that diverged or a record that is not reproduced; 2 for a wrong call; 130
-    when interrupted.
+    0; 1 for training that diverged or lost a process, or a record that is not reproduced; 2 for a
+    wrong call; 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--quiet" in words:  # read when huggingface_hub is imported
@@ -63,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("stopped.", 130)
     except Refused as error:
         return _complain(str(error), 2)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, ProcessLost) as error:
         return _complain(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        return _complain("out of memory. Ask for less at once: a smaller --batch or --width.", 2)
     except OSError as error:  # of the user's files or disk, from any library
         where = "" if error.filename is None else f"{error.filename}: "
         return _complain(f"{where}{error.strerror or error}.", 2)

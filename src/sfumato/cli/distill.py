@@ -62,6 +62,7 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
 
     out = Path(values.out or f"runs/{Path(values.run).name}-{values.by}")
     files.check_writable(out / SCORES)
+    files.sweep(out / SCORES)
     teacher = _teacher(values)
     how = {
         "teacher_steps": values.teacher_steps,

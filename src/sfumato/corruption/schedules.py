@@ -366,6 +366,7 @@ def linear_betas(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> 
     >>> sf.schedules.linear_betas()(torch.tensor([0.0, 0.5])).exp()
     tensor([1.0000, 0.0786], dtype=torch.float64)
     """
+    _check_length("linear", steps, math.floor(1000 * last) + 1)  # they reach last * 1000 / steps
     return Betas(torch.linspace(first, last, steps, dtype=torch.float64) * (1000 / steps))
 
 
@@ -379,6 +380,12 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.99
         Improved Denoising Diffusion Probabilistic Models (A. Nichol, P. Dhariwal, 2021),
         https://arxiv.org/abs/2102.09672
     """
+    _check_length("cosine", steps, 1)
     angle = (torch.linspace(0, 1, steps + 1, dtype=torch.float64) + offset) / (1 + offset)
     power = torch.cos(angle * math.pi / 2) ** 2
     return Betas((1 - power[1:] / power[:-1]).clamp(max=largest))
+
+
+def _check_length(name: str, steps: int, least: int) -> None:
+    if steps < least:
+        raise Refused(f"a {name} chain needs a length of {least} or more; got {steps}.")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,14 @@ import numpy as np
 
 from sfumato import files
 from sfumato.errors import Refused
+from sfumato.notes import Note
 from sfumato.processes import here
 
 PAUSE = 0.2
 """Seconds between two looks for a block of another process."""
+WAIT, SLOW = 60.0, 10.0
+"""The first process waits so many seconds for another's block, or so many times as long as the
+longest of its own took, and computes it itself if it does not come."""
 
 
 def every(
@@ -33,7 +38,8 @@ def every(
     """The parts that begin at `firsts`, in order, each read from its file or computed.
 
     Where several processes do this, each computes its share of the parts into `home`; the first one
-    yields all of them, as soon as they are there, and the others what they computed themselves.
+    yields all of them, as soon as they are there, and the others what they computed themselves. The
+    part of a process that does not come is computed by the first one.
 
     Args:
         home, about: as of `kept`; without a `home` each process computes all.
@@ -45,18 +51,37 @@ def every(
     """
     mine = here()
     alone = home is None or mine.count == 1
+    longest = 0.0
     for place, first in enumerate(firsts):
         if alone or place % mine.count == mine.index:
+            began = time.monotonic()
             found = kept(home, about, first, lambda first=first: make(first))
+            longest = max(longest, time.monotonic() - began)
             if alone or not mine.first:
                 yield found
     if home is None or alone or not mine.first:
         return
-    for first in firsts:
-        path = _path(home, about, first)
-        while not path.is_file():
-            time.sleep(PAUSE)
-        yield _read(path)
+    gone: set[int] = set()
+    for place, first in enumerate(firsts):
+        path, whose = _path(home, about, first), place % mine.count
+        if whose not in gone and not _came(path, max(WAIT, SLOW * longest)):
+            gone.add(whose)
+            warnings.warn(
+                f"process {whose} of {mine.count} has ended or is slow: process 0 does its part.",
+                Note,
+                stacklevel=2,
+            )
+        yield kept(home, about, first, lambda first=first: make(first))
+
+
+def _came(path: Path, seconds: float) -> bool:
+    """Wait for a file; whether it is there."""
+    end = time.monotonic() + seconds
+    while not path.is_file():
+        if time.monotonic() > end:
+            return False
+        time.sleep(PAUSE)
+    return True
 
 
 def kept(

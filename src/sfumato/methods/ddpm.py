@@ -22,7 +22,6 @@ from sfumato.corruption.prior import standard
 from sfumato.corruption.process import Process
 from sfumato.corruption.schedules import Amplitude, Complement, cosine_betas, linear_betas
 from sfumato.corruption.statistics import DataStatistics
-from sfumato.errors import Refused
 from sfumato.estimation.loss import unit_target
 from sfumato.estimation.predictions import noise, velocity
 from sfumato.methods.recipe import Recipe
@@ -61,9 +60,6 @@ def ddpm(
         length: number of steps of the chain, and of training times.
         steps: steps of the sampler, at most one for each level of the chain.
     """
-    least = 21 if betas == "linear" else 1  # the linear variances reach 0.02 * 1000 / length
-    if length < least:
-        raise Refused(f"a {betas} chain needs a length of {least} or more; got {length}.")
     step = choose("variance", variance, VARIANCES)
     output = choose("prediction", prediction, PREDICTIONS)
     log_power = choose("betas", betas, BETAS)(steps=length)

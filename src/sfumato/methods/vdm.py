@@ -65,17 +65,17 @@ def vdm(
     low, high = gamma
     if not low < high:
         raise Refused(f"gamma rises from t = 0 to t = 1; got {low:g}, {high:g}.")
-    count = bands or None
     basis = dct(*space(shape)) if bands else None
+    if basis is not None and not 0 < bands <= basis.laplacian.numel():
+        raise Refused(
+            f"bands are from 1 to the {basis.laplacian.numel()} coefficients; got {bands}."
+        )
+    count = bands or None
     path = Monotone(0.0, 1.0, hidden, count)
     span = Span(path, low, high, count)
     if basis is None:
         power = FromGamma(span)
     else:
-        if not 0 < bands <= basis.laplacian.numel():
-            raise Refused(
-                f"bands are from 1 to the {basis.laplacian.numel()} coefficients; got {bands}."
-            )
         # Bands of equal numbers of coefficients, low frequencies first.
         rank = basis.laplacian.flatten().argsort(stable=True).argsort()
         which = (rank * bands // rank.numel()).reshape(basis.shape)

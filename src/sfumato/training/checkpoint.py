@@ -36,6 +36,8 @@ from sfumato.training.objective import Subject
 from sfumato.training.options import TrainOptions
 
 SKIPPED = "skipped"
+WRITTEN = ("checkpoints", "previews", snapshots.FOLDER, LATENTS)
+"""Folders of a run in which an interrupted write may have left something."""
 
 
 @final
@@ -218,10 +220,8 @@ class Checkpoints:
                 )
             if not record.is_file() or record.read_text() != text:
                 files.write(record, text)
-            files.sweep(record)
-            files.sweep(self.out / "checkpoints" / DIGITS)
-            files.sweep(self.out / snapshots.FOLDER / DIGITS)
-            files.sweep(self.out / LATENTS / "*")
+            for folder in (self.out, *(self.out / name for name in WRITTEN)):
+                files.sweep(folder / "*")
             yield
 
     def resume(self, state: State) -> int:

@@ -6,6 +6,7 @@ with the same hash, and what only later steps depend on, such as a larger number
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ IDLE = (
     *("model.latent.name", "model.latent.sha256"),
     *("options.checkpoint_every", "options.preview_every", "options.keep", "options.workers"),
     "options.snapshots",
+    "options.timeout",
 )
 """Fields that no weight depends on, beside those that the hash of the data covers."""
 
@@ -64,6 +66,12 @@ class Identity:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {"model": self.config.to_dict(), "options": asdict(self.options)}
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of all but how often it is saved and where its data are."""
+        flat = _flat(self.to_dict())
+        told = {name: value for name, value in flat.items() if name not in {*IDLE, *PLACE}}
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def check(self, found: Identity, step: int, out: Path) -> None:
         """Check that this run would have, at `step`, the weights that `found` has in `out`.

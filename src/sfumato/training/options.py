@@ -44,6 +44,8 @@ class TrainOptions:
         keep: checkpoints kept.
         workers: processes that read images ahead; by default as many as there are cores, up to 8,
             for data that do not fit in memory, and none for others.
+        timeout: seconds that each of several processes waits for the others before it gives up;
+            more than the first one needs for its pictures.
 
     >>> options = sf.TrainOptions(images=6400, batch=64)
     >>> options.steps, options.rise, [options.pace(step) for step in (0, 4)]
@@ -70,10 +72,20 @@ class TrainOptions:
     preview_every: int = 40_000
     keep: int = 2
     workers: int | None = None
+    timeout: int = 600
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "averages", tuple(self.averages))  # JSON has lists
-        for name in ("images", "batch", "accumulate", "checkpoint_every", "keep", "snapshots"):
+        counts = (
+            "images",
+            "batch",
+            "accumulate",
+            "checkpoint_every",
+            "keep",
+            "snapshots",
+            "timeout",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise Refused(f"{name} must be 1 or more; got {getattr(self, name)}.")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):

@@ -26,7 +26,7 @@ from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
-from sfumato.training import denoising, loader, speed, stop
+from sfumato.training import denoising, loader, speed, stop, together
 from sfumato.training.averages import Average, power, ramped
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
@@ -131,6 +131,7 @@ def train(
             written.
         TrainingDiverged: training diverged: PATIENCE steps in a row were skipped, or the last
             weights are not finite. The checkpoints in `out` are finite.
+        ProcessLost: of several processes, another one has ended or does not answer.
 
     >>> digits = sf.load("digits")
     >>> config = sf.Config("soft", digits.record, {}, sf.UNetOptions(width=8, patch=1))
@@ -158,11 +159,24 @@ def fit(
     """Train any objective, as `train` does, and leave the averaged weights in its subject."""
     own = (JsonLines(out), Pictures(out))
     told = (*own, *(tracker for tracker in checked(trackers) if tracker not in own))
+    with together.reported(options):
+        _fit(objective, data, options, out, told, device)
+
+
+def _fit(
+    objective: Objective,
+    data: Data,
+    options: TrainOptions,
+    out: Path | str,
+    told: tuple[Tracker, ...],
+    device: str | None,
+) -> None:
     accelerator = _accelerator(options, device)
     _check(objective, data, options, accelerator.num_processes)
     objective.subject.to(accelerator.device)
     state = _state(objective.subject.trainable, options)
     checkpoints = Checkpoints(Path(out), objective.subject, options)
+    together.check_same(accelerator, checkpoints.identity, data)
     main = accelerator.is_main_process
     with ExitStack() as stack:
         network = stack.enter_context(speed.running(objective.network, options))
@@ -217,7 +231,9 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision="bf16" if speed.bfloat16(options, device) else "no"
+        cpu=device == "cpu",
+        mixed_precision="bf16" if speed.bfloat16(options, device) else "no",
+        kwargs_handlers=[together.patience(options)],
     )
     if device is not None and accelerator.device.type != torch.device(device).type:
         raise Refused(
