@@ -15,7 +15,7 @@ from scipy import stats
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.training import arrays, data, folders, lazy, loader
+from sfumato.training import arrays, data, items, lazy, loader
 from sfumato.training.lazy import Lazy, Stored
 from sfumato.training.options import TrainOptions
 from sfumato.training.order import permuted
@@ -92,7 +92,7 @@ def source(request, tmp_path) -> Path:
 
 
 def read(monkeypatch, source: Path, lazy: bool, **how) -> sf.Data:
-    for module in (folders, arrays):
+    for module in (items, arrays):
         monkeypatch.setattr(module, "LARGEST", 0 if lazy else 2**30)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,7 +191,7 @@ def test_training_is_the_same_from_files(tmp_path, monkeypatch):
     )
     weights = []
     for largest, workers in ((2**30, "0"), (0, "0"), (0, "2")):
-        monkeypatch.setattr(folders, "LARGEST", largest)
+        monkeypatch.setattr(items, "LARGEST", largest)
         out = tmp_path / f"{largest}-{workers}"
         assert main([*told, "--workers", workers, "--out", str(out)]) == 0
         last = max((out / "checkpoints").iterdir())
@@ -219,7 +219,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, capsys, kind, wo
     """When its batch is read, in whatever process: before anything is trained where it is soon."""
     home = pictures(tmp_path / "x", "gray")
     told = broken(home, kind)
-    for module in (folders, arrays):
+    for module in (items, arrays):
         monkeypatch.setattr(module, "LARGEST", 0)
     monkeypatch.setattr(data, "MEASURED", 2)
     out = ("--out", str(tmp_path / "run"), "--workers", workers)

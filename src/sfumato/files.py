@@ -266,7 +266,13 @@ def load_weights(
         ValueError: names or shapes differ.
     """
     tensors = plain(read_tensors(path) if tensors is None else tensors)
-    wanted = plain(module.state_dict())
+    check_weights(module.state_dict(), path, tensors)
+    module.load_state_dict({name: tensors[plain_name(name)] for name in module.state_dict()})
+
+
+def check_weights(held: Mapping[str, Tensor], path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where names or shapes of the weights at `path` are not those of `held`."""
+    wanted = plain(held)
     if odd := sorted(set(tensors) ^ set(wanted)):
         raise Refused(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
     for name, tensor in tensors.items():
@@ -275,7 +281,6 @@ def load_weights(
                 f"{path} does not fit the network: '{name}' has shape {tuple(tensor.shape)}, the "
                 f"network {tuple(wanted[name].shape)}."
             )
-    module.load_state_dict({name: tensors[plain_name(name)] for name in module.state_dict()})
 
 
 def digest(tensors: Mapping[str, Tensor], about: bytes = b"") -> str:

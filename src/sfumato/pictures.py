@@ -208,6 +208,11 @@ def deep(path: str | Path) -> np.ndarray:
     return _values(path, str(path))
 
 
+def decoded(data: bytes, name: str) -> np.ndarray:
+    """As `deep`, of the bytes of an image file that sentences call `name`."""
+    return _values(io.BytesIO(data), name)
+
+
 def received(
     data: bytes, formats: tuple[str, ...] = ("PNG", "JPEG"), most: int = 2**24
 ) -> np.ndarray:

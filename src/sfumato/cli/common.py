@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from sfumato.training.trackers import Tracker
 
 DATA = (
-    "digits, fashion-mnist, photos, mnist, cifar10, cifar100, or the path of a folder of images, a "
-    ".npz or a .npy"
+    "digits, fashion-mnist, photos, mnist, cifar10, cifar100, or the path of a folder of images or "
+    ".tar shards, a .npz or a .npy; or hf:PATH, a data set of Hugging Face's library"
 )
 SPLIT = "of the data: train, or a slice of it such as train[:55000]"
 REAL = "real images (default: what the model was trained on)"
@@ -90,7 +90,7 @@ def reading_options(parser: Parser) -> None:
     """Add how data are read."""
     text = "raw values that become -1 and 1 (default: inferred from the values)"
     parser.option("range", kinds.optional(RANGE), None, text)
-    text = "the array in a .npz (default: images, or signals)"
+    text = "the array in a .npz (default: images, or signals); columns of hf: data, IMAGE:CLASS"
     parser.option("key", kinds.optional(kinds.TEXT), None, text)
     text = "images, or signals that are no pictures (default: by the array's name)"
     parser.option("kind", kinds.optional(kinds.choice("images", "signals")), None, text)

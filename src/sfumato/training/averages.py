@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sfumato.errors import Refused
 from sfumato.training.options import LONGEST
@@ -88,13 +89,13 @@ class Average:
         """Take in the parameters after one more step."""
         self.steps += 1
         fresh = 1 - self.decay(self.steps)
-        found = list(parameters)
+        mine, theirs = _parts(self.tensors), _parts(parameters)
         if fresh < 0.5:
-            LISTS._foreach_lerp_(self.tensors, found, fresh)
+            LISTS._foreach_lerp_(mine, theirs, fresh)
         else:
             # Here `lerp` counts from the other end and rounds otherwise; so did older versions.
-            for mine, theirs in zip(self.tensors, found, strict=True):
-                mine.sub_(mine - theirs, alpha=fresh)
+            for old, new in zip(mine, theirs, strict=True):
+                old.sub_(old - new, alpha=fresh)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -107,6 +108,11 @@ class Average:
         """Set the average to the parameters."""
         for mine, parameter in zip(self.tensors, parameters, strict=True):
             mine.copy_(parameter)
+
+
+def _parts(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The part of each tensor that this process has, of those that are shared out; or all of it."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 @final

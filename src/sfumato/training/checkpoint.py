@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from sfumato import files
 from sfumato.config import Config
 from sfumato.errors import Refused
-from sfumato.files import load_weights, read_tensors
+from sfumato.files import read_tensors
 from sfumato.notes import Note
 from sfumato.record import LATENTS, Record
 from sfumato.sampling.sample import finite
 from sfumato.store import DIGITS
-from sfumato.training import lock, snapshots
+from sfumato.training import lock, sharding, snapshots
 from sfumato.training.averages import Average
 from sfumato.training.identity import Identity
 from sfumato.training.objective import Subject
@@ -109,11 +109,11 @@ class State:
 
     def restore(self, folder: Path) -> None:
         """Put back what `Checkpoints.save` wrote; ValueError where it does not fit."""
-        load_weights(self.trainable, folder / "model.safetensors")
+        sharding.load(self.trainable, folder / "model.safetensors")
         self.ema.copy_from(self.trainable.parameters())
         if self.powers:
             self._restore_powers(folder / snapshots.FILE)
-        load_weights(self.trainable, folder / "raw.safetensors")
+        sharding.load(self.trainable, folder / "raw.safetensors")
         if not finite(self.trainable):
             raise Refused(f"the weights in {folder} are not finite.")
         parameters = list(self.trainable.parameters())
@@ -128,7 +128,7 @@ class State:
                 raise Refused(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
             # A moment has the memory layout of its parameter, whatever the file's.
             moment = (
-                torch.empty_like(of, dtype=value.dtype).copy_(value)
+                torch.empty_like(of, dtype=value.dtype).copy_(sharding.like(value, of))
                 if value.shape == of.shape
                 else value
             )
@@ -145,7 +145,7 @@ class State:
         if missing := {*self.powers} - {*found}:
             raise Refused(f"{path} has no average of length {min(missing):g}.")
         for length, average in self.powers.items():
-            load_weights(self.trainable, path, self.trainable.state_dict() | found[length])
+            files.load_weights(self.trainable, path, self.trainable.state_dict() | found[length])
             average.copy_from(self.trainable.parameters())
 
     def use_average(self) -> None:
@@ -255,18 +255,23 @@ class Checkpoints:
         """The folder of the last checkpoint."""
         return max(self._all(), default=None)
 
-    def save(self, state: State, step: int) -> None:
+    def save(self, state: State, step: int, main: bool = True) -> None:
         """Write checkpoint `step`, whole or not at all, and drop the oldest beyond `keep`.
 
-        Weights that are not finite are not written: they would replace finite ones.
+        The `main` process writes; where weights are sharded, all processes call it. Weights that
+        are not finite are not written: they would replace finite ones.
         """
         if not finite(state.trainable):
             return
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
+            held = (state.weights(), state.trainable.state_dict(), state.moments())
+            weights, raw, moments = (sharding.whole(tensors) for tensors in held)
+            if not main:
+                return
             with files.folder(path) as part:
-                self.subject.write(part, state.weights(), state.trainable.state_dict())
-                files.write_tensors(state.moments(), part / "optimizer.safetensors")
+                self.subject.write(part, weights, raw)
+                files.write_tensors(moments, part / "optimizer.safetensors")
                 if state.powers:
                     snapshots.fill(part, state.kept(), state.ema.steps)
         for old in self._all()[: -self.options.keep]:

@@ -76,15 +76,28 @@ def read(layout: Layout, split: str, folders: list[Path]) -> Raw:
             return _read(layout, split, place)
     folder, name = layout.pickled
     if any((place / folder / name).is_file() or (place / name).is_file() for place in places):
-        raise Refused(
-            f"{folder} is a pickle, which could run code when it is read. Get the binary version "
-            f"from https://www.cs.toronto.edu/~kriz/cifar.html, whose folder is {layout.folder}."
-        )
+        raise _pickled(layout)
     wanted = ", ".join((*layout.files[split], layout.names))
     looked = ", ".join(map(str, folders)) or "no folder, as SFUMATO_DATA is not set"
     raise NotFound(
         f"{layout.folder} is not here: no {wanted} in {looked}. Set SFUMATO_DATA to the folder "
         "where the binary version was unpacked, from https://www.cs.toronto.edu/~kriz/cifar.html."
+    )
+
+
+def check_pickled(path: Path) -> None:
+    """Raise ValueError where `path` is the python version of one of the two, or a file of it."""
+    home = path.parent if path.is_file() else path
+    for layout, meta in ((TEN, "batches.meta"), (HUNDRED, "meta")):
+        if (home / meta).is_file() and (home / layout.pickled[1]).is_file():
+            raise _pickled(layout)
+
+
+def _pickled(layout: Layout) -> Refused:
+    return Refused(
+        f"{layout.pickled[0]} is a pickle, which could run code when it is read. Get the binary "
+        f"version from https://www.cs.toronto.edu/~kriz/cifar.html, whose folder is "
+        f"{layout.folder}."
     )
 
 

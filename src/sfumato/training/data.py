@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import files
 from sfumato.algebra.place import CPU, upload
 from sfumato.corruption.boundary import FAR
 from sfumato.corruption.statistics import DataStatistics, measure
@@ -25,6 +26,7 @@ from sfumato.errors import Refused
 from sfumato.notes import Note
 from sfumato.record import LATENTS
 from sfumato.record import Record as Record
+from sfumato.training import cache
 from sfumato.training.lazy import Lazy, Values
 from sfumato.training.order import permuted
 from sfumato.training.raw import Range, Reading, check_labels
@@ -32,6 +34,8 @@ from sfumato.training.sources import SPLITS, read
 
 MEASURED = 65_536
 """Images that statistics are measured of, at most."""
+FORM = 1
+"""Of the statistics that are kept: raised where `measure` gives other numbers."""
 ROUNDING = 1e-3
 """How far values may lie outside their range, as a share of it."""
 SLICE = re.compile(r"(?P<base>\w+)(\[(?P<first>-?\d+)?:(?P<last>-?\d+)?\])?")
@@ -133,8 +137,25 @@ class Data:
     def stats(self, batch: int = 256) -> DataStatistics:
         """Statistics of the data for methods, measured in one pass of batches.
 
-        Of at most `MEASURED` images, drawn by a fixed seed.
+        Of at most `MEASURED` images, drawn by a fixed seed. Those of files that are read as they
+        are needed are kept in the user's cache, and are not measured again.
         """
+        if not isinstance(self.images, Lazy):
+            return self._measured(batch)
+        from sfumato.store import read_stats  # imports all of a model, which data do not need
+
+        record = {**self.record.to_dict(), "name": None, "split": None}
+        classes = None if self.labels is None else hashlib.sha256(self.labels.data).hexdigest()
+        told = [self.images.stamp(), repr(self.images.rows), classes, MEASURED, batch, FORM]
+        return cache.kept(
+            "statistics",
+            {"record": record, "told": told},
+            lambda: self._measured(batch),
+            lambda stats, part: files.write_tensors(stats.tensors(), part / "facts.safetensors"),
+            read_stats,
+        )
+
+    def _measured(self, batch: int) -> DataStatistics:
         count = len(self)
         chosen = np.arange(count)
         if count > MEASURED:
@@ -157,17 +178,19 @@ def load(
     resize: int | None = None,
     crop: str | None = None,
 ) -> Data:
-    r"""Read a data set: by name, or from a folder of images, a `.npz` or a `.npy`.
+    r"""Read a data set: by name, or from a folder of images, `.tar` shards, a `.npz` or a `.npy`.
 
     Args:
         source: a name, such as `digits`, or a path; a name takes precedence, so that `./digits` is
-            a folder of your own. `docs/data.md` says what may be in each.
+            a folder of your own; or `hf:` and a path, a data set of Hugging Face's library.
+            `docs/data.md` says what may be in each.
         split: "train", "test" or "val", or a slice of one, such as "train[55000:]"; arrays, and
             folders without subfolders of these names, are all "train".
         range: the raw values that become -1 and 1; by default inferred from the values, or
             ValueError.
             Signals have the largest absolute value as scale, on both sides of 0.
-        key: name of the array in a .npz, where it is neither `images` nor `signals`.
+        key: name of the array in a .npz, where it is neither `images` nor `signals`; of the image
+            in a sample of shards; of the columns of `hf:` data.
         kind: "images", or "signals": arrays (n, *shape) of any rank that are no pictures. By
             default signals are the array `signals`, and the rows of a .npy.
         resize: shorter side of images, by Pillow's Lanczos filter.

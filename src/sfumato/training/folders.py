@@ -1,23 +1,24 @@
 r"""A folder holds images, in it and below; a note reports other files.
 
 Two or more subfolders are classes. Subfolders `train` and `test` (or `val`) are splits instead,
-each with its classes. Gray images become colour where any is colour, 8 bits 16 where any has 16.
-Links are followed; a folder is read once.
+each with its classes. Links are followed; a folder is read once.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
 from sfumato import pictures
-from sfumato.errors import Refused
-from sfumato.training.lazy import LARGEST, Files
-from sfumato.training.raw import Raw, Reading, check_within, numbers, placed
+from sfumato.errors import NotFound, Refused
+from sfumato.training.items import Items, gathered, told
+from sfumato.training.raw import Raw, Reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Files of other kinds are skipped."""
@@ -53,14 +54,30 @@ def folder(root: Path, split: str, how: Reading) -> Raw:
     if not names:
         more = f" {notes[-1]}" if skipped else ""
         raise Refused(f"folder {base} has no images ({', '.join(SUFFIXES)}) in it or below.{more}")
-    raw = _read(base, names, how)
+    raw = gathered(Files(base, names), how)
     tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     classes = tuple(sorted(set(tops)))
     raw = raw._replace(notes=(*notes, *raw.notes))
-    if len(classes) < 2 or "" in classes:
+    if "" in classes:
+        return raw
+    _check_empty(base, classes)
+    if len(classes) < 2:
         return raw
     labels = np.array([classes.index(top) for top in tops], np.int64)
     return raw._replace(labels=labels, classes=classes)
+
+
+def _check_empty(base: Path, classes: tuple[str, ...]) -> None:
+    """Raise ValueError where a folder beside those of classes has no file in it or below."""
+    for path in sorted(base.iterdir()):
+        if path.name in classes or path.name.startswith(".") or not path.is_dir():
+            continue
+        if not any(files for _, _, files in os.walk(path)):
+            raise Refused(
+                f"folder {path} has nothing in it, and would be no class beside "
+                f"{', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}. Fill it, or "
+                "remove it."
+            )
 
 
 def _walk(root: Path) -> tuple[list[Path], Counter[str]]:
@@ -92,65 +109,39 @@ def _walk(root: Path) -> tuple[list[Path], Counter[str]]:
     return sorted(names), skipped
 
 
-def _read(root: Path, names: list[Path], how: Reading) -> Raw:
-    """The images `names` of `root`, all of one size, of as many channels and of as many bits.
+@final
+class Files(Items):
+    """One image for each of many files.
 
-    Where they would not fit in memory, the first one says how many channels and bits.
+    Args:
+        where: their folder.
+        names: of the files in it.
     """
-    first = _one(how, root / names[0])
-    if first.nbytes * len(names) > LARGEST:
-        load = partial(_like, how, first.shape, first.dtype, root, names[0])
-        return placed(Files(root, names, load, first.shape, first.dtype), root, how.range)
-    images = np.empty((len(names), *first.shape), first.dtype)
-    for i, name in enumerate(names):
-        one = _one(how, root / name) if i else first
-        _check_size(one, first.shape[1:], how, root, names[0], name)
-        if len(one) > len(images[0]):
-            images = np.repeat(images, len(one), axis=1)
-        if one.dtype != images.dtype:
-            if how.range is not None:
-                raise Refused(
-                    f"{root} has images of 8 and of 16 bits; one --range cannot be that of both."
-                )
-            images, one = (x if x.dtype == np.uint16 else np.uint16(257) * x for x in (images, one))
-        images[i] = one
-    return placed(images, root, how.range)
 
+    def __init__(self, where: Path, names: Sequence[Path]) -> None:
+        self.where = where
+        self.names = [str(name) for name in names]
 
-def _one(how: Reading, path: Path) -> np.ndarray:
-    """The image in a file, (C, H, W), as `how` says."""
-    found = pictures.deep(path)
-    if how.range is not None:
-        check_within(numbers(found, path), how.range, path)
-    return how.fitted(found, how.range or (0, np.iinfo(found.dtype).max))
+    def decoded(self, row: int) -> np.ndarray:
+        return pictures.deep(self.full(row))
 
+    def identity(self, rows: range) -> str:
+        """Of names and sizes: files that differ in a few bytes of equal size are told apart by
+        nothing that does not read all of them."""
+        return told(value for row in rows for value in (self.names[row], self.seen[row][0]))
 
-def _like(
-    how: Reading,
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    root: Path,
-    first: Path,
-    path: Path,
-) -> np.ndarray:
-    """The image in a file, with the channels and the bits of the first one."""
-    one = _one(how, path)
-    _check_size(one, shape[1:], how, root, first, path.relative_to(root))
-    if one.dtype != dtype:
-        raise Refused(f"{path} has {one.dtype}, and {root / first} has {dtype}: save all as one.")
-    if len(one) > shape[0]:
-        raise Refused(f"{path} is in colour, and {root / first} is gray: save all in colour.")
-    return np.broadcast_to(one, shape)
+    def stamp(self, rows: range) -> str:
+        """Of names, sizes and times of the last change."""
+        return told([self.identity(rows), *(self.seen[row][1] for row in rows)])
 
-
-def _check_size(
-    one: np.ndarray, side: tuple[int, ...], how: Reading, root: Path, first: Path, name: Path
-) -> None:
-    """Raise ValueError for an image of another size than the first."""
-    if one.shape[1:] != tuple(side):
-        sizes = [f"{width} x {height}" for height, width in (side, one.shape[1:])]
-        cure = "Leave out --crop none" if how.resize else "Use --resize N"
-        raise Refused(
-            f"images must have one size; in {root}, {first} is {sizes[0]} pixels and {name} is "
-            f"{sizes[1]}. {cure}, which makes them squares."
-        )
+    @cached_property
+    def seen(self) -> list[tuple[int, int]]:
+        """Size and time of the last change of each file."""
+        found = []
+        for row in range(len(self)):
+            try:
+                about = os.stat(self.full(row))
+            except OSError:
+                raise NotFound(f"{self.full(row)} was there and is gone.") from None
+            found.append((about.st_size, about.st_mtime_ns))
+        return found

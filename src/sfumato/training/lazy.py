@@ -12,13 +12,13 @@ import hashlib
 import os
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast, final, overload
 
 import numpy as np
 
-from sfumato.errors import NotFound, Refused
+from sfumato.errors import Refused
 
 LARGEST = 2**29
 """Bytes of data that are kept in memory; more are read as they are needed."""
@@ -50,6 +50,10 @@ class Lazy(ABC):
     @abstractmethod
     def identity(self) -> str:
         """What tells these files from others, in hex, without reading all of them."""
+
+    def stamp(self) -> str:
+        """What changes whenever these files are written, for results that are kept of them."""
+        return self.identity()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,49 +119,8 @@ class Computed(Lazy):
     def identity(self) -> str:
         return self.values.identity()
 
-
-@final
-class Files(Lazy):
-    """One row for each of many files.
-
-    Args:
-        root: their folder.
-        names: of the files in it.
-        load: from a path to one row.
-        shape, dtype: of a row.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[Path],
-        load: Callable[[Path], np.ndarray],
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-    ) -> None:
-        super().__init__(len(names), shape, dtype)
-        self.root = root
-        self.names = [str(name) for name in names]
-        self.load = load
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for i, row in enumerate(rows.tolist()):
-            found[i] = self.load(self.root / self.names[row])
-        return found
-
-    def identity(self) -> str:
-        """Of names and sizes: files that differ in a few bytes of equal size are told apart by
-        nothing that does not read all of them."""
-        found = hashlib.sha256()
-        for row in self.rows:
-            name = self.names[row]
-            try:
-                size = (self.root / name).stat().st_size
-            except OSError:
-                raise NotFound(f"{self.root / name} was there and is gone.") from None
-            found.update(f"{name}\0{size}\0".encode())
-        return found.hexdigest()
+    def stamp(self) -> str:
+        return self.values.stamp()
 
 
 @final
@@ -196,6 +159,10 @@ class Stored(Lazy):
         found = hashlib.sha256(repr((self.shape, self.dtype.str, self.rows)).encode())
         found.update(np.ascontiguousarray(self.some()).data)
         return found.hexdigest()
+
+    def stamp(self) -> str:
+        """With the time of the last change."""
+        return f"{self.identity()} {self.path.stat().st_mtime_ns}"
 
     def _open(self) -> int:
         """The file, opened once in each process."""

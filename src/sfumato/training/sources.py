@@ -1,4 +1,4 @@
-"""A source is where data come from: a name, a folder, or an array in a file."""
+"""A source is where data come from: a name, a folder, an array in a file, or shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.errors import NotFound, Refused
 from sfumato.names import nearest
 from sfumato.record import KINDS
-from sfumato.training import folders
+from sfumato.training import cifar, columns, folders, shards
 from sfumato.training.arrays import array
 from sfumato.training.named import NAMED as NAMED
 from sfumato.training.raw import Raw, Reading
@@ -20,7 +20,11 @@ def splits(source: str | Path) -> tuple[str, ...]:
     """The splits that a source has; raises as `read` does where there is none."""
     if str(source) in NAMED:
         return ("train", "test")
+    if str(source).startswith(columns.PREFIX):
+        return columns.splits(str(source))
     path = Path(source).expanduser()
+    if str(source) and not path.exists() and shards.named(str(source)):
+        return ("train",)
     if not str(source) or not path.exists():
         raise _unknown(str(source))
     return tuple(folders.splits(path)) if path.is_dir() else ("train",)
@@ -41,14 +45,26 @@ def read(source: str | Path, split: str, how: Reading) -> Raw:
         )
     if str(source) in NAMED:
         return _named(str(source), split, how)
+    if str(source).startswith(columns.PREFIX):
+        if how.kind not in (None, KINDS[0]):
+            raise Refused(f"{source} has images; --kind is for arrays.")
+        return columns.read(str(source), split, how)
     path = Path(source).expanduser()
+    base = folders.splits(path)[split] if path.is_dir() else source
+    if (found := shards.named(str(base))) is not None:
+        if how.kind not in (None, KINDS[0]):
+            raise Refused(f"{source} has images; --kind is for arrays.")
+        return shards.read(str(base), found, how)
+    cifar.check_pickled(path)
     if path.is_dir():
         if how.key is not None or how.kind not in (None, KINDS[0]):
             raise Refused(f"{path} is a folder of images; --key and --kind are for arrays.")
         return folders.folder(path, split, how)
     if path.suffix.lower() in (".npz", ".npy"):
         return array(path, how)
-    raise Refused(f"{path} is no data set: use a folder of images, a .npz or a .npy.")
+    raise Refused(
+        f"{path} is no data set: use a folder of images or of .tar shards, a .npz or a .npy."
+    )
 
 
 def _named(name: str, split: str, how: Reading) -> Raw:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from sfumato.training import sharding
 from sfumato.training.data import Data
 from sfumato.training.draws import number
 from sfumato.training.objective import Objective, Rows
@@ -75,6 +76,7 @@ def _shared(
         parameter.grad = cast(Tensor, accelerator.reduce(parameter.grad, "mean"))
     total = cast(Tensor, accelerator.reduce(total, "mean"))
     norm = nn.utils.clip_grad_norm_(objective.network.parameters(), clip or math.inf)
+    norm = sharding.one(norm)
     sums = (cast(Tensor, parameter.grad).sum().to(total) for parameter in moved)
     return total, torch.stack([total, norm.to(total), *sums]).isfinite().all()
 

@@ -26,7 +26,7 @@ from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
-from sfumato.training import denoising, loader, speed, stop, together
+from sfumato.training import denoising, loader, sharding, speed, stop, together
 from sfumato.training.averages import Average, power, ramped
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
@@ -173,18 +173,26 @@ def _fit(
 ) -> None:
     accelerator = _accelerator(options, device)
     _check(objective, data, options, accelerator.num_processes)
-    objective.subject.to(accelerator.device)
-    state = _state(objective.subject.trainable, options)
-    checkpoints = Checkpoints(Path(out), objective.subject, options)
-    together.check_same(accelerator, checkpoints.identity, data)
-    main = accelerator.is_main_process
+    shards = sharding.asked()
     with ExitStack() as stack:
         network = stack.enter_context(speed.running(objective.network, options))
+        if shards:
+            sharding.check(objective, options)
+            bfloat16 = speed.bfloat16(options, device)
+            network = sharding.sharded(objective, accelerator.device, bfloat16)
+        else:
+            objective.subject.to(accelerator.device)
+        state = _state(network if shards else objective.subject.trainable, options)
+        checkpoints = Checkpoints(Path(out), objective.subject, options)
+        together.check_same(accelerator, checkpoints.identity, data)
+        main = accelerator.is_main_process
         with accelerator.main_process_first():
             if main:
                 stack.enter_context(checkpoints.claimed())
-            start = checkpoints.resume(state)
-        prepared = accelerator.prepare(network)
+            start = 0 if shards else checkpoints.resume(state)
+        if shards:
+            start = checkpoints.resume(state)  # by all at once: each has a part of the weights
+        prepared = network if shards else accelerator.prepare(network)
         report = Report(told if main else (), objective, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
@@ -193,17 +201,21 @@ def _fit(
             if main:
                 rate = state.optimizer.param_groups[0]["lr"]
                 report.step(step, value, state.skipped, rate)
-                _keep(step, checkpoints, state, options, report)
+            if main or shards:
+                _keep(step, checkpoints, state, options, report, main)
             _check_finite(step, state, checkpoints, options)
             if _agreed(accelerator, stopping()):
-                if main:
-                    checkpoints.save(state, step)
+                if main or shards:
+                    checkpoints.save(state, step, main)
                 raise KeyboardInterrupt
     accelerator.wait_for_everyone()
     bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     # Else a later training would take the network for prepared, and not run it in bfloat16.
     bare.__dict__.pop("_is_accelerate_prepared", None)
-    state.use_average()
+    if shards:
+        objective.network.load_state_dict(sharding.whole(state.weights()))
+    else:
+        state.use_average()
 
 
 def _steps(
@@ -265,7 +277,12 @@ def _state(trainable: nn.Module, options: TrainOptions) -> State:
 
 
 def _keep(
-    step: int, checkpoints: Checkpoints, state: State, options: TrainOptions, report: Report
+    step: int,
+    checkpoints: Checkpoints,
+    state: State,
+    options: TrainOptions,
+    report: Report,
+    main: bool,
 ) -> None:
     """After a step: the pictures and the checkpoint that are due."""
     done = step == options.steps
@@ -276,7 +293,7 @@ def _keep(
     # Snapshots before the checkpoint: a run resumed from it has all that came before.
     checkpoints.keep_averages(state, step)
     if done or _crosses(step, options.batch, options.checkpoint_every):
-        checkpoints.save(state, step)
+        checkpoints.save(state, step, main)
 
 
 def _check_finite(step: int, state: State, checkpoints: Checkpoints, options: TrainOptions) -> None:
