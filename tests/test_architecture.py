@@ -33,7 +33,18 @@ LEAVES = {
     "errors": {
         *(name for row in ORDER for name in row),
         *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing", "hub"),
+        *("limits", "fields", "documents", "arrays"),
     },
+    "limits": {
+        *(name for row in ORDER for name in row),
+        *("fields", "documents", "arrays", "record", "networks", "pictures"),
+    },
+    "fields": {*("record", "networks", "config", "autoencoding", "methods", "cli")},
+    "documents": {
+        *("autoencoding", "scores", "cards", "bridge", "store", "training", "evaluation", "cli"),
+        *("demo", "hub", "files"),
+    },
+    "arrays": {"corruption", "training", "evaluation"},
     "networks": {
         *("config", "autoencoding", "bridge", "codec", "model", "store"),
         *("training", "evaluation", "cli", "demo"),

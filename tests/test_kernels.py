@@ -821,7 +821,7 @@ def test_grids_that_do_not_fall_are_refused(grid, sentence):
         (lambda: Seeds([1, 2])(torch.zeros(3, 4)), "2 seeds do not fit a batch of 3"),
         (lambda: langevin(2.0), r"langevin needs delta in \(0, 2\), else it diverges; got 2\."),
         (lambda: langevin(0.0), r"langevin needs delta in \(0, 2\), else it diverges; got 0\."),
-        (lambda: langevin(0.1, 0), r"langevin needs one step or more; got 0\."),
+        (lambda: langevin(0.1, 0), r"steps of langevin must be 1 or more; got 0\."),
         (lambda: chain(), r"chain needs one kernel or more; got none\."),
     ],
     ids=["steps", "seed", "batch", "delta", "no-delta", "count", "chain"],

@@ -219,7 +219,7 @@ MEMBERS = {
     "nothing but text": ({"a.txt": b""}, "has no images"),
     "one without class": ({**sample(0), "x.png": png(VALUES[0])}, "x.png has no class, unlike"),
     "one with class": ({"x.png": png(VALUES[0]), **sample(0)}, "000.png has a class, unlike"),
-    "broken json": ({"a.png": png(VALUES[0]), "a.json": b"{"}, "a.json cannot be read as text"),
+    "broken json": ({"a.png": png(VALUES[0]), "a.json": b"{"}, "a.json cannot be read: "),
     "class of json": ({"a.png": png(VALUES[0]), "a.json": b'{"cls": [1]}'}, "names no class"),
     "bytes": ({"a.png": png(VALUES[0]), "a.cls": b"\xff"}, "a.cls cannot be read as text"),
     "sizes": (

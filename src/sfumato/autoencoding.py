@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from sfumato import files
-from sfumato.errors import Refused
+from sfumato import documents, fields, files
+from sfumato.errors import Refused, refusing
 from sfumato.networks.autoencoder import Autoencoder, AutoencoderOptions
 from sfumato.networks.diffusers_unet import current
 from sfumato.record import Record
@@ -63,6 +63,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         self.record.check_pictures("an autoencoder")
+        fields.check(self)
         for name in ("kl", "perceptual"):
             if not 0 <= (found := getattr(self, name)) < math.inf:
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
@@ -102,11 +103,9 @@ class AutoencoderConfig:
             raise Refused(
                 f"the autoencoder has format {known}; this version of sfumato reads {FORMAT}."
             )
-        try:
+        with refusing("a field of the autoencoder is wrong or missing"):
             network = AutoencoderOptions(**values.pop("network"))
             return cls(Record.from_dict(values.pop("record")), network, **values)
-        except (KeyError, TypeError) as error:
-            raise Refused(f"a field of the autoencoder is wrong or missing: {error}.") from None
 
 
 @final
@@ -174,10 +173,7 @@ def read(folder: Path, shape: tuple[int, ...] | None = None) -> TrainedAutoencod
             is of images of another shape.
     """
     path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read: {error}.") from error
+    found = documents.read_json(path)
     theirs = isinstance(found, dict) and "_class_name" in found
     try:
         config = _converted(found, folder, shape) if theirs else AutoencoderConfig.from_dict(found)
@@ -192,6 +188,9 @@ def read(folder: Path, shape: tuple[int, ...] | None = None) -> TrainedAutoencod
     tensors = files.read_tensors(weights)
     if theirs:
         tensors = current(tensors)
+    with torch.device("meta"):
+        held = Autoencoder(config.record.shape, config.network).state_dict()
+        files.check_weights(held, weights, tensors)
     trained = TrainedAutoencoder(config)
     files.load_weights(trained.network, weights, tensors)
     files.check(folder, ("config.json", weights.name))
@@ -205,7 +204,7 @@ def _converted(
     """Our config of one of diffusers'."""
     if (kind := found["_class_name"]) != THEIRS:
         raise Refused(f"{kind} of diffusers is not read; {THEIRS} is.")
-    try:
+    with refusing(f"a field of {THEIRS} is wrong or missing"):
         widths = tuple(found["block_out_channels"])
         channels, side = found["in_channels"], found.get("sample_size", 32)
         _check_layers(found, len(widths))
@@ -220,8 +219,6 @@ def _converted(
             groups=found["norm_num_groups"],
             quant=found.get("use_quant_conv", True),
         )
-    except (KeyError, TypeError) as error:
-        raise Refused(f"a field of {THEIRS} is wrong or missing: {error}.") from None
     size = (side, side) if shape is None else tuple(shape[1:])
     return AutoencoderConfig(Record(str(folder), (channels, *size)), network)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple, Protocol, final
 
 from torch import nn
 
+from sfumato import documents
 from sfumato.config import Config
-from sfumato.errors import Refused
+from sfumato.errors import WRONG, Refused, reason
 from sfumato.record import Record
 from sfumato.sampling.samplers import Sampler
 
@@ -59,15 +59,14 @@ def training(run: Path | str) -> Training:
     """
     run = Path(run)
     try:
-        made = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        made = documents.read_table(run / "run.json")
+        lines = documents.read_lines(run / "log.jsonl")
         options, model = made["options"], Config.from_dict(made["model"])
-        seen, spent = _counted([json.loads(line) for line in lines], options["batch"])
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        why = getattr(error, "strerror", None) or error
+        seen, spent = _counted(lines, options["batch"])
+    except WRONG as error:
         raise Refused(
-            f"{run} has no run.json and log.jsonl of a run that can be read ({why}): name the "
-            "folder that train wrote."
+            f"{run} has no run.json and log.jsonl of a run that can be read ({reason(error)}): "
+            "name the folder that train wrote."
         ) from error
     return Training(model, seen, options["batch"], options["seed"], spent / 60)
 

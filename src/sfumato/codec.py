@@ -191,7 +191,8 @@ class Codec:
             autoencoder.eval().requires_grad_(False)
             # As `Model` does with its network, and so that a stored codec computes the same bits.
             convert_conv2d_weight_memory_format(autoencoder, torch.channels_last)
-            if self.shape[:1] != channels.mean.shape:
+            square = channels.covariance.shape == channels.whitening.shape == 2 * self.shape[:1]
+            if self.shape[:1] != channels.mean.shape or not square:
                 raise Refused(
                     f"the statistics are of {len(channels.mean)} channels; the autoencoder's "
                     f"latents have shape {self.shape}."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, final
+from typing import Any, Literal, final, get_origin, get_type_hints
 
 from torch import nn
 
+from sfumato import fields, limits
 from sfumato.corruption.statistics import DataStatistics
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
+from sfumato.limits import short
 from sfumato.methods import lookup
 from sfumato.methods.flow_maps import FlowMap, with_flow_map
 from sfumato.methods.lookup import Method
@@ -24,6 +26,8 @@ from sfumato.record import Record
 from sfumato.sampling.samplers import Sampler
 
 FORMAT = 1
+PARAMETER = 10**6
+"""The largest whole number that a parameter of a method may be, such as a number of levels."""
 
 
 @final
@@ -38,6 +42,9 @@ class Origin:
 
     name: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        fields.check(self)
 
 
 @final
@@ -60,6 +67,9 @@ class Latent:
     sha256: str
     record: Record
     network: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        fields.check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -85,6 +95,9 @@ class Backbone:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        fields.check(self)
 
     @property
     def own(self) -> bool:
@@ -145,6 +158,7 @@ class Config:
     backbone: Backbone | None = None
 
     def __post_init__(self) -> None:
+        fields.check(self)
         if self.backbone is not None:
             object.__setattr__(self, "network", None)
             if self.classifier:
@@ -210,12 +224,14 @@ class Config:
                 "this is an autoencoder, which makes no images by itself. Train a model of its "
                 "latents, and sample that."
             )
-        values = renamed(values)
+        with refusing("the checkpoint's config.json has a wrong field"):
+            values = renamed(values)
         if (found := values.pop("format", None)) != FORMAT:
             raise Refused(
-                f"the checkpoint has format {found}; this version of sfumato reads format {FORMAT}."
+                f"the checkpoint has format {short(found)}; this version of sfumato reads format "
+                f"{FORMAT}."
             )
-        try:
+        with refusing("the checkpoint's config.json has a wrong or missing field"):
             network = values.pop("network")
             record = Record.from_dict(values.pop("record"))
             warp = values.pop("time_warp", None)
@@ -234,10 +250,6 @@ class Config:
                 backbone=None if backbone is None else Backbone(**backbone),
                 **values,
             )
-        except (KeyError, TypeError) as error:
-            raise Refused(
-                f"the checkpoint's config.json has a wrong or missing field: {error}."
-            ) from error
 
 
 def composed(config: Config, stats: DataStatistics, method: Method | None = None) -> Recipe:
@@ -251,15 +263,42 @@ def composed(config: Config, stats: DataStatistics, method: Method | None = None
     Raises:
         ValueError: no such method, or parameters that it does not take.
     """
+    own = method is not None and config.own
     if method is None:
         method = method_of(config)
-    try:
-        recipe = method(config.record.shape, stats, **config.parameters)
-    except (TypeError, IndexError, KeyError) as error:
-        raise Refused(f"method {config.method}: {error}.") from error
+    shape = config.record.shape
+    if own:
+        try:
+            recipe = method(shape, stats, **config.parameters)
+        except (TypeError, IndexError, KeyError) as error:
+            raise Refused(f"method {config.method}: {error}.") from error
+    else:
+        with refusing(f"method {config.method}"):
+            recipe = method(shape, stats, **_parameters(method, config.parameters))
+    if not isinstance(recipe, Recipe):
+        raise Refused(
+            f"method {config.method} returned {type(recipe).__name__}; a method returns a Recipe."
+        )
     warp, flow = config.time_warp, config.flow_map
     recipe = recipe if warp is None else with_time_warp(recipe, warp)
     return recipe if flow is None else with_flow_map(recipe, flow)
+
+
+def _parameters(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a method of the library, with lists of JSON as tuples.
+
+    Raises:
+        ValueError: one is not of its annotation, or a count is too large.
+    """
+    hints = get_type_hints(method)
+    found = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
+    for name, value in found.items():
+        hint = str if get_origin(hints.get(name)) is Literal else hints.get(name, object)
+        if not fields.fits(value, hint):
+            raise Refused(f"{name} cannot be {limits.short(fields.repr_of(value))}.")
+        if isinstance(value, int):
+            limits.whole(name, int(value), -PARAMETER, PARAMETER)
+    return found
 
 
 def method_of(config: Config) -> Method:
@@ -342,11 +381,15 @@ def _built(
             "itself. If you trust that file, name it: --backbone FILE.py:NAME, or backbone=... in "
             "Python."
         )
-    build = given or choose("backbone", spec.name, BACKBONES)
-    try:
-        found = build(shape, classes, context, **spec.options)
-    except (TypeError, IndexError, KeyError) as error:
-        raise Refused(f"backbone {spec.name}: {error}.") from error
+    if given is None:
+        build = choose("backbone", spec.name, BACKBONES)
+        with refusing(f"backbone {spec.name}"):
+            found = build(shape, classes, context, **spec.options)
+    else:
+        try:
+            found = given(shape, classes, context, **spec.options)
+        except (TypeError, IndexError, KeyError) as error:
+            raise Refused(f"backbone {spec.name}: {error}.") from error
     if not isinstance(found, nn.Module):
         raise Refused(
             f"backbone {spec.name} returned {type(found).__name__}; a backbone is a torch module."

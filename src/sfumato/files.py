@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfumato.errors import Refused
+from sfumato import documents
+from sfumato.errors import WRONG, Refused
 
 MANIFEST = "manifest.json"
 
@@ -153,9 +154,9 @@ def damaged(folder: Path, names: Collection[str] | None = None) -> str | None:
     if not manifest.exists():
         return None
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+        found = documents.read_table(manifest)["sha256"]
         wanted = {str(name): str(value) for name, value in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except WRONG:
         return f"{manifest} is damaged: it is no list of hashes."
     for name, value in wanted.items():
         path = folder / name
@@ -271,8 +272,11 @@ def load_weights(
 
 
 def check_weights(held: Mapping[str, Tensor], path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where names or shapes of the weights at `path` are not those of `held`."""
-    wanted = plain(held)
+    """Raise ValueError unless names and shapes of the weights at `path` are those of `held`.
+
+    Those may be on the device `meta`, which takes no memory.
+    """
+    tensors, wanted = plain(tensors), plain(held)
     if odd := sorted(set(tensors) ^ set(wanted)):
         raise Refused(f"{path} does not fit the network: '{odd[0]}' is on one side only.")
     for name, tensor in tensors.items():

@@ -9,12 +9,12 @@ References:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfumato import documents
 from sfumato.errors import Refused
 
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?")
@@ -87,8 +87,8 @@ def fetch(name: str, files: Sequence[str]) -> Path:
 def _check_ours(folder: Path, name: str) -> None:
     """Raise ValueError unless the config is one of sfumato or of diffusers: before weights come."""
     try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        found = documents.read_json(folder / CONFIG)
+    except Refused:
         found = None
     if not isinstance(found, dict) or not {"format", "_class_name"} & {*found}:
         raise Refused(

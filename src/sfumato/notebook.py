@@ -55,13 +55,13 @@ def model(this: Any) -> str:
     )
 
 
-def line(this: Any) -> str:
+def line(self: Any) -> str:
     """A model in one line: what its rows say first, and its sampler."""
     try:
-        rows = dict(_of_model(this))
+        rows = dict(_of_model(self))
         return f"Model({rows['method']}; {rows['data']}; {rows['network']}; {rows['sampler']})"
     except Exception:  # debuggers show a model too, in any state
-        return object.__repr__(this)
+        return object.__repr__(self)
 
 
 def strip(process: Any, shape: Sequence[int] | None = None) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,24 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sfumato import files
-from sfumato.errors import NotFound, Refused
+from sfumato import files, limits
+from sfumato.errors import NotFound, Refused, reason
 
 CELL = 56
 """The least side of a cell in pixels, where no `scale` is given."""
 MARGIN = 4
 """Pixels around a caption."""
 PAPER = "white"
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError, LookupError),
+    *(ArithmeticError, RuntimeError, MemoryError, AttributeError),
+)
 """What Pillow raises, depending on the format, for a file that is cut off or damaged."""
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "PCX", "SGI"),
+    *("JPEG2000", "AVIF"),
+)
+"""Those that are read: pictures whose size is in the header, and none that is a program."""
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
@@ -177,7 +187,7 @@ def check_alone(path: str | Path, names: Sequence[str] | None, count: int) -> No
 
 def read(path: str | Path) -> Tensor:
     """One image file as a tensor (1, C, H, W) in [-1, 1]; raises as `pixels` does."""
-    return torch.from_numpy(pixels(path)).float().div(127.5).sub(1)[None]
+    return torch.from_numpy(pixels(path)).float().div_(127.5).sub_(1)[None]
 
 
 def pixels(path: str | Path) -> np.ndarray:
@@ -237,18 +247,28 @@ def _values(
 ) -> np.ndarray:
     array = None
     try:
-        with Image.open(source, formats=formats) as opened:
+        with _quiet(), Image.open(source, formats=formats or FORMATS) as opened:
             width, height = opened.size
+            if most is None:
+                limits.check_memory(f"{width} x {height} pixels", limits.PIXEL * width * height)
             if most is None or width * height <= most:
                 array = _plain(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         kind = "an image that Pillow can read" if formats is None else " or ".join(formats)
         raise Refused(f"{name} is not {kind}.") from None
     except (*BROKEN, Image.DecompressionBombError) as error:
-        raise Refused(f"{name} cannot be read as an image: {str(error).rstrip('.')}.") from error
+        raise Refused(f"{name} cannot be read as an image: {reason(error)}.") from error
     if array is None:
         raise Refused(f"{name} has {width} x {height} pixels; reduce it to {most:,} at most.")
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, Pillow does not warn of large images: `limits` refuse them, or are raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def fit(image: np.ndarray, side: int, crop: bool = True) -> np.ndarray:

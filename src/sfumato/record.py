@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, final
 
-from sfumato.errors import Refused
+from sfumato import fields as fields_
+from sfumato.errors import Refused, refusing
+from sfumato.limits import check_signal, short
 from sfumato.names import choose
 
 if TYPE_CHECKING:
@@ -65,6 +67,9 @@ class Record:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        fields_.check(self)
+        check_signal(self.shape, short(self.name))
         if not self.kind:
             object.__setattr__(self, "kind", KINDS[len(self.shape) != 3])
         choose("kind", self.kind, (*KINDS, LATENTS))
@@ -117,16 +122,19 @@ class Record:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
         """From what JSON held. Raises ValueError for a field that is unknown or missing."""
+        if not isinstance(values, Mapping):
+            raise Refused("a data record is a table.")
         names = {field.name for field in fields(cls)}
         if unknown := set(values) - names:
             raise Refused(f"a data record has no field {sorted(unknown)[0]!r}.")
         if missing := {"name", "shape"} - set(values):
             raise Refused(f"a data record needs the field {sorted(missing)[0]!r}.")
         classes = values.get("classes")
-        return cls(
-            **{
-                **values,
-                "shape": tuple(values["shape"]),
-                "classes": None if classes is None else tuple(classes),
-            }
-        )
+        with refusing("a data record has a wrong field"):
+            return cls(
+                **{
+                    **values,
+                    "shape": tuple(values["shape"]),
+                    "classes": None if classes is None else tuple(classes),
+                }
+            )

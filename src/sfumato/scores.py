@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from sfumato import files
+from sfumato import documents, files
 from sfumato.config import Config
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
 from sfumato.names import sampled
 
 FORMAT = 1
@@ -46,16 +46,14 @@ def fingerprint(model: Scored) -> str:
 
 def read(path: Path) -> dict[str, Any]:
     """A record from its file; ValueError where it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read as a record: {error}.") from error
+    found = documents.read_json(path)
     tables = {"subject": dict, "results": list}
     whole = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in tables.items())
     if not whole or found.get("format") != FORMAT:
         raise Refused(f"{path} is no record of an evaluation in format {FORMAT}.")
-    subject = sampled(found["subject"])
-    results = [sampled(one) for one in found["results"]]
+    with refusing(f"{path} is no record of an evaluation"):
+        subject = sampled(found["subject"])
+        results = [sampled(one) for one in found["results"]]
     return {**found, "subject": subject, "results": results}
 
 

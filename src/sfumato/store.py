@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
+import torch
 from torch import Tensor, nn
 
-from sfumato import autoencoding, files, hub, pretrained
+from sfumato import autoencoding, documents, files, hub, pretrained
 from sfumato.bridge import read as incoming
 from sfumato.codec import CHANNELS, WEIGHTS, Channels, Codec
-from sfumato.config import Config
+from sfumato.config import Config, composed, made
 from sfumato.corruption.statistics import DataStatistics
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
 from sfumato.methods.lookup import Method
 from sfumato.model import Model
 from sfumato.names import nearest
@@ -125,10 +125,27 @@ def loaded(
     codec: Codec | None = None,
 ) -> Model:
     """The model of these files; arguments as those of `Model`."""
+    if backbone is None:
+        _check_network(stored, method)
     model = Model(stored.config, stored.stats, backbone, method, codec)
     files.load_weights(model.trainable, stored.path, stored.weights)
     model.denoiser.eval()
     return model
+
+
+def _check_network(stored: Stored, method: Method | None) -> None:
+    """Compare the network of a config with its weights before memory is taken for it.
+
+    Raises:
+        ValueError: names or shapes of weights differ.
+    """
+    recipe = composed(stored.config, stored.stats, method)
+    prefix = "" if next(iter(recipe.process.parameters()), None) is None else "backbone."
+    with torch.device("meta"):
+        network = made(stored.config, recipe)
+    held = files.plain(stored.weights)
+    given = {name.removeprefix(prefix): x for name, x in held.items() if name.startswith(prefix)}
+    files.check_weights(network.state_dict(), stored.path, given)
 
 
 def read_autoencoder(path: str | Path, shape: tuple[int, ...] | None = None) -> Autoencoder:
@@ -179,10 +196,7 @@ def read_source(path: str | Path, shape: tuple[int, ...]) -> Autoencoder | Codec
 
 def _is_autoencoder(folder: Path) -> bool:
     """Whether a folder's config is not that of a model of a method."""
-    try:
-        return "method" not in json.loads((folder / "config.json").read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise Refused(f"{folder / 'config.json'} cannot be read: {error}.") from error
+    return "method" not in documents.read_table(folder / "config.json")
 
 
 def read(path: str | Path, weights: str = "ema") -> Stored:
@@ -201,7 +215,9 @@ def read(path: str | Path, weights: str = "ema") -> Stored:
         file = folder / name
         config = read_config(folder)
         held = {} if config.latent is None else files.read_tensors(folder / "codec.safetensors")
-        return Stored(config, read_stats(folder), files.read_tensors(file), file, held)
+        return Stored(
+            config, read_stats(folder, config.record.shape), files.read_tensors(file), file, held
+        )
 
     return newest(path, stored, (*BESIDE, name))
 
@@ -219,15 +235,20 @@ def codec_of(stored: Stored, autoencoder: nn.Module | None = None) -> Codec | No
     latent = stored.config.latent
     if latent is None:
         return None
-    if autoencoder is None:
-        if latent.network is None:
-            raise Refused("this model's autoencoder is your own module. Pass it as `autoencoder`.")
-        autoencoder = Autoencoder(latent.record.shape, AutoencoderOptions(**latent.network))
+    if autoencoder is None and latent.network is None:
+        raise Refused("this model's autoencoder is your own module. Pass it as `autoencoder`.")
     path = stored.path.parent / "codec.safetensors"
     weights, known = (
         {name.removeprefix(start): x for name, x in stored.codec.items() if name.startswith(start)}
         for start in (WEIGHTS, CHANNELS)
     )
+    if autoencoder is None:
+        with refusing("the config of this model's autoencoder"):
+            size = AutoencoderOptions(**(latent.network or {}))
+        with torch.device("meta"):
+            held = Autoencoder(latent.record.shape, size).state_dict()
+            files.check_weights(held, path, weights)
+        autoencoder = Autoencoder(latent.record.shape, size)
     files.load_weights(autoencoder, path, weights)
     if set(known) != set(Channels._fields):
         raise Refused(f"{path} does not hold the statistics of a codec.")
@@ -280,16 +301,20 @@ def read_config(folder: Path) -> Config:
     """The config in a model's folder; ValueError where it cannot be read."""
     if incoming.is_pipeline(folder):
         return incoming.config(folder)
-    try:
-        return Config.from_dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{folder / 'config.json'} cannot be read: {error}.") from error
+    return Config.from_dict(documents.read_json(folder / "config.json"))
 
 
-def read_stats(folder: Path) -> DataStatistics:
-    """The statistics in a model's folder; ValueError where they cannot be read."""
+def read_stats(folder: Path, shape: tuple[int, ...] | None = None) -> DataStatistics:
+    """The statistics in a model's folder; ValueError where they are none, or not of this shape."""
     path = folder / "facts.safetensors"
     try:
-        return DataStatistics(**files.read_tensors(path))
+        found = DataStatistics(**files.read_tensors(path))
     except TypeError as error:
         raise Refused(f"{path} does not hold the statistics of a data set: {error}.") from error
+    sides = tuple(found.mean.shape)
+    whole = found.spectrum.shape == sides and found.low.ndim == 1 + len(sides)
+    if not whole or (shape is not None and sides != shape):
+        raise Refused(
+            f"{path} holds statistics of shape {sides}; the model's signals have {shape}."
+        )
+    return found

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
-from sfumato import files
+from sfumato import documents, files
 from sfumato.bridge.scheduler import SfumatoScheduler, unpacked
 from sfumato.bridge.unet import SfumatoUNet
 from sfumato.config import Backbone, Config
 from sfumato.corruption.statistics import DataStatistics, default_statistics
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
+from sfumato.limits import BATCH, whole
 from sfumato.methods import READ
 from sfumato.networks.backbones import LABEL_SCALE, UNetOptions
 from sfumato.networks.diffusers_unet import current
@@ -131,7 +132,7 @@ def _found(config: Config, scheduler: Mapping[str, Any], weights: dict[str, Tens
 def _config(
     name: str, kind: str, unet: Mapping[str, Any], of: str, scheduler: Mapping[str, Any]
 ) -> tuple[Config, _Scheduler]:
-    try:
+    with refusing(f"{name} has a wrong or missing field"):
         if of == SfumatoScheduler.__name__:
             base = Config.from_dict(scheduler["model"])
             chosen = Sampler.from_dict(scheduler.get("sampler") or {})
@@ -141,16 +142,12 @@ def _config(
             known = _scheduler(of, scheduler)
             base, record = None, _record(name, kind, unet)
         told = _network(kind, unet, known)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{name} has a wrong or missing field: {error}.") from error
     if base is not None:
         return replace(base, sampler=known.sampler, **told), known
     classes = record.classes is not None
-    made = Config(
-        known.method, record, known.parameters, sampler=known.sampler, conditional=classes, **told
-    )
+    with refusing(f"{name} has a wrong or missing field"):
+        parts = known.method, record, known.parameters
+        made = Config(*parts, sampler=known.sampler, conditional=classes, **told)
     return made, known
 
 
@@ -161,6 +158,8 @@ def _record(name: str, kind: str, unet: Mapping[str, Any]) -> Record:
         raise Refused(f"{name} does not say the size of its images, sample_size of its {kind}.")
     sides = (size, size) if isinstance(size, int) else tuple(size)
     count = unet.get("num_class_embeds")
+    if count:
+        whole("num_class_embeds", count, 1, BATCH)
     classes = tuple(map(str, range(count))) if count else None
     return Record(name, (unet.get("in_channels", 3), *sides), 0.0, 255.0, classes)
 
@@ -263,10 +262,4 @@ def _is_part(value: object) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise Refused(f"{path} holds no table.")
-    return found
+    return documents.read_table(path)

@@ -195,6 +195,9 @@ def unpacked(text: str | None, shape: tuple[int, ...]) -> DataStatistics:
     if text is None:
         return default_statistics(shape)
     try:
-        return DataStatistics(**safetensors.torch.load(base64.b64decode(text)))
+        found = DataStatistics(**safetensors.torch.load(base64.b64decode(text)))
+        if tuple(found.mean.shape) != tuple(shape) or found.spectrum.shape != found.mean.shape:
+            raise Refused(f"they are of shape {tuple(found.mean.shape)}")
+        return found
     except (ValueError, TypeError, safetensors.SafetensorError) as error:
         raise Refused(f"the scheduler's statistics cannot be read: {error}.") from error

@@ -78,6 +78,8 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
+    if any("\0" in word for word in words):
+        raise Refused("an argument holds a NUL, which no name or number has.")
     verb, *rest = words
     if verb == "--version":
         print(f"sfumato {import_module('sfumato').__version__}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
-from sfumato import pretrained
+from sfumato import documents, pretrained
 from sfumato.cli import common
 from sfumato.cli.parser import Parser, resolved, settings
 from sfumato.errors import Refused
@@ -67,11 +67,9 @@ def _rows(home: Path) -> Iterator[Found]:
 
 def _record(path: Path) -> str | None:
     """What is wrong with a run's record."""
-    import json
-
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = documents.read_json(path)
         whole = isinstance(found, dict) and {*found} == {"model", "options"}
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{path} cannot be read: {error}."
+    except Refused as error:
+        return str(error)
     return None if whole else f"{path} is damaged: it is no record of a run."

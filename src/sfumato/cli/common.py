@@ -41,7 +41,7 @@ RUN = "folder of a run or model, the name of a bundled model, or on the Hub user
 
 def run_argument(parser: Parser, text: str = RUN) -> None:
     """Add which run or model a verb works on."""
-    parser.add_argument("run", metavar="RUN", nargs="?", help=text)
+    parser.add_argument("run", metavar="RUN", nargs="?", type=kinds.TEXT.read, help=text)
 
 
 def seed_option(parser: Parser, text: str) -> None:

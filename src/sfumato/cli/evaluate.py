@@ -12,7 +12,7 @@ from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
 from sfumato.cli.parser import Namespace, Parser, refuse_code, resolved, settings
 from sfumato.cli.sample import guidance, guidance_options, sampler, sampler_options
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
 from sfumato.names import nearest
 from sfumato.processes import here
 from sfumato.progress import bar
@@ -225,10 +225,9 @@ def _verify(values: Namespace) -> int:
 
     path = Path(values.verify)
     old = protocol.read(path)
-    subject = old["subject"]
+    subject = {**old["subject"], "steps": old["subject"].get("steps") or None}
     refuse_code(subject, {values.extractor, values.method, values.backbone}, str(path))
-    again = Namespace(**{**values.as_dict(), **subject})
-    again.steps = tuple(subject["steps"] or ()) or None
+    again = Namespace(**{**values.as_dict(), **_parser().fitted(subject, str(path))})
     new = _evaluate(again, blocks.beside(path))
     if new is None:
         return 0
@@ -237,7 +236,8 @@ def _verify(values: Namespace) -> int:
         protocol.write(added, path)
         print(f"{path}: reproduced on {new['processor']} too; its hashes of images were added")
         return 0
-    found = protocol.differences(old, new)
+    with refusing(f"{path} is no whole record"):
+        found = protocol.differences(old, new)
     for sentence in found:
         print(f"{path}: {sentence}")
     if not found:

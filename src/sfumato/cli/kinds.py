@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from sfumato import limits
 from sfumato.errors import Refused
+from sfumato.fields import repr_of
+from sfumato.limits import short
 
 
 class Unfit(argparse.ArgumentTypeError, Refused):
@@ -25,13 +29,25 @@ class Kind(NamedTuple):
 
 def _text(value: object) -> str:
     if isinstance(value, dict | list | None):
-        raise Unfit(f"needs a text; got {value!r}.")
-    return str(value)
+        raise Unfit(f"needs a text; got {short(repr_of(value))}.")
+    if "\0" in (text := _told(value)):
+        raise Unfit(f"needs a text without NUL; got {text!r}.")
+    return text
+
+
+def _told(value: object) -> str:
+    try:
+        return str(value)
+    except ValueError:  # a whole number of thousands of digits
+        raise Unfit(f"cannot be {short(value)}.") from None
 
 
 def _path(value: object) -> str:
+    text = _text(value)
+    if not text.strip():
+        raise Unfit("needs a path; got an empty text.")
     try:
-        return str(Path(_text(value)).expanduser())
+        return str(Path(text).expanduser())
     except RuntimeError:
         raise Unfit(f"needs a path; there is no such home: '{value}'.") from None
 
@@ -40,18 +56,25 @@ def _number(value: object) -> float:
     try:
         if isinstance(value, bool) or (read := float(value)) != read:  # type: ignore[arg-type] - what float refuses is caught
             raise TypeError
+    except OverflowError:
+        read = math.inf
     except (TypeError, ValueError):
-        raise Unfit(f"needs a number; got '{value}'.") from None
+        raise Unfit(f"needs a number; got '{short(value)}'.") from None
+    if math.isinf(read):
+        raise Unfit(f"needs a finite number; got '{short(value)}'.")
     return read
 
 
 def _whole(value: object) -> int:
     try:
         exact = Decimal(str(value))  # so that 1e5 is whole, and 63 bits keep their last
-        if exact != int(exact):
+        small = exact.is_finite() and exact.adjusted() < DIGITS
+        if not exact.is_finite() or (small and exact != int(exact)):
             raise ValueError
     except (ArithmeticError, ValueError):
-        raise Unfit(f"needs a whole number; got '{value}'.") from None
+        raise Unfit(f"needs a whole number; got '{short(value)}'.") from None
+    if not small or abs(int(exact)) > limits.LARGEST:
+        raise Unfit(f"needs a number below 2^63; got '{short(value)}'.")
     return int(exact)
 
 
@@ -69,7 +92,7 @@ def _natural(value: object) -> int:
 
 def _yes(value: object) -> bool:
     if not isinstance(value, bool):
-        raise Unfit(f"needs true or false; got '{value}'.")
+        raise Unfit(f"needs true or false; got '{short(value)}'.")
     return value
 
 
@@ -88,7 +111,7 @@ def choice(*names: str) -> Kind:
 
     def read(value: object) -> str:
         if value not in names:
-            raise Unfit(f"takes {', '.join(names)}; got '{value}'.")
+            raise Unfit(f"takes {', '.join(names)}; got '{short(value)}'.")
         return str(value)
 
     return Kind(read, f"{{{','.join(names)}}}")
@@ -123,28 +146,35 @@ def optional(of: Kind) -> Kind:
 
 
 MOST = 10_000_000
-"""Seeds in one range."""
+"""Seeds in all."""
+DIGITS = 40
+"""Of a number; longer ones are not converted."""
 
 
 def expand(seeds: str) -> list[int]:
     """The numbers that `0-3,8,10-12` means; 0 or more, the ends of a range included."""
     found: list[int] = []
+    total = 0
     for part in seeds.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise Unfit(f"needs numbers of 0 or more such as 0-3,8; got '{seeds}'.")
+            raise Unfit(f"needs numbers of 0 or more such as 0-3,8; got '{short(seeds)}'.")
+        if max(len(first), len(last)) > DIGITS:
+            raise Unfit(f"needs numbers below 2^63; got '{short(part.strip())}'.")
         if dash and int(last) < int(first):
             raise Unfit(f"needs ranges that rise; got '{part.strip()}'.")
         if int(last or first) >= 2**63:
             raise Unfit(f"needs numbers below 2^63; got '{part.strip()}'.")
-        if int(last or first) - int(first) >= MOST:
-            raise Unfit(f"takes at most {MOST} numbers a range; got '{part.strip()}'.")
+        total += int(last or first) - int(first) + 1
+        if total > MOST:
+            raise Unfit(f"takes at most {MOST} numbers in all; got '{part.strip()}'.")
         found += range(int(first), int(last or first) + 1)
     return found
 
 
 def _seeds(value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    many = isinstance(value, list | tuple)
+    text = ",".join(map(_told, value)) if many else _told(value)
     expand(text)
     return text
 

@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import yaml
 
+from sfumato import documents
 from sfumato.cli import kinds
 from sfumato.cli.kinds import Kind
 from sfumato.cli.namespace import Namespace as Namespace
@@ -171,10 +171,23 @@ class Parser(argparse.ArgumentParser):
             actions[key].required = False
         return self.parse_args(_joined(argv), Namespace())
 
+    def fitted(self, found: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Values of a record, those of options read as their kind; `where` is for errors."""
+        actions = {action.dest: action for action in self._actions}
+        try:
+            return {
+                key: self._fit(actions[key], value)
+                if key in actions and value is not None
+                else value
+                for key, value in found.items()
+            }
+        except Refused as error:
+            raise Refused(f"{where}: {error}") from None
+
     def _fit(self, action: argparse.Action, value: Any) -> Any:  # noqa: ANN401 - of any kind
         read = kinds.YES.read if isinstance(action, Switch) else action.type
         try:
-            return read(value) if callable(read) and value is not None else value
+            return read(value) if callable(read) else value
         except kinds.Unfit as error:
             raise Refused(f"{action.dest} {error}") from None
 
@@ -225,10 +238,9 @@ def settings(argv: Sequence[str]) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise Refused(f"--config {path} cannot be read: {why}.") from error
+        found = documents.read_yaml(path)
+    except Refused as error:
+        raise Refused(f"--config {error}") from error
     if not isinstance(found, dict):
         raise Refused(f"--config {path} holds no table of options.")
     options = {str(key).replace("-", "_"): value for key, value in _flat(found).items()}

@@ -13,6 +13,7 @@ from sfumato.cli.common import pick
 from sfumato.cli.parser import Namespace, Parser, first, resolved, settings
 from sfumato.cli.signatures import Signature
 from sfumato.errors import Refused
+from sfumato.limits import CANDIDATES, whole
 from sfumato.progress import bar
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def _select(name: str, method: Signature, values: Namespace) -> None:
 
     out = Path(values.out)
     target = common.check_new(out / "select.json")
+    whole("candidates", values.candidates, 2, CANDIDATES)
     if values.levels > values.candidates:
         raise Refused(
             f"--levels {values.levels} cannot be chosen among --candidates {values.candidates}."

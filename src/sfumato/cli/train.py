@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato import documents
 from sfumato.cli import common, kinds, signatures
 from sfumato.cli.common import pick
 from sfumato.cli.parser import (
@@ -23,7 +23,7 @@ from sfumato.cli.parser import (
     typed,
 )
 from sfumato.cli.signatures import SOURCE, UNET, Parameter, Signature
-from sfumato.errors import Refused
+from sfumato.errors import WRONG, Refused, reason
 from sfumato.names import reworded
 from sfumato.training.services import SERVICES
 
@@ -172,11 +172,11 @@ def time_warp(text: str) -> tuple[float, ...]:
                 f"--time-warp needs FILE.json or numbers 0,...,1; got '{text}'."
             ) from None
     try:
-        found = reworded("config", json.loads(Path(text).read_text(encoding="utf-8")))["time_warp"]
+        found = reworded("config", documents.read_table(text))["time_warp"]
         return tuple(float(value) for value in found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except WRONG as error:
         raise Refused(
-            f"--time-warp {text} holds no time warp that select wrote: {error}."
+            f"--time-warp {text} holds no time warp that select wrote: {reason(error)}."
         ) from None
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import arrays
 from sfumato.algebra.basis import hartley
 from sfumato.algebra.operators import Dense, Diagonal, Operator, identity
 from sfumato.corruption.statistics import DataStatistics, space
-from sfumato.errors import Refused
+from sfumato.errors import Refused, reason
 
 FLOOR = 1e-3
 """Smallest power of a coefficient under `measured`, as a share of the mean power."""
@@ -91,9 +91,12 @@ def covariance(path: str | Path, shape: tuple[int, ...]) -> Dense:
             [0.5000, 1.0000]], dtype=torch.float64)
     """
     try:
-        values = torch.from_numpy(np.load(path, allow_pickle=False)).to(torch.float64)
-    except (OSError, ValueError, TypeError) as error:
-        raise Refused(f"{path} holds no covariance: {error}.") from error
+        found = arrays.read(path)
+        if isinstance(found, arrays.Packed):
+            raise Refused("it is a .npz")
+        values = torch.from_numpy(found).to(torch.float64)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"{path} holds no covariance: {reason(error)}.") from error
     sizes = {torch.Size(axes).numel(): axes for axes in (shape, space(shape))}
     if values.ndim != 2 or values.shape[0] != values.shape[1] or len(values) not in sizes:
         wanted = " or ".join(f"({n}, {n})" for n in sorted(sizes))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfumato.algebra.logs import log_of
 from sfumato.algebra.place import Placed
 from sfumato.errors import Refused
+from sfumato.limits import STEPS, finite, whole
 
 RAISED = 2**0.5
 """The largest time to which EDM's churn raises the noise."""
@@ -58,6 +59,7 @@ class Constant(Schedule):
 
     def __init__(self, level: float) -> None:
         super().__init__()
+        finite("Constant", level)
         self.level = float(level)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ class Linear(Schedule):
 
     def __init__(self, start: float, end: float) -> None:
         super().__init__()
+        finite("Linear", start, end)
         self.start, self.end = float(start), float(end)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -125,6 +128,7 @@ class Geometric(Schedule):
         self, start: float, end: float, until: float = 1.0, zero_at_start: bool = False
     ) -> None:
         super().__init__()
+        finite("Geometric", start, end, until)
         if not (start > 0 and end > 0):
             raise Refused(f"Geometric needs two positive levels; got {start:g} and {end:g}.")
         if not 0 < until <= 1:
@@ -160,6 +164,7 @@ class Sine(Schedule):
 
     def __init__(self, end: float) -> None:
         super().__init__()
+        finite("Sine", end)
         self.end = float(end)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -179,6 +184,7 @@ class Sigmoid(Schedule):
 
     def __init__(self, start: float, end: float, slope: float = 6.0) -> None:
         super().__init__()
+        finite("Sigmoid", start, end, slope)
         if not slope > 0:
             raise Refused(f"Sigmoid needs a positive slope; got {slope:g}.")
         self.start, self.end = float(start), float(end)
@@ -213,6 +219,8 @@ class Table(Schedule):
             )
         if not bool((times.diff() > 0).all()) or times[0] != 0 or times[-1] != 1:
             raise Refused("Table needs times that rise from 0 to 1.")
+        if not bool(levels.isfinite().all()):
+            raise Refused("Table needs levels that are finite numbers.")
         self._times, self._levels = Placed(times), Placed(levels)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -245,6 +253,7 @@ class CosineSNR(Schedule):
 
     def __init__(self, largest: float = 20.0, smallest: float = -20.0) -> None:
         super().__init__()
+        finite("CosineSNR", largest, smallest)
         if not largest > smallest:
             raise Refused(f"CosineSNR needs largest > smallest; got {largest:g}, {smallest:g}.")
         self.largest, self.smallest = float(largest), float(smallest)
@@ -275,6 +284,7 @@ class LinearBeta(Schedule):
 
     def __init__(self, start: float = 0.1, end: float = 20.0) -> None:
         super().__init__()
+        finite("LinearBeta", start, end)
         if not 0 <= start <= end or not end > 0:
             raise Refused(f"LinearBeta needs 0 <= start <= end; got {start:g} and {end:g}.")
         self.start, self.end = float(start), float(end)
@@ -387,5 +397,4 @@ def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.99
 
 
 def _check_length(name: str, steps: int, least: int) -> None:
-    if steps < least:
-        raise Refused(f"a {name} chain needs a length of {least} or more; got {steps}.")
+    whole(f"the length of a {name} chain", steps, least, STEPS)

@@ -26,6 +26,7 @@ from sfumato.corruption.process import Process
 from sfumato.corruption.statistics import DataStatistics
 from sfumato.corruption.tables import Cubic
 from sfumato.errors import Refused
+from sfumato.limits import CANDIDATES, whole
 
 
 def gaussian(process: Process, stats: DataStatistics, times: Tensor) -> Tensor:
@@ -216,6 +217,7 @@ def still(process: Process, t: float) -> Process:
 
 def check(distances: Tensor) -> Tensor:
     """Distances in float64 if they are a square of finite numbers; else ValueError."""
+    whole("candidates", len(distances), 1, CANDIDATES)
     distances = distances.double()
     if distances.ndim != 2 or len(distances) != distances.shape[-1] or len(distances) < 2:
         raise Refused(
@@ -230,6 +232,7 @@ def _parts(
     process: Process, stats: DataStatistics, times: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and variances of the data in the process's basis, and gains (T, *shape) at the times."""
+    whole("candidates", len(times), 1, CANDIDATES)
     at = times.reshape(-1, *(1,) * stats.mean.ndim)
     if (gains := process.gains(at)) is None:
         raise Refused(

@@ -12,7 +12,6 @@ A job stops at the next step where the page no longer waits for it. A refused re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from sfumato import documents
 from sfumato.demo.asked import Asked
 from sfumato.demo.guard import Guarded
 from sfumato.demo.images import BYTES, sheet
 from sfumato.demo.jobs import UNEXPECTED, Desk, Event, Job, Stopped
 from sfumato.demo.tasks import Tasks
-from sfumato.errors import Refused
+from sfumato.errors import Refused, reason
 from sfumato.model import Model
 
 STATIC = Path(__file__).parent / "static"
@@ -97,9 +97,9 @@ async def asked(request: Request) -> Asked:
     """The JSON object of a request."""
     data = await body(request, ("application/json",), LONGEST)
     try:
-        return Asked(json.loads(data))
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"a request is a JSON object: {error}.") from error
+        return Asked(documents.from_json("the request", data))
+    except (ValueError, TypeError) as error:
+        raise Refused(f"a request is a JSON object: {reason(error)}.") from error
 
 
 async def body(request: Request, kinds: Sequence[str], most: int) -> bytes:

@@ -10,14 +10,13 @@ import json
 import shutil
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sfumato import files
+from sfumato import arrays, files
 from sfumato.errors import Refused
 from sfumato.notes import Note
 from sfumato.processes import here
@@ -128,7 +127,6 @@ def _path(home: Path, about: Mapping[str, Any], first: int) -> Path:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-            return dict(held)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise Refused(f"{path} is damaged: {error}. Remove it to compute it again.") from error
+        return arrays.read_packed(path)
+    except Refused as error:
+        raise Refused(f"{error} Remove it to compute it again.") from error

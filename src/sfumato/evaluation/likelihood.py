@@ -12,15 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import limits
 from sfumato.corruption.prior import RandnLike
 from sfumato.errors import Refused
 from sfumato.evaluation import blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
 from sfumato.evaluation.samples import fingerprint
+from sfumato.limits import whole
 from sfumato.model import Model
 from sfumato.processes import here
 from sfumato.sampling import likelihood
-from sfumato.sampling.likelihood import Terms, bits_per_dim, bound_terms, uniform_numbers
+from sfumato.sampling.density import check_tolerance
+from sfumato.sampling.likelihood import (
+    Terms,
+    bits_per_dim,
+    bound_terms,
+    check_bins,
+    uniform_numbers,
+)
 from sfumato.sampling.sample import Seeds
 from sfumato.sampling.samplers import Sampler
 
@@ -42,6 +51,9 @@ class Measurement:
         probes: of the flow's divergence; 0 for the exact trace.
         bins: values that a pixel can have; by default those of whole numbers in the data's range.
         seed: of the images, the noise and the probes.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     n: int
@@ -52,6 +64,17 @@ class Measurement:
     probes: int = 1
     bins: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("n", self.n)
+        whole("seed", self.seed, 0, limits.LARGEST >> 33)  # each image has 2^32 of them
+        whole("probes", self.probes, 0, limits.STEPS)
+        for name, most in (("steps", limits.STEPS), ("draws", limits.STEPS)):
+            if (found := getattr(self, name)) is not None:
+                whole(name, found, 1, most)
+        if self.bins is not None:
+            check_bins(self.bins)
+        check_tolerance(self.tolerance)
 
     def of(self, model: Model, data: RealImages) -> Measurement:
         """The same, with what is left open as `model` and `data` have it.

@@ -9,7 +9,6 @@ interrupted work resumes; `restoration.json` says what all of them depend on.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sfumato import files, pictures
+from sfumato import arrays as packed
+from sfumato import documents, files, pictures
 from sfumato.errors import Refused
 
 REQUEST = "restoration.json"
@@ -85,7 +85,7 @@ class Shelf:
             if self.home.is_dir() and any(self.home.iterdir()):
                 raise Refused(f"{self.home} holds other files. Choose another --out.")
             return
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = documents.read_table(path)
         for name in {**old, **new}:
             if old.get(name) != new.get(name):
                 raise Refused(
@@ -103,10 +103,9 @@ class Shelf:
         if not path.is_file():
             return None
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-                found = dict(held)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise Refused(f"{path} is damaged: {error}. Remove it to compute it again.") from error
+            found = packed.read_packed(path)
+        except Refused as error:
+            raise Refused(f"{error} Remove it to compute it again.") from error
         if not np.array_equal(found.get("measurement", np.empty(0)), _last(y)):
             raise Refused(f"{path} is of another measurement. Choose another --out, or remove it.")
         return found

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
+from sfumato import fields
 from sfumato.algebra.operators import Diagonal, Operator
 from sfumato.algebra.place import seen
 from sfumato.corruption.coupling import ddim, naive
 from sfumato.corruption.process import Process
-from sfumato.errors import Refused
+from sfumato.errors import Refused, refusing
 from sfumato.estimation.loss import Weighting
 from sfumato.estimation.predictions import Parametrization, Precondition
+from sfumato.limits import STEPS, whole
 from sfumato.names import choose
 from sfumato.sampling.kernels import Kernel, reverse
 from sfumato.sampling.samplers import Sampler
@@ -82,7 +84,10 @@ class FlowMap:
 
     def __post_init__(self) -> None:
         choose("way to learn a flow map", self.by, WAYS)
-        object.__setattr__(self, "times", tuple(float(t) for t in self.times))
+        with refusing("the times of a flow map"):
+            object.__setattr__(self, "times", tuple(float(t) for t in self.times))
+        fields.check(self)
+        whole("the number of times", len(self.times), 1, STEPS + 1)
         count = len(self.times) - 1
         if count < 1 or sorted({*self.times}, reverse=True) != [*self.times]:
             raise Refused("a flow map needs two times or more that fall.")

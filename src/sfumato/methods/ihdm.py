@@ -25,6 +25,7 @@ from sfumato.corruption.statistics import DataStatistics, default_statistics, sp
 from sfumato.errors import Refused
 from sfumato.estimation.loss import level_times
 from sfumato.estimation.predictions import previous
+from sfumato.limits import STEPS, whole
 from sfumato.methods.recipe import Recipe
 from sfumato.methods.spacing import every
 from sfumato.sampling.kernels import reverse
@@ -61,6 +62,7 @@ def ihdm(
             f"{first:g} to {last:g} pixels."
         )
     stats = stats or default_statistics(shape)
+    whole("count", count, 2, STEPS)
     widths = torch.logspace(0, 1, count, base=last / first, dtype=torch.float64) * first
     nodes = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     path = Table(nodes, torch.cat([torch.zeros(1), widths]))

@@ -25,8 +25,24 @@ from typing import NamedTuple, final
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from sfumato import fields, limits
 from sfumato.errors import Refused
-from sfumato.networks.backbones import cropped, groups_of, padded, positive, whole_numbers
+from sfumato.networks.backbones import (
+    check_widest,
+    cropped,
+    groups_of,
+    padded,
+    positive,
+    whole_numbers,
+)
+
+SIZES = {
+    "channels": limits.WIDTH,
+    "down": limits.PATCH,
+    "width": limits.WIDTH,
+    "blocks": limits.LAYERS,
+}
+"""Sizes that are counts from 1, and the most of each."""
 
 
 @final
@@ -64,8 +80,8 @@ class AutoencoderOptions:
     levels: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "down", "width", "blocks"):
-            positive(name, getattr(self, name))
+        for name, most in SIZES.items():
+            positive(name, getattr(self, name), most)
         if self.down & (self.down - 1):
             raise Refused(f"down must be a power of 2: 1, 2, 4, 8 ...; got {self.down}.")
         given = whole_numbers("multipliers", self.multipliers)
@@ -76,13 +92,15 @@ class AutoencoderOptions:
                 f"multipliers must be {count} whole numbers from 1, one for each level of down "
                 f"{self.down}; got {given}."
             )
+        fields.check(self)
+        check_widest(self.width, given)
         if self.groups < 0 or (self.groups and self.width % self.groups):
             raise Refused(
                 f"width must be a multiple of groups; got width {self.width}, groups {self.groups}."
             )
         if not self.groups and self.width % 8:
             raise Refused(f"width must be a multiple of 8; got {self.width}.")
-        if self.levels < 0 or self.levels == 1:
+        if self.levels < 0 or self.levels == 1 or self.levels > limits.WIDTH:
             raise Refused(f"levels must be 2 or more, or 0 for none; got {self.levels}.")
 
     @property
@@ -140,6 +158,7 @@ class Autoencoder(nn.Module):
                 f"an autoencoder is of images, (channels, height, width) from 1; got shape "
                 f"{self.shape}."
             )
+        limits.check_signal(self.shape)
         self.options = options
         sides = (math.ceil(side / options.down) for side in self.shape[1:])
         self.latent_shape = (options.channels, *sides)

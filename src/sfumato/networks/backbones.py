@@ -33,25 +33,56 @@ import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from sfumato import limits
 from sfumato.errors import Refused
+from sfumato.fields import repr_of
+from sfumato.limits import short
 
 LABEL_SCALE = 1000.0
 """The sinusoids of the label have periods from 6 to 60000; labels are near [-1, 1]."""
+SIZES = {"width": limits.WIDTH, "blocks": limits.LAYERS, "patch": limits.PATCH}
+"""Sizes of a U-Net that are counts from 1, and the most of each."""
 
 
-def positive(name: str, value: int) -> None:
-    """Raise ValueError unless `value` is a whole number from 1."""
+def positive(name: str, value: int, most: int = limits.WIDTH) -> None:
+    """Raise ValueError unless `value` is a whole number from 1 to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refused(f"{name} must be a whole number from 1; got {value!r}.")
+        raise Refused(f"{name} must be a whole number from 1; got {short(repr_of(value))}.")
+    if value > most:
+        raise Refused(f"{name} must be {most} or less; got {short(value)}.")
 
 
 def whole_numbers(name: str, values: Sequence[int]) -> tuple[int, ...]:
     """The values as a tuple; ValueError unless they are a list of whole numbers."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise Refused(f"{name} must be a list of whole numbers; got {values!r}.")
+        raise Refused(f"{name} must be a list of whole numbers; got {short(repr_of(values))}.")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise Refused(f"{name} must be whole numbers; got {tuple(values)}.")
+        raise Refused(f"{name} must be whole numbers; got {short(repr_of(tuple(values)))}.")
+    if len(values) > limits.LAYERS or any(abs(value) > limits.LARGEST for value in values):
+        raise Refused(f"{name} has too many or too large numbers; got {short(repr_of(values))}.")
     return tuple(values)
+
+
+def check_widest(width: int, multipliers: Sequence[int]) -> None:
+    """Raise ValueError for too many levels of a network, or one with too many channels."""
+    if len(multipliers) > limits.LEVELS:
+        raise Refused(f"a network has {limits.LEVELS} levels or fewer; got {len(multipliers)}.")
+    positive("width times its largest multiplier", width * max(multipliers, default=1))
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a number from 0, below 1."""
+    limits.finite(name, value)
+    if not 0.0 <= value < 1.0:
+        raise Refused(f"{name} must be at least 0 and below 1; got {value}.")
+
+
+def check_patch(patch: int, shape: Sequence[int]) -> None:
+    """Raise ValueError for patches that are larger than the image."""
+    if patch > max(2, *shape[1:]):
+        raise Refused(
+            f"patch is {patch}, larger than these images of {shape[2]} x {shape[1]} pixels."
+        )
 
 
 @dataclass(frozen=True)
@@ -84,8 +115,8 @@ class UNetOptions:
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention"):
             object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
-        for name in ("width", "blocks", "patch"):
-            positive(name, getattr(self, name))
+        for name, most in SIZES.items():
+            positive(name, getattr(self, name), most)
         if self.width % 8:
             raise Refused(f"width must be a multiple of 8; got {self.width}.")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -99,8 +130,8 @@ class UNetOptions:
                 f"the levels are 0 (finest) to {len(self.multipliers) - 1}, and "
                 f"{len(self.multipliers)} is the middle block."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise Refused(f"dropout must be at least 0 and below 1; got {self.dropout}.")
+        check_widest(self.width, self.multipliers)
+        check_share("dropout", self.dropout)
 
 
 @final
@@ -141,7 +172,9 @@ class UNet(nn.Module):
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise Refused(f"shape must be (channels, height, width) from 1; got {self.shape}.")
         if classes is not None:
-            positive("classes", classes)
+            positive("classes", classes, limits.BATCH)
+        limits.check_signal(self.shape)
+        check_patch(options.patch, self.shape)
         self.options = options
         self.classes = classes
         self.context = context

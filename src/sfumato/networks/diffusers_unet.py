@@ -20,7 +20,9 @@ from typing import Any, Literal, final
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from sfumato.errors import Refused
+from sfumato import limits
+from sfumato.errors import Refused, refusing
+from sfumato.limits import whole
 from sfumato.networks.backbones import check_inputs
 
 WHOLE = 4096.0
@@ -57,10 +59,10 @@ def diffusers_unet(
     """
     if context:
         raise Refused(f"a UNet2DModel receives no context; this method has {context} channels.")
-    try:
+    limits.check_signal(shape)
+    with refusing("this is no config of a UNet2DModel"):
+        _check_sizes(unet)
         net = unet_2d(unet)
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-        raise Refused(f"this is no config of a UNet2DModel: {error}.") from error
     found = net.config["in_channels"], net.config["out_channels"], net.config["num_class_embeds"]
     if found != (shape[0], shape[0], classes):
         raise Refused(
@@ -68,6 +70,18 @@ def diffusers_unet(
             f"read; for these images they are {(shape[0], shape[0], classes)}."
         )
     return DiffusersUNet(tuple(shape), net, told, length, (sigma[0], sigma[1]), sign)
+
+
+def _check_sizes(unet: Mapping[str, Any]) -> None:
+    """Raise ValueError for more layers, levels or channels than any network has."""
+    whole("layers_per_block", unet.get("layers_per_block", 1), 1, limits.LAYERS)
+    widths = unet.get("block_out_channels", (1,))
+    whole("the number of block_out_channels", len(widths), 1, limits.LEVELS)
+    for width in widths:
+        whole("each of block_out_channels", width, 1, limits.WIDTH)
+    for name, value in unet.items():
+        if isinstance(value, int):
+            whole(name, int(value), 0, limits.BATCH)
 
 
 @final

@@ -26,8 +26,17 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from diffusers.pipelines.deprecated.unidiffuser.modeling_uvit import UTransformer2DModel
 from torch import Tensor, nn
 
+from sfumato import limits
 from sfumato.errors import Refused
-from sfumato.networks.backbones import LABEL_SCALE, check_inputs, cropped, padded, positive
+from sfumato.networks.backbones import (
+    LABEL_SCALE,
+    check_inputs,
+    check_patch,
+    check_share,
+    cropped,
+    padded,
+    positive,
+)
 from sfumato.networks.ranks import zero_init
 
 
@@ -214,14 +223,16 @@ def _checked(
     dropout: float,
 ) -> tuple[int, ...]:
     """The shape as a tuple; ValueError for one, or for sizes, that no transformer here can have."""
-    for what, value in (("width", width), ("layers", layers), ("heads", heads), ("patch", patch)):
-        positive(what, value)
+    positive("width", width)
+    for what, value in (("layers", layers), ("heads", heads), ("patch", patch)):
+        positive(what, value, limits.LAYERS)
     if len(shape) != 3:
         raise Refused(f"{name} is for images (C, H, W); got {tuple(shape)}.")
+    limits.check_signal(shape)
+    check_patch(patch, shape)
     if width % 4 or width % heads:
         raise Refused(f"width must be a multiple of 4 and of heads ({heads}); got {width}.")
-    if not 0.0 <= dropout < 1.0:
-        raise Refused(f"dropout must be at least 0 and below 1; got {dropout}.")
+    check_share("dropout", dropout)
     return tuple(shape)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -14,9 +15,14 @@ from torch import Tensor
 from sfumato.corruption.boundary import expect, shaped
 from sfumato.corruption.prior import Prior, RandnLike
 from sfumato.corruption.process import Process
+from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser, flow_velocity
+from sfumato.limits import STEPS, short, whole
 from sfumato.sampling.flow import RK4, Tableau, solved
 from sfumato.sampling.sample import check_grid
+
+LEAST = 1e-12
+"""The smallest tolerance: a solver in float64 takes ever more steps below it."""
 
 
 @torch.no_grad()
@@ -64,6 +70,8 @@ def log_prob(
         https://arxiv.org/abs/1810.01367
     """
     check_model(denoiser, prior, x)
+    check_tolerance(tolerance)
+    whole("probes", probes, 0, STEPS)
     times = check_grid(grid).flip(0)
     signs = [_probe(denoiser.process, times[0], randn_like(x)) for _ in range(probes)]
 
@@ -81,6 +89,12 @@ def log_prob(
             x, gain = _climbed(solver, rates, t, s, x)
             gained = gained + gain
     return prior.log_prob(x).cpu().double() + gained
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise ValueError unless a solver can meet `tolerance`: above 0, at most 1."""
+    if not isinstance(tolerance, Real) or not LEAST <= tolerance <= 1:
+        raise Refused(f"tolerance must be from {LEAST:g} to 1; got {short(tolerance)}.")
 
 
 def check_model(denoiser: Denoiser, prior: Prior, x: Tensor) -> None:

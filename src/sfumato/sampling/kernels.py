@@ -23,6 +23,7 @@ from sfumato.corruption.prior import RandnLike
 from sfumato.corruption.process import Process
 from sfumato.errors import Refused
 from sfumato.estimation.denoise import NONE, Conditions, Denoiser, Update
+from sfumato.limits import STEPS, whole
 from sfumato.names import called, value
 from sfumato.sampling.operator_table import OperatorTable
 
@@ -296,8 +297,7 @@ class langevin(Kernel):
     def __post_init__(self) -> None:
         if not 0 < self.delta < 2:
             raise Refused(f"langevin needs delta in (0, 2), else it diverges; got {self.delta:g}.")
-        if self.steps < 1:
-            raise Refused(f"langevin needs one step or more; got {self.steps}.")
+        whole("steps of langevin", self.steps, 1, STEPS)
 
     def prepare(self, denoiser: Denoiser, x: Tensor, grid: Tensor) -> Loop:
         process = denoiser.process

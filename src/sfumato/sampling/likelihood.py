@@ -25,6 +25,7 @@ from sfumato.errors import Refused
 from sfumato.estimation.denoise import Denoiser
 from sfumato.estimation.ends import discretised, prior_term
 from sfumato.estimation.loss import variational_bound
+from sfumato.limits import BINS, whole
 from sfumato.sampling.density import check_model, log_prob
 from sfumato.sampling.flow import Tableau
 from sfumato.sampling.sample import check_grid
@@ -203,8 +204,14 @@ def flow_bound(
 def _decoded(
     denoiser: Denoiser, x0: Tensor, grid: Tensor, evidence: Evidence, bins: int, eps: Tensor
 ) -> Tensor:
+    check_bins(bins)
     deviation = _deviation(denoiser.process, grid, evidence, x0)
     return evidence.decoder(denoiser, x0, eps, grid[-1], deviation, bins).cpu().double()
+
+
+def check_bins(bins: int) -> None:
+    """Raise ValueError unless `bins` is a number of values that pixels can have: 2 or more."""
+    whole("bins", bins, 2, BINS)
 
 
 def bits_per_dim(nats: Tensor, values: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from sfumato import limits
 from sfumato.algebra.operators import identity, scaled
 from sfumato.corruption.boundary import alike, expect
 from sfumato.corruption.coupling import ddim
@@ -319,4 +320,5 @@ def uniform_grid(steps: int, first: float = 1.0, last: float = 0.0) -> Tensor:
     """
     if steps < 1:
         raise Refused(f"sampling needs one step or more; got {steps}.")
+    limits.whole("steps", steps, 1, limits.STEPS)
     return torch.linspace(first, last, steps + 1, dtype=torch.float64)

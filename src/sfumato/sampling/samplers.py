@@ -13,9 +13,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from sfumato import notebook
+from sfumato import limits, notebook
 from sfumato.corruption import coupling
-from sfumato.errors import Refused, RefusedType
+from sfumato.errors import Refused, RefusedType, refusing
 from sfumato.names import RENAMED, choose
 from sfumato.sampling.flow import EULER, HEUN, RK4, churn, dopri5, flow
 from sfumato.sampling.kernels import (
@@ -193,13 +193,16 @@ class Sampler:
             )
         object.__setattr__(self, "kernel", found)
         if isinstance(self.grid, Tensor | Sequence) and not isinstance(self.grid, str):
-            times = tuple(float(t) for t in self.grid)
+            with refusing("a grid is falling times"):
+                times = tuple(float(t) for t in self.grid)
             if self.steps not in (None, len(times) - 1):
                 raise Refused(f"a grid of {len(times)} times has no {self.steps} steps.")
             object.__setattr__(self, "grid", times)
             object.__setattr__(self, "steps", len(times) - 1)
-        if self.steps is not None and self.steps < 1:
-            raise Refused(f"a sampler needs one step or more; got {self.steps}.")
+        if self.steps is not None:
+            if isinstance(self.steps, int) and self.steps < 1:
+                raise Refused(f"a sampler needs one step or more; got {self.steps}.")
+            limits.whole("steps", self.steps, 1, limits.STEPS)
 
     _repr_html_ = notebook.sampler
 
@@ -248,8 +251,12 @@ class Sampler:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Sampler:
-        """From values of JSON, those of `to_dict`."""
-        return cls(**values)
+        """From values of JSON, those of `to_dict`; ValueError for any others."""
+        with refusing("a sampler has a wrong field"):
+            found = cls(**values)
+        if not isinstance(found.grid, str | tuple | None):
+            raise Refused(f"a grid is a name or falling times; got {found.grid!r}.")
+        return found
 
 
 def kernel(spec: str) -> Kernel:
@@ -272,7 +279,9 @@ def kernel(spec: str) -> Kernel:
         try:
             values[key] = int(text) if known[key].annotation == "int" else float(text)
         except ValueError:
-            raise Refused(f"sampler {name} needs a number for {key}; got '{text}'.") from None
+            told = limits.short(text)
+            raise Refused(f"sampler {name} needs a number for {key}; got '{told}'.") from None
+        limits.finite(f"sampler {name}", values[key])
     return build(**values)
 
 

@@ -6,21 +6,16 @@ x.npy    images, or the rows (n, values) that are vectors
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
+from sfumato import arrays
 from sfumato.errors import Refused
 from sfumato.record import KINDS
 from sfumato.training.lazy import LARGEST, Stored, Values, changed
 from sfumato.training.raw import Raw, Reading, classified, measured, placed
 
-BROKEN = (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile)
-"""What numpy raises for a file that is cut off or damaged."""
 MOST = 4
 """Channels of an image."""
 
@@ -77,38 +72,19 @@ def found_in(path: Path, key: str | None) -> tuple[str | None, Values, np.ndarra
 
     A large `.npy` is lazy.
     """
-    try:
-        if path.suffix.lower() == ".npy" and path.stat().st_size > LARGEST:
-            if key is not None:
-                raise Refused(f"{path} has one array without a name; leave out --key {key}.")
-            return None, Stored(path), None
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            found = None, loaded, None
-            names: list[str] = []
-        else:
-            with loaded:
-                names = loaded.files
-                wanted = KINDS if key is None else (key,)
-                name = next((name for name in wanted if name in names), "")
-                labels = _member(loaded, "labels") if "labels" in names else None
-                found = (name, _member(loaded, name), labels) if name else None
-    except BROKEN as error:
-        raise Refused(f"{path} cannot be read as arrays: {error}.") from error
-    if key is not None and not names:
-        raise Refused(f"{path} has one array without a name; leave out --key {key}.")
-    if found is None:
+    large = path.suffix.lower() == ".npy" and path.stat().st_size > LARGEST
+    loaded = Stored(path) if large else arrays.read(path)
+    if not isinstance(loaded, arrays.Packed):
+        if key is not None:
+            raise Refused(f"{path} has one array without a name; leave out --key {key}.")
+        return None, loaded, None
+    wanted = KINDS if key is None else (key,)
+    name = next((name for name in wanted if name in loaded.names), None)
+    if name is None:
         wanted = key or " or ".join(KINDS)
-        held = ", ".join(names) or "nothing"
+        held = ", ".join(loaded.names) or "nothing"
         raise Refused(
             f"{path} has no array by the name {wanted}; it holds {held}. Name one by --key."
         )
-    return found
-
-
-def _member(archive: NpzFile, name: str) -> np.ndarray:
-    """The array `name`; numpy returns the raw bytes of a member that is no array."""
-    found = archive[name]
-    if not isinstance(found, np.ndarray):
-        raise Refused(f"its member {name} is no array")
-    return found
+    found = loaded.read(*dict.fromkeys((name, "labels") if "labels" in loaded.names else (name,)))
+    return name, found[name], found.get("labels")

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.errors import Refused
+from sfumato import documents
+from sfumato.errors import WRONG, Refused, reason
 from sfumato.training.objective import Described
 from sfumato.training.options import TrainOptions
 
@@ -54,13 +55,11 @@ class Identity:
         Fields that an older version did not have are at their defaults.
         """
         try:
-            found = json.loads(record.read_text())
+            found = documents.read_table(record)
             return cls(kind.from_dict(found["model"]), TrainOptions(**found["options"]))
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise Refused(f"{record} cannot be read: {error}.") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except WRONG as error:
             raise Refused(
-                f"{record} is not the record of such a run: {error} Choose another --out."
+                f"{record} is not the record of such a run: {reason(error)}. Choose another --out."
             ) from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sfumato.errors import Refused
 from sfumato.record import LATENTS, Record
 from sfumato.training.checkpoint import check_free
 from sfumato.training.data import Data
+from sfumato.training.lazy import header
 
 BATCH = 100
 """Images encoded at once."""
@@ -172,6 +173,7 @@ def _read(
     if told := files.damaged(folder):
         raise Refused(f"{told} Remove {folder} to encode again.")
     try:
+        header(path)
         array = np.load(path, mmap_mode="r")
         channels = Channels(**files.read_tensors(folder / "channels.safetensors"))
     except (OSError, ValueError, TypeError) as error:

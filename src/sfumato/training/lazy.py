@@ -10,15 +10,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, cast, final, overload
+from typing import Any, Self, final, overload
 
 import numpy as np
 
-from sfumato.errors import Refused
+from sfumato import arrays
+from sfumato.errors import Refused, reason
 
 LARGEST = 2**29
 """Bytes of data that are kept in memory; more are read as they are needed."""
@@ -194,16 +194,13 @@ def header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     """
     try:
         with path.open("rb") as opened:
-            version = np.lib.format.read_magic(opened)
-            read = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-            shape, fortran, dtype = read(opened)
-            start = opened.tell()
+            found = arrays.header(opened)
             size = opened.seek(0, os.SEEK_END)
-    except (OSError, ValueError, AttributeError, EOFError, struct.error) as error:
-        raise Refused(f"{path} cannot be read as arrays: {error}.") from error
-    if dtype.hasobject or fortran or not shape:
-        raise Refused(f"{path} holds objects, one number, or columns first; save rows of numbers.")
-    asked = start + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    except arrays.BROKEN as error:
+        raise Refused(f"{path} cannot be read as arrays: {reason(error)}.") from error
+    if found.fortran or not found.shape:
+        raise Refused(f"{path} holds one number, or columns first; save rows of numbers.")
+    asked = found.start + found.bytes
     if asked != size:
         raise Refused(f"{path} has {size} bytes, and its header asks for {asked}: it is cut off.")
-    return cast("tuple[int, ...]", shape), dtype, start
+    return found.shape, found.dtype, found.start

@@ -17,17 +17,16 @@ References:
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from sfumato.errors import NotFound, Refused
+from sfumato import arrays, limits
+from sfumato.errors import NotFound, Refused, reason
 from sfumato.training import cifar
 from sfumato.training.raw import Raw
 
@@ -36,8 +35,6 @@ FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-BROKEN = (OSError, EOFError, zlib.error)
-"""What gzip raises for a file that is cut off or damaged."""
 
 
 def digits(split: str) -> Raw:
@@ -128,11 +125,16 @@ def _present(path: Path) -> Path | None:
 def _idx(path: Path, rank: int) -> np.ndarray:
     """An idx file: the number 0x0800 + rank and one size per axis, big-endian, then the bytes."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except BROKEN as error:
-        raise Refused(f"{path} is damaged or cut off: {error}.") from error
-    start = 4 * (1 + rank)
-    magic, *sizes = struct.unpack(f">{1 + rank}I", raw[:start].ljust(start, b"\0"))
+        start = 4 * (1 + rank)
+        head = _unpacked(path, start).ljust(start, b"\0")
+        magic, *sizes = struct.unpack(f">{1 + rank}I", head)
+        most = limits.INFLATED * path.stat().st_size
+        limits.check_memory(f"the header of {path}", math.prod(sizes), most)
+        raw = _unpacked(path, start + math.prod(sizes) + 1)
+    except arrays.BROKEN as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"{path} is damaged or cut off: {reason(error)}.") from error
     if magic != 0x0800 + rank:
         raise Refused(
             f"{path} is not an idx file of {rank}-dimensional bytes: it begins with "
@@ -144,6 +146,14 @@ def _idx(path: Path, rank: int) -> np.ndarray:
             f"it has {len(raw)}."
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(sizes).copy()
+
+
+def _unpacked(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file, or of what it holds compressed."""
+    if path.suffix == ".gz":
+        return arrays.inflated(path, most)
+    with path.open("rb") as opened:
+        return opened.read(most)
 
 
 NAMED: dict[str, Callable[[str], Raw]] = {

@@ -6,13 +6,25 @@ import math
 from dataclasses import dataclass
 from typing import Literal, final
 
+from sfumato import limits
 from sfumato.errors import Refused
+from sfumato.limits import finite, whole
 from sfumato.names import choose
 
 DECAYS = ("cosine", "none")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LONGEST = 0.2886
 """Length of an average at most: 12^(-1/2), the deviation of equal weights, rounded down."""
+COUNTS = {
+    "images": limits.IMAGES,
+    "batch": limits.BATCH,
+    "accumulate": limits.BATCH,
+    "checkpoint_every": limits.LARGEST,
+    "keep": limits.LARGEST,
+    "snapshots": limits.LARGEST,
+    "timeout": 10**8,
+}
+"""Options that are counts from 1, and the most of each."""
 
 
 @final
@@ -75,29 +87,26 @@ class TrainOptions:
     timeout: int = 600
 
     def __post_init__(self) -> None:
+        if not isinstance(self.averages, list | tuple):
+            raise Refused(f"averages are a list of lengths; got {limits.short(self.averages)}.")
         object.__setattr__(self, "averages", tuple(self.averages))  # JSON has lists
-        counts = (
-            "images",
-            "batch",
-            "accumulate",
-            "checkpoint_every",
-            "keep",
-            "snapshots",
-            "timeout",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise Refused(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        for name, most in COUNTS.items():
+            whole(name, getattr(self, name), 1, most)
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
             choose(name, getattr(self, name), known)
-        if not 0 < self.learning_rate < math.inf:
+        finite("training", self.ema, self.beta2)
+        finite("learning_rate", self.learning_rate)
+        if not self.learning_rate > 0:
             raise Refused(f"learning_rate must be positive and finite; got {self.learning_rate:g}.")
-        for name in ("seed", "preview_every", "weight_decay", "clip", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                found = getattr(self, name)
+        for name in ("seed", "preview_every"):
+            whole(name, getattr(self, name), 0)
+        for name in ("weight_decay", "clip", "warmup"):
+            finite(name, found := getattr(self, name))
+            if found < 0:
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
-        if self.workers is not None and self.workers < 0:
-            raise Refused(f"workers must be 0 or more; got {self.workers}.")
+        if self.workers is not None:
+            whole("workers", self.workers, 0, limits.WORKERS)
+        finite("averages", *self.averages)
         for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")

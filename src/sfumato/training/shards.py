@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from sfumato import files, pictures
+from sfumato import arrays, documents, files, pictures
 from sfumato.errors import NotFound, Refused
 from sfumato.training import cache
 from sfumato.training.folders import SUFFIXES
@@ -201,7 +201,7 @@ def read(where: str, paths: Sequence[Path], how: Reading) -> Raw:
         lambda index, part: files.write_arrays(index._asdict(), part / "index.npz"),
         _read,
     )
-    skipped: dict[str, int] = json.loads(bytes(index.skipped))
+    skipped: dict[str, int] = documents.from_json("an index of shards", bytes(index.skipped))
     notes: tuple[str, ...] = ()
     if skipped:
         said = ", ".join(f"{count} {what}" for what, count in sorted(skipped.items()))
@@ -242,8 +242,8 @@ def split(data: np.ndarray) -> list[str]:
 
 
 def _read(folder: Path) -> Index:
-    with np.load(folder / "index.npz", allow_pickle=False) as found:
-        return Index(**{name: found[name] for name in Index._fields})
+    found = arrays.read_packed(folder / "index.npz")
+    return Index(**{name: found[name] for name in Index._fields})
 
 
 def _index(where: str, paths: Sequence[Path], key: str | None) -> Index:
@@ -343,9 +343,9 @@ def _said(path: Path, handle: int, member: Member) -> str | None:
         raise Refused(f"{name} has {member.size} bytes, too many for a class.")
     try:
         text = os.pread(handle, member.size, member.start).decode().strip()
-        found: Any = text if member.kind == "cls" else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{name} cannot be read as text or JSON: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"{name} cannot be read as text: {error}.") from error
+    found: Any = text if member.kind == "cls" else documents.from_json(name, text)
     if isinstance(found, dict):
         found = next((found[field] for field in FIELDS if field in found), None)
         if found is None:
