@@ -135,7 +135,7 @@ def test_channels_last_changes_nothing_but_the_layout():
         ((2,), {"down_blocks.2", "mid_block", "up_blocks.0"}),
         ((3,), {"mid_block"}),
     ],
-    ids=str,
+    ids=lambda value: "-".join(map(str, sorted(value))) or "none",
 )
 def test_attention_is_where_it_is_asked_for(attention, where):
     """Levels by number, finest first, and the middle block by the number of levels."""

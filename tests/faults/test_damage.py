@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sfumato as sf
+from faults.damage import last, spoiled, weights
 from sfumato import files
 from sfumato.cli import main
 from sfumato.notes import Note
@@ -26,15 +27,6 @@ def run(*words: object) -> int:
 
 def training(out: Path) -> int:
     return run("train", "ddpm", *PLAN, "--device", "cpu", "--quiet", "--out", out)
-
-
-def last(out: Path) -> Path:
-    return max(path for path in (out / "checkpoints").iterdir() if path.name.isdecimal())
-
-
-def weights(out: Path) -> dict[str, bytes]:
-    names = ("model", "raw", "optimizer")
-    return {name: (last(out) / f"{name}.safetensors").read_bytes() for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +54,6 @@ def test_a_folder_lists_the_hashes_of_its_files(whole):
     assert told == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in others}
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     assert files.damaged(folder) is None
-
-
-def spoiled(path: Path, how: str, place: float) -> None:
-    content = bytearray(path.read_bytes())
-    at = min(int(place * len(content)), len(content) - 1)
-    if how == "flip":
-        content[at] ^= 1 << (at % 8)
-    path.write_bytes(content if how == "flip" else content[:at])
 
 
 @pytest.mark.parametrize("how", ["flip", "cut"])
