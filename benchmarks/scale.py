@@ -1,6 +1,6 @@
 """What large data and several processes cost, and whether they give what one process gives.
 
-    python benchmarks/scale.py data worlds kill evaluate --home /tmp/scale [--count 2000] [--again]
+    python benchmarks/scale.py data worlds kill evaluate --home out/scale [--count 2000] [--again]
 
     data       synthetic 64 x 64 colour images in a folder and in a .npy, more than are kept in
                memory: resident memory of `train` above that on 64 images in memory, seconds to the

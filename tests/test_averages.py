@@ -273,7 +273,7 @@ def test_skipped_steps_are_in_no_average(tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"averages": (0.3,)}, "averages are lengths above 0 and up to 0.2886"),
+        ({"averages": (0.3,)}, "length of an average lies above 0 and up to 0.2886"),
         ({"averages": (0.1, 0.1)}, "averages are of different lengths"),
         ({"snapshots": 0}, "snapshots must be 1 or more"),
     ],

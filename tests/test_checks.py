@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -137,6 +138,7 @@ def test_couplings_and_methods_in_float32_pass():
     process = Process(blur, Scale(Linear(0.1, 0.5)))
     recipe = replace(residual, process=process, weighting=unweighted, sampler=cold.sampler)
     check_method(lambda shape, stats=None: recipe, IMAGE)
+    check_method(functools.partial(METHODS["ddpm"], betas="linear"), IMAGE)
 
 
 @pytest.mark.parametrize("off", [1e-2, 1e-5])

@@ -138,8 +138,10 @@ def test_whole_numbers_keep_all_digits(text):
         lambda: dit((1, 8, 8), width=4 * 10**9),
         lambda: AutoencoderOptions(down=2**40),
         lambda: AutoencoderOptions(quant="yes"),  # type: ignore[arg-type]
-        lambda: Record("x", (1, 20_000, 20_000)),
-        lambda: Record("x", (1, 1, 10**6)),
+        lambda: Record.from_dict({"name": "x", "shape": (1, 20_000, 20_000)}),
+        lambda: sf.Sampler("ddim", 20.0),
+        lambda: sf.TrainOptions(batch=64.0),
+        lambda: Record.from_dict({"name": "x", "shape": (1, 1, 10**6)}),
         lambda: Record("x", (1, 8, -8)),
         lambda: Record("x", (1, 8, 8), low=NAN),
     ],

@@ -425,7 +425,7 @@ def test_a_cut_measurement_goes_on_from_its_batches(tmp_path, monkeypatch, capsy
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-9])
     assert main([*words, "cut.json"]) == 2
-    assert "is damaged" in (said := capsys.readouterr().err) and "Remove it" in said
+    assert "cannot be read as arrays" in (said := capsys.readouterr().err) and "Remove it" in said
     kept.write_bytes(whole)
     assert main([*words, "cut.json"]) == 0
     assert measured == [2, 2, 2, 1]

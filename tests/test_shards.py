@@ -274,3 +274,16 @@ def test_a_class_without_files_is_refused(tmp_path, capsys):
     (home / "eel" / "notes.txt").write_text("none yet")
     with pytest.warns(Note, match=r"1 skipped that are no images: 1 \.txt"):
         assert sf.load(home).record.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["pets.tar", "pets.tar.gz"])
+def test_an_archive_beside_folders_of_images_is_skipped(tmp_path, name):
+    """As before there were shards: its images are often those of the folders."""
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        for i in range(2):
+            (tmp_path / kind / f"{i}.png").write_bytes(png(VALUES[i]))
+    (tmp_path / name).write_bytes(b"")
+    with pytest.warns(Note, match="skipped"):
+        data = sf.load(tmp_path)
+    assert len(data) == 4 and data.record.classes == ("cat", "dog")

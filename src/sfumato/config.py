@@ -263,7 +263,7 @@ def composed(config: Config, stats: DataStatistics, method: Method | None = None
     Raises:
         ValueError: no such method, or parameters that it does not take.
     """
-    own = method is not None and config.own
+    own = method is not None and not lookup.listed(config.method, method)
     if method is None:
         method = method_of(config)
     shape = config.record.shape

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 import types
 from collections.abc import Mapping
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sfumato.errors import Refused
-from sfumato.limits import short
+from sfumato.limits import is_finite, short
 
 
 def check(instance: Any) -> None:  # noqa: ANN401 - any dataclass
@@ -60,14 +59,7 @@ def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - an annotation
     if hint is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and _finite(value)
+        return is_finite(value)
     if hint is str:
         return isinstance(value, str) and "\0" not in value
     return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _finite(value: Real) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -76,12 +76,17 @@ def check_memory(what: str, wanted: int, least: int = 0) -> None:
         )
 
 
-def check_signal(shape: Sequence[int], whose: str = "a signal") -> None:
-    """Raise ValueError for a shape that is none, or whose gains or bases need too much memory."""
+def check_sides(shape: Sequence[int], whose: str = "a signal") -> None:
+    """Raise ValueError for a shape that is none."""
     if isinstance(shape, str) or not isinstance(shape, Sequence) or not shape:
         raise Refused(f"the shape of {whose} is a list of numbers; got {short(shape)}.")
     for side in shape:
         whole("a side of a shape", side)
+
+
+def check_signal(shape: Sequence[int], whose: str = "a signal") -> None:
+    """Raise ValueError for a shape that is none, or whose gains or bases need too much memory."""
+    check_sides(shape, whose)
     told = f"{whose} of shape {short(tuple(shape))}"
     check_memory(told, VALUE * math.prod(shape))
     check_memory(told, 8 * max(shape[1:], default=shape[0]) ** 2)  # a basis is a matrix
@@ -103,8 +108,7 @@ def short(value: object) -> str:
 
 def whole(name: str, value: object, least: int = 1, most: int = LARGEST) -> None:
     """Raise ValueError unless `value` is a whole number from `least` to `most`."""
-    exact = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not exact:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise Refused(f"{name} must be a whole number; got {short(value)}.")
     if value < least:  # type: ignore[reportOperatorIssue] - a number
         raise Refused(f"{name} must be {least} or more; got {short(value)}.")
@@ -115,12 +119,13 @@ def whole(name: str, value: object, least: int = 1, most: int = LARGEST) -> None
 def finite(name: str, *values: object) -> None:
     """Raise ValueError unless all values are finite numbers."""
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
+        if not is_finite(value):
             raise Refused(f"{name} needs finite numbers; got {short(value)}.")
 
 
-def _is_finite(value: Real) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, and a finite one."""
     try:
-        return math.isfinite(value)
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # a whole number that no float holds
         return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from sfumato import fields as fields_
 from sfumato.errors import Refused, refusing
-from sfumato.limits import check_signal, short
+from sfumato.limits import check_sides, check_signal, short
 from sfumato.names import choose
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Record:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
         fields_.check(self)
-        check_signal(self.shape, short(self.name))
+        check_sides(self.shape, short(self.name))
         if not self.kind:
             object.__setattr__(self, "kind", KINDS[len(self.shape) != 3])
         choose("kind", self.kind, (*KINDS, LATENTS))
@@ -131,6 +131,7 @@ class Record:
             raise Refused(f"a data record needs the field {sorted(missing)[0]!r}.")
         classes = values.get("classes")
         with refusing("a data record has a wrong field"):
+            check_signal(values["shape"], short(values["name"]))
             return cls(
                 **{
                     **values,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- table of the soak -->", "<!-- end of the table -->"
-UNMEASURED = "Not measured yet: `make soak` fills this place."
+UNMEASURED = "`make soak` has not been run to its end on this version."
 
 
 def lines(record: Mapping[str, Any] | None) -> list[str]:

@@ -37,5 +37,5 @@ def run(argv: Sequence[str]) -> None:
     if not values.quiet:
         told = f"{found.steps} steps, of {found.snapshots} snapshots"
         print(f"{values.out}: average of length {values.length:g} over {told}")
-        print(f"Its weights of the steps are those asked for, but for {found.error:.2g} of them.")
+        print(f"Error of its profile: {found.error:.2%}.")
         print(f"Sample it: sfumato sample {values.out} --out samples.png")

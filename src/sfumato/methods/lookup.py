@@ -38,6 +38,11 @@ def known(name: str) -> Method:
     return READ[name] if name in READ else choose("method", name, METHODS)
 
 
+def listed(name: str, method: Method) -> bool:
+    """Whether `method` is the library's own of this name, not one that the user has given."""
+    return READ.get(name, METHODS.get(name)) is method
+
+
 def names_code(spec: object) -> bool:
     """Whether `spec` is of the form `file.py:function`, for which a file would be run."""
     return isinstance(spec, str) and ":" in spec

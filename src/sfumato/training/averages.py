@@ -26,8 +26,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from sfumato.errors import Refused
-from sfumato.training.options import LONGEST
+from sfumato.training.options import check_length
 
 LISTS: Any = torch
 """Whose functions of lists of tensors have no public names: on a GPU one kernel for all."""
@@ -40,7 +39,7 @@ def exponent(length: float) -> float:
     """g of the power average of this length, where length^2 = (g + 1) / ((g + 2)^2 (g + 3)).
 
     Args:
-        length: above 0 and at most `LONGEST`, nearly that of the plain mean of all steps.
+        length: above 0 and at most 0.2886, nearly that of the plain mean of all steps.
 
     Raises:
         ValueError: another length.
@@ -48,11 +47,7 @@ def exponent(length: float) -> float:
     >>> round(sf.averages.exponent(0.05), 2), round(sf.averages.exponent(0.1), 2)
     (16.97, 6.94)
     """
-    if not 0 < length <= LONGEST:
-        raise Refused(
-            f"the length of an average lies above 0 and up to {LONGEST}, where all steps weigh "
-            f"alike; got {length:g}."
-        )
+    check_length(length)
     square = length**-2
     # The definition, multiplied out; of its roots the largest is the only one from 0 on.
     roots = np.roots([1.0, 7.0, 16.0 - square, 12.0 - square])

@@ -68,7 +68,7 @@ def kept(
         try:
             if folder.is_dir():
                 return _checked(folder, told, read)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, LookupError) as error:
             # A sentence of the files may end in advice to keep them, which is not followed here.
             what = str(error).split(". ")[0].rstrip(".")
             warnings.warn(f"the cache has a damaged entry, made again: {what}.", Note, stacklevel=2)

@@ -224,10 +224,11 @@ class Checkpoints:
                 files.sweep(folder / "*")
             yield
 
-    def resume(self, state: State) -> int:
+    def resume(self, state: State | None) -> int:
         """Restore the latest whole checkpoint into `state`; the step to resume from.
 
         A damaged one is set aside under another name, and a warning says what is wrong with it.
+        Without a state, files alone are compared.
 
         Raises:
             ValueError: all checkpoints are damaged or do not fit; nothing is changed.
@@ -235,7 +236,8 @@ class Checkpoints:
         damage: dict[Path, str] = {}
         for path in reversed(self._all()):
             try:
-                state.restore(path)
+                if state is not None:
+                    state.restore(path)
                 files.check(path)
             except ValueError as error:
                 damage[path] = str(error)
@@ -266,7 +268,7 @@ class Checkpoints:
         path = self.out / "checkpoints" / f"{step:08d}"
         if not path.exists():
             held = (state.weights(), state.trainable.state_dict(), state.moments())
-            weights, raw, moments = (sharding.whole(tensors) for tensors in held)
+            weights, raw, moments = (sharding.whole(tensors, main) for tensors in held)
             if not main:
                 return
             with files.folder(path) as part:
@@ -281,7 +283,7 @@ class Checkpoints:
         """Write a snapshot of the further averages, if there are any and one is due at `step`."""
         count, plan = self.options.snapshots, self.options.steps
         due = step == plan or step * count // plan > (step - 1) * count // plan
-        if due and state.powers and finite(state.trainable):
+        if due and state.powers and state.ema.steps and finite(state.trainable):
             snapshots.add(self.out, step, state.kept(), state.ema.steps, count)
 
     def _all(self) -> list[Path]:

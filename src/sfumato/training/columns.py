@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,12 +73,23 @@ class Rows(Items):
         looked = [_sha256(self._held(rows[int(i)])["bytes"] or b"") for i in some]
         lengths = np.ascontiguousarray(sizes[rows.start : rows.stop : rows.step])
         classes = None if self.classes is None else self.classes[rows.start : rows.stop].tobytes()
-        return told([_sha256(lengths.tobytes()), *looked, classes])
+        files = [[path, about.st_size] for path, about in self._files(rows)]
+        return told([_sha256(lengths.tobytes()), *looked, classes, *files])
+
+    def _files(self, rows: range) -> list[tuple[str, os.stat_result]]:
+        """The files of images that the table has by their paths alone."""
+        pc = importlib.import_module("pyarrow.compute")
+        column = self.table.with_format("arrow")[:][self.column]
+        outside = pc.is_null(pc.struct_field(column, "bytes")).to_numpy(zero_copy_only=False)
+        paths = pc.struct_field(column, "path")
+        found = [paths[i].as_py() for i in rows if outside[i]]
+        return [(path, os.stat(path)) for path in found if path and os.path.exists(path)]
 
     def stamp(self, rows: range) -> str:
         """With the times of the last change of its files."""
         paths = [Path(found["filename"]) for found in self.table.cache_files]
-        return told([self.identity(rows), *(path.stat().st_mtime_ns for path in paths)])
+        times = (about.st_mtime_ns for _, about in self._files(rows))
+        return told([self.identity(rows), *(path.stat().st_mtime_ns for path in paths), *times])
 
     def _held(self, row: int) -> dict[str, Any]:
         found = self.table[row][self.column]

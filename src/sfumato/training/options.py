@@ -27,6 +27,16 @@ COUNTS = {
 """Options that are counts from 1, and the most of each."""
 
 
+def check_length(length: float) -> None:
+    """Raise ValueError unless an average can have this length."""
+    finite("the length of an average", length)
+    if not 0 < length <= LONGEST:
+        raise Refused(
+            f"the length of an average lies above 0 and up to {LONGEST}, where all steps weigh "
+            f"alike; got {length:g}."
+        )
+
+
 @final
 @dataclass(frozen=True)
 class TrainOptions:
@@ -41,7 +51,7 @@ class TrainOptions:
         weight_decay: of AdamW; 0 is Adam.
         beta2: decay of AdamW's averages of squared gradients; that of gradients is 0.9.
         clip: largest norm of the gradient; 0 for no limit.
-        ema: decay of the averaged weights, ramped as min(ema, (1 + n) / (10 + n)).
+        ema: decay of the averaged weights, ramped as min(ema, n / (n + 9)) after n steps.
         averages: lengths of further averages, shares of the run from 0 to 0.28, whose snapshots
             are kept; with two, such as 0.05,0.1, `sfumato average` makes one of any length.
         snapshots: of these averages kept in all, each as large as the weights for each length.
@@ -106,16 +116,11 @@ class TrainOptions:
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
         if self.workers is not None:
             whole("workers", self.workers, 0, limits.WORKERS)
-        finite("averages", *self.averages)
         for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")
         for length in self.averages:
-            if not 0 < length <= LONGEST:
-                raise Refused(
-                    f"averages are lengths above 0 and up to {LONGEST}, where all steps weigh "
-                    f"alike; got {length:g}."
-                )
+            check_length(length)
         if len({*self.averages}) < len(self.averages):
             raise Refused(f"averages are of different lengths; got {self.averages}.")
         if self.batch % self.accumulate:

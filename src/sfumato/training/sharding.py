@@ -81,9 +81,17 @@ def sharded(objective: Objective, device: torch.device, bfloat16: bool) -> nn.Mo
     return network
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which each process has all; every process must ask for them."""
-    return {name: one(tensor) for name, tensor in tensors.items()}
+def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """All of each tensor, in main memory where it was sharded; {} unless `keep`.
+
+    Every process must ask for them. A device has one whole tensor at a time.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = one(tensor)
+        if keep:
+            found[name] = full.cpu() if isinstance(tensor, DTensor) else full
+    return found
 
 
 def one(tensor: Tensor) -> Tensor:

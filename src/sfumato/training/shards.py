@@ -42,6 +42,8 @@ SHARDS = 100_000
 """Files that a pattern names at most."""
 BLOCK = tarfile.BLOCKSIZE
 RANGE = re.compile(r"\{(?P<first>\d+)\.\.(?P<last>\d+)\}|\{(?P<names>[^{}]*,[^{}]*)\}")
+FORM = 1
+"""Of an index in the cache; another where its making changes."""
 
 
 @final
@@ -153,13 +155,13 @@ def named(source: str) -> list[Path] | None:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Shards in a folder; none where there are images beside them."""
+    """Shards in a folder; none where there are images or folders beside them."""
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name.lower()
             if not name.startswith("."):
-                if name.endswith(SUFFIXES):
+                if name.endswith(SUFFIXES) or entry.is_dir():
                     return []
                 if name.endswith((SUFFIX, *PACKED)):
                     found.append(folder / entry.name)
@@ -196,7 +198,11 @@ def read(where: str, paths: Sequence[Path], how: Reading) -> Raw:
     """The images in shards, with their classes. `how.key` names one of several in a sample."""
     index = cache.kept(
         "shards",
-        {"shards": [[str(path.resolve()), *about] for path, about in pairs(paths)], "key": how.key},
+        {
+            "form": FORM,
+            "key": how.key,
+            "shards": [[str(path.resolve()), *about] for path, about in pairs(paths)],
+        },
         lambda: _index(where, paths, how.key),
         lambda index, part: files.write_arrays(index._asdict(), part / "index.npz"),
         _read,
@@ -267,7 +273,7 @@ def _index(where: str, paths: Sequence[Path], key: str | None) -> Index:
                         )
                     classes += () if label is None else (label,)
                 skipped.update(
-                    f".{one.kind}" if one.kind else "file without suffix"
+                    f".{one.kind.rpartition('.')[2]}" if one.kind else "file without suffix"
                     for one in members
                     if one is not image and (image is None or one.kind not in ("cls", "json"))
                 )

@@ -117,7 +117,8 @@ def train(
         model: as `build` made it; its backbone is trained in place.
         data: the training images.
         options: how to train.
-        out: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, `previews/`.
+        out: the run's folder: `run.json`, `log.jsonl`, `checkpoints/`, `previews/`, and with
+            `averages` `snapshots/`.
         trackers: receivers of figures and pictures, such as `ProgressBar()`, beside
             `JsonLines(out)` and `Pictures(out)`, which are part of every run.
         device: "cpu", "cuda", "mps"; by default the best available.
@@ -189,7 +190,8 @@ def _fit(
         with accelerator.main_process_first():
             if main:
                 stack.enter_context(checkpoints.claimed())
-            start = 0 if shards else checkpoints.resume(state)
+            # Files first, by one process: a damaged checkpoint is set aside once.
+            start = checkpoints.resume(None if shards else state) if main or not shards else 0
         if shards:
             start = checkpoints.resume(state)  # by all at once: each has a part of the weights
         prepared = network if shards else accelerator.prepare(network)
