@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,10 @@ class Page:
 
     def error(self) -> str:
         return " ".join(found.text for found in self.all(".error:not(.note)"))
+
+    def until(self, told: Callable[[], bool]) -> None:
+        """Wait for what is `told` after several requests, between which the page is at rest."""
+        WebDriverWait(self.browser, PATIENCE).until(lambda _: told())
 
     def drawn(self, selector: str) -> bytes:
         """What a canvas shows."""
@@ -357,9 +362,9 @@ def test_a_refusal_is_one_sentence_on_the_page(page):
     page.open("restore")
     page.move("Steps", 0.2)
     page.choose("Model", "fashion-soft-4")
-    assert page.error().startswith("restorations need estimates of the mean")
+    page.until(lambda: page.error().startswith("restorations need estimates of the mean"))
     page.choose("Model", "fashion-soft")
-    assert page.error() == ""
+    page.until(lambda: page.error() == "")
 
 
 @pytest.mark.skipif(not SHOTS, reason="screenshots are taken where SHOTS names their folder")
