@@ -41,6 +41,8 @@ PATIENCE = 120
 """Seconds for one answer of the page, on a machine that is busy."""
 REST = 0.4
 """Seconds after which a control that was moved has asked."""
+STILL = 2
+"""Such times without a request, after which the page is at rest."""
 MANY = 2**13
 """Colours above which a screenshot is that of a photograph, and is reduced to 256."""
 TABS = ("corrupt", "sample", "restore")
@@ -102,12 +104,19 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def settle(self) -> None:
-        """Wait until the page has asked what it asks and heard the answers."""
-        time.sleep(REST)
+        """Wait until the page has asked what it asks and heard the answers, for a while.
+
+        An answer, such as what a model can do, may lead to the next request.
+        """
         root = self.browser.find_element(By.TAG_NAME, "html")
-        WebDriverWait(self.browser, PATIENCE).until(
-            lambda _: root.get_attribute("aria-busy") == "false"
-        )
+        still = 0
+        while still < STILL:
+            time.sleep(REST)
+            busy = root.get_attribute("aria-busy") != "false"
+            still = 0 if busy else still + 1
+            WebDriverWait(self.browser, PATIENCE).until(
+                lambda _: root.get_attribute("aria-busy") == "false"
+            )
 
     def all(self, selector: str, within: str = "section:not([hidden])") -> list:
         found = self.browser.find_elements(By.CSS_SELECTOR, f"{within} {selector}")
