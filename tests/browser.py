@@ -228,6 +228,8 @@ def test_every_method_shows_its_levels(page):
     for name in names:
         page.choose("Method", name)
         assert page.error() == "" and page.one("h1").text and page.one(".formula").text
+        if name == "soft":
+            assert any(power.text == "min(t / 0.25, 1)" for power in page.all(".formula sup"))
         assert page.all(".panel .bare input, .panel .bare select")
 
 

@@ -3,7 +3,7 @@
 import { element } from "./controls.js";
 
 const WORDS = { Lambda: "\u039b", Sigma: "\u03a3", sqrt: "\u221a", abar: "\u1fb1", "-": "\u2212" };
-const TOKEN = /[a-zA-Z]+|\d[\d.]*(?:e[+-]?\d+)?|[_^]|\s+|./g;
+const TOKEN = /min\([^()]*\)|[a-zA-Z]+|\d[\d.]*(?:e[+-]?\d+)?|[_^]|\s+|./g;
 
 function set(text) {
   const nodes = [];
