@@ -10,11 +10,12 @@ import runpy
 import shlex
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
 
+import sfumato as sf
 from faults import table as soak
 from sfumato.cli import main
 from sfumato.cli.tune import MODEL
@@ -196,6 +197,16 @@ def test_the_other_pages_tell_what_the_records_say():
     rows, correlation, count = scores["predicted"]()
     assert "\n".join(rows) in page
     assert f"was {correlation:.2f} (n = {count}), under 0.6" in MODEL
+
+
+def test_the_table_of_averages_is_what_the_code_beside_it_gives():
+    text = (README.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (code,) = (one.code for one in blocks(text) if "def error" in one.code)
+    scope: dict[str, Any] = {"sf": sf}
+    exec(code, scope)
+    for count in (16, 32, 64):
+        shown = [scope["error"](s, count) for s in (0.03, 0.08, 0.15, 0.2, 0.25)]
+        assert f"| {count} | " + " | ".join(f"{100 * e:.2g} %" for e in shown) + " |" in text
 
 
 @pytest.mark.parametrize(

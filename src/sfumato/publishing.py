@@ -15,23 +15,15 @@ from sfumato.config import Config
 from sfumato.errors import Refused
 from sfumato.hub import CONFIG, named, refused
 from sfumato.sampling.samplers import Sampler
-from sfumato.scores import Holder
+from sfumato.scores import Holder, Scored
 
 NAMES = ("data", "extractor", "method", "backbone", "guide", "classifier")
 """Parts of a record's subject that may be paths."""
 
 
-class Pushed(Protocol):
+class Pushed(Scored, Protocol):
     """What is uploaded: a `Model`."""
 
-    @property
-    def config(self) -> Config: ...
-    @property
-    def stats(self) -> Holder: ...
-    @property
-    def codec(self) -> Holder: ...
-    @property
-    def trainable(self) -> nn.Module: ...
     def chosen(self) -> Sampler: ...
     def write(self, part: Path, weights: Mapping[str, Tensor]) -> None: ...
 
