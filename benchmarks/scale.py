@@ -143,11 +143,12 @@ def watched(command: Sequence[str], codes: Sequence[int] = (0,)) -> tuple[float,
 
 
 def launched(count: int, *words: str) -> list[str]:
-    """A command for `count` processes."""
+    """A command for `count` processes; older argparse takes `--n` for torchrun's without `--`."""
     if count == 1:
         return [sys.executable, *words]
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    return [*run, "--master-port", str(port()), *words]
+    first = 1 if words[0] == "-m" else 0
+    return [*run, "--master-port", str(port()), *words[:first], "--", *words[first:]]
 
 
 def port() -> int:

@@ -47,6 +47,28 @@ def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
     return check
 
 
+DATA = "~nobody-of-this-name/photos"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "ddpm", "--data", DATA, "--out", "x"),
+        ("train", "ddpm", "--data", f"{DATA}/{{0..1}}.tar", "--out", "x"),
+        ("train", "ddpm", "--data", f"hf:{DATA}", "--out", "x"),
+        ("train", "ddpm", "--config", DATA, "--out", "x"),
+        ("sample", DATA, "--out", "x.png"),
+        ("sample", "fashion-soft", "--out", DATA),
+        ("restore", "fashion-soft", DATA, "--operator", "blur:sigma=2"),
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_is_not_there_is_said(refused, words):
+    if "hf:" in " ".join(words):
+        pytest.importorskip("datasets")
+    assert DATA in refused(*words)
+
+
 def tree(root: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 

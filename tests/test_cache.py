@@ -208,3 +208,12 @@ def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch, tmp_path):
     assert cache.home() == tmp_path / "mine" / "sfumato"
     monkeypatch.setenv("SFUMATO_CACHE", "~/here")
     assert cache.home() == tmp_path / "here"
+
+
+@pytest.mark.parametrize("given", ["SFUMATO_CACHE", "XDG_CACHE_HOME"])
+def test_a_home_that_is_not_there_is_said(monkeypatch, given):
+    monkeypatch.delenv("SFUMATO_CACHE", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv(given, "~nobody-of-this-name/cache")
+    with pytest.raises(ValueError, match=r"no such home|set SFUMATO_CACHE"):
+        cache.home()

@@ -145,7 +145,9 @@ def test_a_hash_needs_no_image(tmp_path, monkeypatch):
     assert read(monkeypatch, tmp_path / "y", True).record.sha256 != first
 
 
-def test_statistics_are_of_so_many_images_at_most(monkeypatch):
+def test_statistics_are_of_so_many_images_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "DECODED", 3)
+    assert int(read(monkeypatch, pictures(tmp_path / "x", "gray"), True).stats().count) == 3
     whole = sf.load("digits")
     monkeypatch.setattr(data, "MEASURED", 400)
     found = whole.stats()
@@ -221,7 +223,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, monkeypatch, capsys, kind, wo
     told = broken(home, kind)
     for module in (items, arrays):
         monkeypatch.setattr(module, "LARGEST", 0)
-    monkeypatch.setattr(data, "MEASURED", 2)
+    monkeypatch.setattr(data, "DECODED", 2)
     out = ("--out", str(tmp_path / "run"), "--workers", workers)
     monkeypatch.setattr(lazy, "LOOK", 2)
     words = ["train", "ddpm", "--data", str(home), *SIZE, "--batch", "30", "--images", "30", *out]

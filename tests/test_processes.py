@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 import sfumato as sf
-from sfumato import files
+from sfumato import cli, files
 from sfumato.cli import main
 from sfumato.evaluation import blocks, samples
 from sfumato.notes import Note
@@ -208,3 +210,27 @@ def test_rows_are_written_as_one_array(tmp_path):
     files.write_rows("x", parts, 5, tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as found:
         assert found.files == ["x"] and np.array_equal(found["x"], np.concatenate(parts))
+
+
+def launches() -> list[str]:
+    """The lines of the pages that start processes, whole."""
+    pages = [*(Path(__file__).parents[1] / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(pages))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.match(r"(\S+=\S+ )*(torchrun|accelerate launch) ", line)]
+
+
+@pytest.mark.parametrize("line", launches())
+def test_launchers_take_the_lines_of_the_pages(line):
+    """By their own parsers: an option of ours that one of them takes for its own stops it."""
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    words = shlex.split(line.replace("$NODE", "0"), comments=True)
+    first = next(i for i, word in enumerate(words) if word in ("torchrun", "accelerate"))
+    torchrun = words[first] == "torchrun"
+    parser = get_args_parser() if torchrun else launch_command_parser()
+    told = parser.parse_args(words[first + (1 if torchrun else 2) :])
+    assert told.module and told.training_script == "sfumato"
+    rest = told.training_script_args
+    assert [*rest] == words[words.index("sfumato") + 1 :] and rest[0] in cli.VERBS

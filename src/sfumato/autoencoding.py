@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -188,11 +189,8 @@ def read(folder: Path, shape: tuple[int, ...] | None = None) -> TrainedAutoencod
     tensors = files.read_tensors(weights)
     if theirs:
         tensors = current(tensors)
-    with torch.device("meta"):
-        held = Autoencoder(config.record.shape, config.network).state_dict()
-        files.check_weights(held, weights, tensors)
-    trained = TrainedAutoencoder(config)
-    files.load_weights(trained.network, weights, tensors)
+    make = partial(Autoencoder, config.record.shape, config.network)
+    trained = TrainedAutoencoder(config, files.built(make, weights, tensors))
     files.check(folder, ("config.json", weights.name))
     trained.network.eval()
     return trained

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfumato import limits
 from sfumato.errors import NotFound, Refused, reason
+from sfumato.paths import with_home
 
 
 def read_json(path: Path | str) -> Any:  # noqa: ANN401 - JSON
@@ -50,11 +51,7 @@ def read_yaml(path: Path | str) -> Any:  # noqa: ANN401 - YAML
         except yaml.YAMLError as error:
             raise Refused(f"{path} cannot be read: {reason(error)}.") from error
 
-    try:
-        place = Path(path).expanduser()
-    except RuntimeError as error:
-        raise Refused(f"{path} cannot be read: {reason(error)}.") from error
-    return _parsed(str(path), _text(place, limits.YAML), parsed)
+    return _parsed(str(path), _text(with_home(path), limits.YAML), parsed)
 
 
 def _text(path: Path, most: int) -> str:

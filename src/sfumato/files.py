@@ -15,14 +15,18 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfumato import documents
 from sfumato.errors import WRONG, Refused
+
+Network = TypeVar("Network", bound=nn.Module)
 
 MANIFEST = "manifest.json"
 
@@ -269,6 +273,23 @@ def load_weights(
     tensors = plain(read_tensors(path) if tensors is None else tensors)
     check_weights(module.state_dict(), path, tensors)
     module.load_state_dict({name: tensors[plain_name(name)] for name in module.state_dict()})
+
+
+def built(make: Callable[[], Network], path: Path, tensors: Mapping[str, Tensor]) -> Network:
+    """The module that `make` makes, with the weights at `path`, which are `tensors`.
+
+    It is made without memory first, so that a config of anyone's takes none that its weights do
+    not have.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    with torch.device("meta"):
+        held = make().state_dict()
+    check_weights(held, path, tensors)
+    module = make()
+    load_weights(module, path, tensors)
+    return module
 
 
 def check_weights(held: Mapping[str, Tensor], path: Path, tensors: Mapping[str, Tensor]) -> None:

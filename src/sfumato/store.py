@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -245,11 +246,10 @@ def codec_of(stored: Stored, autoencoder: nn.Module | None = None) -> Codec | No
     if autoencoder is None:
         with refusing("the config of this model's autoencoder"):
             size = AutoencoderOptions(**(latent.network or {}))
-        with torch.device("meta"):
-            held = Autoencoder(latent.record.shape, size).state_dict()
-            files.check_weights(held, path, weights)
-        autoencoder = Autoencoder(latent.record.shape, size)
-    files.load_weights(autoencoder, path, weights)
+        make = partial(Autoencoder, latent.record.shape, size)
+        autoencoder = files.built(make, path, weights)
+    else:
+        files.load_weights(autoencoder, path, weights)
     if set(known) != set(Channels._fields):
         raise Refused(f"{path} does not hold the statistics of a codec.")
     return Codec(latent.record, autoencoder, Channels(**known), latent.name)

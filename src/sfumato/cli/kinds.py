@@ -6,13 +6,13 @@ import argparse
 import math
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from sfumato import limits
 from sfumato.errors import Refused
 from sfumato.fields import repr_of
 from sfumato.limits import short
+from sfumato.paths import with_home
 
 
 class Unfit(argparse.ArgumentTypeError, Refused):
@@ -47,8 +47,8 @@ def _path(value: object) -> str:
     if not text.strip():
         raise Unfit("needs a path; got an empty text.")
     try:
-        return str(Path(text).expanduser())
-    except RuntimeError:
+        return str(with_home(text))
+    except Refused:
         raise Unfit(f"needs a path; there is no such home: '{value}'.") from None
 
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from sfumato import files
 from sfumato.errors import Refused
 from sfumato.notes import Note
+from sfumato.paths import with_home
 
 T = TypeVar("T")
 
@@ -31,16 +32,23 @@ DIGITS = 32
 
 
 def home() -> Path:
-    """`$SFUMATO_CACHE`, or a folder `sfumato` where this platform keeps caches."""
+    """`$SFUMATO_CACHE`, or a folder `sfumato` where this platform keeps caches.
+
+    Raises:
+        ValueError: there is no home folder for it.
+    """
     if given := os.environ.get("SFUMATO_CACHE"):
-        return Path(given).expanduser()
+        return with_home(given)
     if sys.platform == "darwin":
         base = "~/Library/Caches"
     elif sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sfumato"
+    try:
+        return with_home(base) / "sfumato"
+    except Refused:
+        raise Refused("there is no home for the cache: set SFUMATO_CACHE to a folder.") from None
 
 
 def kept(

@@ -26,6 +26,7 @@ import numpy as np
 
 from sfumato import pictures
 from sfumato.errors import NotFound, Refused
+from sfumato.paths import with_home
 from sfumato.training.folders import SPLITS
 from sfumato.training.items import Items, gathered, told
 from sfumato.training.raw import Raw, Reading
@@ -141,7 +142,7 @@ def _tables(source: str) -> dict[str, Any]:
     name = source.removeprefix(PREFIX)
     if not name:
         raise Refused("hf: names no data set: say hf:PATH, or hf:user/name of the cache.")
-    path = Path(name).expanduser()
+    path = with_home(name)
     try:
         with _offline(package):
             found = _opened(package, name, path)

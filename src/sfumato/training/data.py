@@ -33,7 +33,9 @@ from sfumato.training.raw import Range, Reading, check_labels
 from sfumato.training.sources import SPLITS, read
 
 MEASURED = 65_536
-"""Images that statistics are measured of, at most."""
+"""Images in memory that statistics are measured of, at most."""
+DECODED = 16_384
+"""Images in files: a variance is known to 1 %, and more would delay the first step."""
 FORM = 1
 """Of the statistics that are kept: raised where `measure` gives other numbers."""
 ROUNDING = 1e-3
@@ -137,29 +139,29 @@ class Data:
     def stats(self, batch: int = 256) -> DataStatistics:
         """Statistics of the data for methods, measured in one pass of batches.
 
-        Of at most `MEASURED` images, drawn by a fixed seed. Those of files that are read as they
-        are needed are kept in the user's cache, and are not measured again.
+        Of at most `MEASURED` images, drawn by a fixed seed; of at most `DECODED` in files that are
+        read as they are needed. Those are kept in the user's cache, and are not measured again.
         """
         if not isinstance(self.images, Lazy):
-            return self._measured(batch)
+            return self._measured(MEASURED, batch)
         from sfumato.store import read_stats  # imports all of a model, which data do not need
 
         record = {**self.record.to_dict(), "name": None, "split": None}
         classes = None if self.labels is None else hashlib.sha256(self.labels.data).hexdigest()
-        told = [self.images.stamp(), repr(self.images.rows), classes, MEASURED, batch, FORM]
+        told = [self.images.stamp(), repr(self.images.rows), classes, DECODED, batch, FORM]
         return cache.kept(
             "statistics",
             {"record": record, "told": told},
-            lambda: self._measured(batch),
+            lambda: self._measured(DECODED, batch),
             lambda stats, part: files.write_tensors(stats.tensors(), part / "facts.safetensors"),
             read_stats,
         )
 
-    def _measured(self, batch: int) -> DataStatistics:
+    def _measured(self, most: int, batch: int) -> DataStatistics:
         count = len(self)
         chosen = np.arange(count)
-        if count > MEASURED:
-            chosen = np.sort(permuted(np.arange(MEASURED), count, 0))
+        if count > most:
+            chosen = np.sort(permuted(np.arange(most), count, 0))
         starts = range(0, len(chosen), batch)
         batches = (self.batch(chosen[i : i + batch]) for i in starts)
         values = self.record.values if np.issubdtype(self.images.dtype, np.integer) else 0

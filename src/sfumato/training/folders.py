@@ -32,7 +32,8 @@ SPLITS = {
 
 def splits(root: Path) -> dict[str, Path]:
     """The folder of each split. All of `root` is train, unless it says otherwise."""
-    below = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    with os.scandir(root) as entries:
+        below = {entry.name.lower(): root / entry.name for entry in entries if entry.is_dir()}
     found = {
         split: below[name] for split, names in SPLITS.items() for name in names if name in below
     }
@@ -45,9 +46,7 @@ def folder(root: Path, split: str, how: Reading) -> Raw:
     """The images of one of `splits(root)`."""
     base = splits(root)[split]
     names, skipped = _walk(base)
-    beside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    beside = [name for name in beside if base != root and root / name not in splits(root).values()]
-    notes = [f"{root}: its splits are read, not {', '.join(beside)} beside them."] if beside else []
+    notes = [] if base == root else _beside(root)
     if skipped:
         said = ", ".join(f"{count} {what}" for what, count in sorted(skipped.items()))
         notes.append(f"{base}: {sum(skipped.values())} skipped that are no images: {said}.")
@@ -55,7 +54,7 @@ def folder(root: Path, split: str, how: Reading) -> Raw:
         more = f" {notes[-1]}" if skipped else ""
         raise Refused(f"folder {base} has no images ({', '.join(SUFFIXES)}) in it or below.{more}")
     raw = gathered(Files(base, names), how)
-    tops = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
+    tops = [name[: max(0, name.find(os.sep))] for name in names]
     classes = tuple(sorted(set(tops)))
     raw = raw._replace(notes=(*notes, *raw.notes))
     if "" in classes:
@@ -63,8 +62,18 @@ def folder(root: Path, split: str, how: Reading) -> Raw:
     _check_empty(base, classes)
     if len(classes) < 2:
         return raw
-    labels = np.array([classes.index(top) for top in tops], np.int64)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[top] for top in tops], np.int64)
     return raw._replace(labels=labels, classes=classes)
+
+
+def _beside(root: Path) -> list[str]:
+    """A note of what lies beside the splits of a folder, if anything does."""
+    known = {path.name for path in splits(root).values()}
+    others = [name for name in os.listdir(root) if not name.startswith(".") and name not in known]
+    if not others:
+        return []
+    return [f"{root}: its splits are read, not {', '.join(sorted(others))} beside them."]
 
 
 def _check_empty(base: Path, classes: tuple[str, ...]) -> None:
@@ -80,33 +89,41 @@ def _check_empty(base: Path, classes: tuple[str, ...]) -> None:
             )
 
 
-def _walk(root: Path) -> tuple[list[Path], Counter[str]]:
-    """Images below `root` by their relative names, sorted, and what else there is, by kind."""
-    names: list[Path] = []
+def _walk(root: Path) -> tuple[list[str], Counter[str]]:
+    """Images below `root` by their relative names, sorted, and what else there is, by kind.
+
+    Names are strings: a `Path` for each of hundreds of thousands would take most of a start.
+    """
+    names: list[str] = []
     skipped: Counter[str] = Counter()
 
     def shut(error: OSError) -> None:
         skipped["folder that cannot be read"] += 1
 
     seen = {root.resolve()}
-    for place, below, files in os.walk(root, followlinks=True, onerror=shut):
+    for place, below, found in os.walk(root, followlinks=True, onerror=shut):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in tuple(below):
             if (real := Path(place, name).resolve()) in seen:
                 below.remove(name)
                 skipped["link to a folder seen before"] += 1
             seen.add(real)
-        for name in files:
-            path = Path(place, name)
+        start = place[len(str(root)) :].lstrip(os.sep)
+        for name in found:
+            suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if path.suffix.lower() not in SUFFIXES:
-                skipped[path.suffix.lower() or "file without suffix"] += 1
-            elif not path.is_file():
-                skipped["link that leads nowhere" if path.is_symlink() else "no file"] += 1
+            if suffix not in SUFFIXES:
+                skipped[suffix or "file without suffix"] += 1
+            elif not os.path.isfile(path := os.path.join(place, name)):
+                skipped["link that leads nowhere" if os.path.islink(path) else "no file"] += 1
             else:
-                names.append(path.relative_to(root))
-    return sorted(names), skipped
+                names.append(os.path.join(start, name))
+    return sorted(names, key=_parts), skipped
+
+
+def _parts(name: str) -> list[str]:
+    return name.split(os.sep)
 
 
 @final
@@ -118,9 +135,9 @@ class Files(Items):
         names: of the files in it.
     """
 
-    def __init__(self, where: Path, names: Sequence[Path]) -> None:
+    def __init__(self, where: Path, names: Sequence[str]) -> None:
         self.where = where
-        self.names = [str(name) for name in names]
+        self.names = names
 
     def decoded(self, row: int) -> np.ndarray:
         return pictures.deep(self.full(row))

@@ -20,6 +20,7 @@ from torch import Tensor
 from sfumato import pictures
 from sfumato.errors import NotFound, Refused
 from sfumato.notes import Note
+from sfumato.paths import with_home
 from sfumato.training.arrays import channels_first, found_in
 from sfumato.training.folders import SUFFIXES
 from sfumato.training.raw import numbers
@@ -47,7 +48,7 @@ def read(source: str | Path, key: str | None = None) -> list[Input]:
         FileNotFoundError: there is no such file or folder.
         ValueError: it holds no images, values that are not finite, or two images of one name.
     """
-    path = Path(source).expanduser()
+    path = with_home(source)
     if not path.exists():
         raise NotFound(f"there is no file or folder {source}.")
     if path.suffix.lower() in (".npz", ".npy") and path.is_file():

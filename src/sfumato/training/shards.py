@@ -27,6 +27,7 @@ import numpy as np
 
 from sfumato import arrays, documents, files, pictures
 from sfumato.errors import NotFound, Refused
+from sfumato.paths import with_home
 from sfumato.training import cache
 from sfumato.training.folders import SUFFIXES
 from sfumato.training.items import Items, gathered, told
@@ -137,14 +138,14 @@ def named(source: str) -> list[Path] | None:
         FileNotFoundError: one of a pattern is missing.
         ValueError: they are compressed.
     """
-    path = Path(source).expanduser()
+    path = with_home(source)
     if path.is_dir():
         if not (found := _inside(path)):
             return None
     elif path.exists():
         found = [path]
     elif RANGE.search(source) and source.lower().endswith((SUFFIX, *PACKED)):
-        found = [Path(one).expanduser() for one in expanded(source)]
+        found = [with_home(one) for one in expanded(source)]
         if missing := next((one for one in found if not one.is_file()), None):
             raise NotFound(f"there is no file {missing}, which {source} names.")
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfumato.errors import NotFound, Refused
 from sfumato.names import nearest
+from sfumato.paths import with_home
 from sfumato.record import KINDS
 from sfumato.training import cifar, columns, folders, shards
 from sfumato.training.arrays import array
@@ -22,7 +23,7 @@ def splits(source: str | Path) -> tuple[str, ...]:
         return ("train", "test")
     if str(source).startswith(columns.PREFIX):
         return columns.splits(str(source))
-    path = Path(source).expanduser()
+    path = with_home(source)
     if str(source) and not path.exists() and shards.named(str(source)):
         return ("train",)
     if not str(source) or not path.exists():
@@ -49,7 +50,7 @@ def read(source: str | Path, split: str, how: Reading) -> Raw:
         if how.kind not in (None, KINDS[0]):
             raise Refused(f"{source} has images; --kind is for arrays.")
         return columns.read(str(source), split, how)
-    path = Path(source).expanduser()
+    path = with_home(source)
     base = folders.splits(path)[split] if path.is_dir() else source
     if (found := shards.named(str(base))) is not None:
         if how.kind not in (None, KINDS[0]):
