@@ -33,13 +33,14 @@ LEAVES = {
     "errors": {
         *(name for row in ORDER for name in row),
         *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing", "hub"),
-        *("limits", "fields", "documents", "arrays"),
+        *("limits", "fields", "documents", "arrays", "paths"),
     },
     "limits": {
         *(name for row in ORDER for name in row),
         *("fields", "documents", "arrays", "record", "networks", "pictures"),
     },
     "fields": {*("record", "networks", "config", "autoencoding", "methods", "cli")},
+    "paths": {"documents", "training", "cli"},
     "documents": {
         *("autoencoding", "scores", "cards", "bridge", "store", "training", "evaluation", "cli"),
         *("demo", "hub", "files"),

@@ -18,7 +18,7 @@ SOME = {
     "kills": [3, 5],
     "damage": [1, 6],
     "disk": [0, 1, 2],
-    "hostile": [1, 2, 5, 6, 8],
+    "hostile": [*range(9)],
     "mix": [*range(len(METHODS))],
     "workers": [0],
 }
