@@ -7,6 +7,7 @@ appears, and killed if that is still there.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import signal
 import time
@@ -87,11 +88,11 @@ class Kills(Part):
         for kill in range(number * EACH, (number + 1) * EACH):
             before = latest(work)
             if kill % 3 == 0:
-                self._killed_inside(words, work, random, expected)
+                anew = self._killed_inside(words, work, random, expected)
                 inside += 1
             else:
-                self._killed(words, work, random, seconds, expected)
-            if latest(work) < before:
+                anew = self._killed(words, work, random, seconds, expected)
+            if not anew and latest(work) < before:
                 raise Miss(f"{name}: checkpoint {before} is lost")
         end = expect(run(words, work), 0)
         if told := difference(content(work), expected):
@@ -101,35 +102,35 @@ class Kills(Part):
 
     def _killed(
         self, words: list[str], work: Path, random: Random, seconds: float, expected: dict[str, str]
-    ) -> None:
-        """Kill the command at an instant of its time."""
-        for _ in range(TRIES):
+    ) -> bool:
+        """Kill the command at an instant of its time; whether it began anew before."""
+        for i in range(TRIES):
             launched = Launched(words, work)
             time.sleep(random.uniform(0, seconds))
             launched.signal(signal.SIGKILL)
             if launched.end().code == -signal.SIGKILL:
-                return
+                return i > 0
             self._again(work, expected)
             seconds /= 2
         raise Miss(f"ended {TRIES} times before it was killed")
 
     def _killed_inside(
         self, words: list[str], work: Path, random: Random, expected: dict[str, str]
-    ) -> None:
-        """Kill the command while a file has its temporary name."""
+    ) -> bool:
+        """Kill the command while a file has its temporary name; whether it began anew before."""
         most = 8
-        for _ in range(TRIES):
+        for i in range(TRIES):
             launched = Launched(words, work)
-            left, seen = random.randint(1, most), {*work.rglob("*.part")}
+            left, seen = random.randint(1, most), parts(work)
             while launched.process.is_alive():
-                new = {*work.rglob("*.part")} - seen
+                new = parts(work) - seen
                 seen |= new
                 left -= len(new)
                 if new and left <= 0 and launched.stopped():
                     if any(path.exists() for path in new):
                         launched.signal(signal.SIGKILL)
                         launched.end()
-                        return
+                        return i > 0
                     launched.signal(signal.SIGCONT)
                 time.sleep(0.0003)
             expect(launched.end(), 0)
@@ -143,6 +144,14 @@ class Kills(Part):
             raise Miss(told)
         shutil.rmtree(work)
         work.mkdir()
+
+
+def parts(work: Path) -> set[Path]:
+    """The files and folders with temporary names, though some of them go while they are listed."""
+    found = set()
+    for home, folders, names in os.walk(work):
+        found |= {Path(home, name) for name in (*folders, *names) if name.endswith(".part")}
+    return found
 
 
 def latest(work: Path) -> str:
