@@ -706,6 +706,22 @@ def test_a_run_cut_among_skipped_steps_is_the_run(tmp_path, monkeypatch):
     assert [e["in_a_row"] for e in events if e.get("event") == "skipped"] == [1, 2, 3, 3]
 
 
+def test_what_a_killed_save_had_to_drop_is_dropped(tmp_path):
+    """A smaller `keep` than the run's drops nothing before the next checkpoint."""
+    options = replace(OPTIONS, images=16 * 6, checkpoint_every=16, keep=3)
+    home = tmp_path / "run" / "checkpoints"
+
+    def names(options: TrainOptions) -> list[int]:
+        model, data = tiny(options=options)
+        train(model, data, options, tmp_path / "run", device="cpu")
+        return sorted(int(path.name) for path in home.iterdir())
+
+    assert names(options) == [4, 5, 6]
+    shutil.copytree(home / "00000004", home / "00000003")
+    assert names(options) == [4, 5, 6]
+    assert names(replace(options, keep=1)) == [4, 5, 6]
+
+
 def test_ten_steps_in_a_row_end_training(tmp_path, monkeypatch):
     """The checkpoints stay as they were, and the sentence names the last and the learning rate."""
     options = replace(OPTIONS, keep=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from random import Random
@@ -94,17 +95,23 @@ def content(home: Path, without: tuple[str, ...] = ("log.jsonl",)) -> dict[str, 
 
 
 def _hash(path: Path) -> str:
+    try:
+        told = _told(path)
+    except (ValueError, OSError, zipfile.BadZipFile):  # one that is damaged
+        told = path.read_bytes()
+    return hashlib.sha256(told).hexdigest()
+
+
+def _told(path: Path) -> bytes:
     if path.suffix == ".npz" and ".part" not in path.name:
         with np.load(path, allow_pickle=False) as arrays:
             parts = [(name, arrays[name].dtype.str, arrays[name]) for name in arrays.files]
-        told = b"".join(
+        return b"".join(
             f"{name} {kind} {x.shape}".encode() + x.tobytes() for name, kind, x in parts
         )
-    elif path.name == "scores.json" or (path.suffix == ".json" and path.parent.name == "work"):
-        told = json.dumps(_timeless(json.loads(path.read_text())), sort_keys=True).encode()
-    else:
-        told = path.read_bytes()
-    return hashlib.sha256(told).hexdigest()
+    if path.name == "scores.json" or (path.suffix == ".json" and path.parent.name == "work"):
+        return json.dumps(_timeless(json.loads(path.read_text())), sort_keys=True).encode()
+    return path.read_bytes()
 
 
 def _timeless(value: Any) -> Any:

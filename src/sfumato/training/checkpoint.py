@@ -199,6 +199,7 @@ class Checkpoints:
         self.subject = subject
         self.options = options
         self.identity = Identity(subject.config, options)
+        self.keep = options.keep
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -215,9 +216,9 @@ class Checkpoints:
             if record.is_file():
                 last = self.latest()
                 step = int(last.name) if last else 0
-                self.identity.check(
-                    Identity.read(record, type(self.identity.config)), step, self.out
-                )
+                found = Identity.read(record, type(self.identity.config))
+                self.identity.check(found, step, self.out)
+                self.keep = max(self.keep, found.options.keep)
             if not record.is_file() or record.read_text() != text:
                 files.write(record, text)
             for folder in (self.out, *(self.out / name for name in WRITTEN)):
@@ -276,7 +277,17 @@ class Checkpoints:
                 files.write_tensors(moments, part / "optimizer.safetensors")
                 if state.powers:
                     snapshots.fill(part, state.kept(), state.ema.steps)
-        for old in self._all()[: -self.options.keep]:
+        self._drop(self.options.keep)
+
+    def tidy(self) -> None:
+        """Drop what a run killed while it saved had still to drop.
+
+        A smaller `keep` than the run's counts from the next checkpoint on.
+        """
+        self._drop(self.keep)
+
+    def _drop(self, keep: int) -> None:
+        for old in self._all()[:-keep]:
             files.remove(old)
 
     def keep_averages(self, state: State, step: int) -> None:

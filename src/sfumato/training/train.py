@@ -192,6 +192,8 @@ def _fit(
                 stack.enter_context(checkpoints.claimed())
             # Files first, by one process: a damaged checkpoint is set aside once.
             start = checkpoints.resume(None if shards else state) if main or not shards else 0
+            if main:
+                checkpoints.tidy()
         if shards:
             start = checkpoints.resume(state)  # by all at once: each has a part of the weights
         prepared = network if shards else accelerator.prepare(network)
