@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import pickle
+import signal
 import warnings
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from scipy import stats
 
 import sfumato as sf
 from sfumato.cli import main
-from sfumato.training import arrays, data, items, lazy, loader
+from sfumato.training import arrays, data, draws, items, lazy, loader
 from sfumato.training.lazy import Lazy, Stored
 from sfumato.training.options import TrainOptions
 from sfumato.training.order import permuted
@@ -173,6 +176,71 @@ def test_batches_read_ahead_are_those_of_the_steps(tmp_path, monkeypatch, worker
         assert torch.equal(torch.cat([one, other]), whole)
 
 
+def test_processes_that_read_outlive_a_signal_to_all(tmp_path, monkeypatch):
+    """As a scheduler sends it: the one that trains has yet to save, and stops them itself."""
+    found = read(monkeypatch, pictures(tmp_path / "x", "gray"), True)
+    options = TrainOptions(images=400, batch=8, workers=2)
+    batches = loader.read(found, options, 0, torch.device("cpu"))
+    first = next(batches)
+    for process in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(process.pid or 0, number)
+    expected = [*loader.read(found, dataclasses.replace(options, workers=0), 0, first.device)]
+    rest = [first, *batches]
+    assert all(torch.equal(a, b) for a, b in zip(rest, expected, strict=True))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_trained_before_a_bad_file_is_kept(tmp_path, monkeypatch, workers):
+    """One that was whole when the data were loaded."""
+    home = pictures(tmp_path / "x", "gray")
+    found = read(monkeypatch, home, True)
+    options = TrainOptions(images=30, batch=1, workers=workers, preview_every=0)
+    network = sf.UNetOptions(width=8, multipliers=(1,), patch=1)
+    model = sf.build(sf.Config("ddpm", found.record, network=network), found, options)
+    row = int(draws.rows(7, found, options))
+    (home / sorted(path.relative_to(home) for path in home.rglob("*.png"))[row]).write_bytes(b"")
+    with pytest.raises(ValueError, match="is not an image"):
+        sf.train(model, found, options, tmp_path / "run", device="cpu")
+    assert [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()] == [7]
+
+
+def test_batches_that_wait_are_bounded(monkeypatch, tmp_path):
+    """By bytes, at least one for each process; of several, each reads with its share of cores."""
+    found = read(monkeypatch, pictures(tmp_path / "x", "gray"), True)
+    size = 8 * 9 * 7
+    for room, expected in ((size, 1), (2 * 3 * size, 3), (2**30, 4)):
+        monkeypatch.setattr(loader, "WAITING", room)
+        assert loader._ahead(found, 8, 2) == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
+    for told, count in (
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 3),
+        ({"SLURM_CPUS_PER_TASK": "12"}, 8),
+        ({"LOCAL_WORLD_SIZE": "4", "SLURM_CPUS_PER_TASK": "12"}, 3),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK"):
+                patch.delenv(name, raising=False)
+            for name, value in told.items():
+                patch.setenv(name, value)
+            assert loader.workers(found, TrainOptions(), processes=16) == count
+
+
+def test_files_are_closed_with_the_arrays_that_read_them(tmp_path):
+    path = stored(tmp_path, "bytes")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        whole = Stored(path)
+        part = whole[:10]
+        assert np.array_equal(whole[np.arange(3)], part[np.arange(3)])
+        del whole
+        assert len(part[np.arange(3)]) == 3
+        del part
+    assert len(os.listdir("/dev/fd")) == before
+
+
 SIZE = ("--width", "8", "--multipliers", "1", "--patch", "1", "--preview-every", "0")
 
 
@@ -267,6 +335,8 @@ def test_workers_are_counted(tmp_path, monkeypatch):
     assert loader.workers(sf.load("digits"), TrainOptions()) == 0
     with pytest.raises(ValueError, match="workers must be 0 or more"):
         TrainOptions(workers=-1)
+    with pytest.raises(ValueError, match="100,000,000 steps are more than 99,999,999"):
+        TrainOptions(images=10**8, batch=1)
 
 
 def test_workers_are_no_part_of_a_run(tmp_path):

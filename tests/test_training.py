@@ -438,6 +438,47 @@ def test_a_damaged_checkpoint_without_another_names_the_cure(tmp_path):
     assert last.is_dir()
 
 
+def test_checkpoints_damaged_twice_are_all_set_aside(tmp_path):
+    """The same step damaged again has another name than before; the weights are the run's."""
+    options = replace(OPTIONS, images=32, checkpoint_every=16)
+    model, data = tiny(options=options)
+    train(model, data, options, tmp_path / "run", device="cpu")
+    last = tmp_path / "run" / "checkpoints" / "00000002" / "optimizer.safetensors"
+    whole = last.read_bytes()
+    for _ in range(3):
+        last.write_bytes(b"")
+        model, data = tiny(options=options)
+        with pytest.warns(UserWarning, match=r"training goes on from .*00000001"):
+            train(model, data, options, tmp_path / "run", device="cpu")
+        assert last.read_bytes() == whole
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").glob("*damaged")}
+    assert names == {f"00000002.{i}damaged" for i in ("", "2.", "3.")}
+
+
+def test_random_numbers_of_the_caller_are_left_as_they_are(tmp_path):
+    options = replace(OPTIONS, images=32)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_variable_of_accelerate_changes_no_gradient(tmp_path, monkeypatch):
+    options = replace(OPTIONS, images=32, accumulate=2)
+    train(*tiny(options=options), options, tmp_path / "plain", device="cpu")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(*tiny(options=options), options, tmp_path / "set", device="cpu")
+    assert final(tmp_path / "plain") == final(tmp_path / "set")
+
+
+def test_another_gpu_than_the_one_used_is_refused():
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=1"):
+        train_module._check_device(torch.device("cuda:1"), torch.device("cuda:0"))
+    train_module._check_device(torch.device("cuda"), torch.device("cuda:3"))
+    train_module._check_device(torch.device("cpu"), torch.device("cpu"))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_recipe_ends_clean(method):
     """The grid ends at 0, where the loop returns x_0^, or where C = I to 1e-3."""
@@ -943,3 +984,26 @@ def test_a_second_training_in_bfloat16_is_in_bfloat16(tmp_path):
         seen.clear()
         train(model, data, options, tmp_path / name, device="cpu")
         assert {*seen} == {torch.bfloat16}
+
+
+class Interrupted:
+    """A tracker at whose first figures the user presses Ctrl-C twice."""
+
+    def start(self, model, options, step): ...
+
+    def log(self, step, figures):
+        raise KeyboardInterrupt
+
+    def image(self, name, step, x): ...
+
+    def stop(self): ...
+
+
+def test_an_interrupted_training_in_bfloat16_leaves_the_network_as_it_was(tmp_path):
+    options = replace(OPTIONS, images=64, precision="bfloat16")
+    model, data = tiny(options=options)
+    backbone = model.denoiser.backbone
+    with pytest.raises(KeyboardInterrupt):
+        train(model, data, options, tmp_path / "run", [Interrupted()], device="cpu")
+    assert backbone.forward.__func__ is type(backbone).forward
+    assert not {"_original_forward", "_is_accelerate_prepared"} & {*backbone.__dict__}

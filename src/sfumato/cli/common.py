@@ -117,7 +117,7 @@ def latents(data: Data, values: Namespace, place: str | None = None) -> tuple[Da
 
     source = read_source(values.latent, data.record.shape)
     with bar("images encoded", len(data), values.quiet) as advance:
-        return encoded(data, source, values.out, values.latent, place or best(), advance)
+        return encoded(data, source, values.out, values.latent, mine(place), advance)
 
 
 def asked(values: Namespace) -> dict[str, Any]:
@@ -188,9 +188,7 @@ def load(run: str, values: Namespace) -> Model:
     from sfumato.methods import lookup
     from sfumato.store import from_pretrained, newest, read_config
 
-    place = torch.device(device(values.device) or best())
-    if place.type == "cuda":
-        place = torch.device("cuda", here().local)
+    place = torch.device(mine(device(values.device)))
     given: dict[str, Any] = {}
     for what in OWN:
         if values[what] is None:
@@ -242,6 +240,12 @@ def best() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "mps" if _mps() else "cpu"
+
+
+def mine(name: str | None) -> str:
+    """The device of this process: as asked, or the fastest; of several GPUs, its own."""
+    name = name or best()
+    return f"cuda:{here().local}" if name == "cuda" else name
 
 
 def _mps() -> bool:

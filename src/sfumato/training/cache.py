@@ -72,7 +72,7 @@ def kept(
     """
     told = json.dumps(about, sort_keys=True)
     folder = home() / kind / hashlib.sha256(told.encode()).hexdigest()[:DIGITS]
-    with _alone(folder):
+    with alone(folder):
         try:
             if folder.is_dir():
                 return _checked(folder, told, read)
@@ -108,7 +108,7 @@ def _replace(folder: Path, told: str, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Within, no other process of this machine is; where nothing can be locked, any may be."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ snapshots/NNN/       these averages at earlier steps, see `snapshots`
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from sfumato import files
 from sfumato.config import Config
-from sfumato.errors import Refused
+from sfumato.errors import Refused, reason
 from sfumato.files import read_tensors
 from sfumato.notes import Note
 from sfumato.record import LATENTS, Record
@@ -123,7 +124,8 @@ class State:
         self.skipped = int(tensors.pop(SKIPPED, 0))
         for key, value in tensors.items():
             position, _, name = key.partition(".")
-            of = parameters[int(position)] if position.isdecimal() else None
+            known = position.isdecimal() and int(position) < len(parameters)
+            of = parameters[int(position)] if known else None
             if of is None or value.shape not in (of.shape, torch.Size()):
                 raise Refused(f"{path} does not fit the network: '{key}' {tuple(value.shape)}.")
             # A moment has the memory layout of its parameter, whatever the file's.
@@ -184,6 +186,16 @@ def check_free(out: Path, data: Record) -> None:
         )
 
 
+def _aside(folder: Path) -> Path:
+    """A name for a damaged checkpoint that no other has."""
+    path = folder.with_name(f"{folder.name}.damaged")
+    for i in itertools.count(2):
+        if not path.exists():
+            break
+        path = folder.with_name(f"{folder.name}.{i}.damaged")
+    return path
+
+
 @final
 class Checkpoints:
     """The run folder `out`.
@@ -232,7 +244,8 @@ class Checkpoints:
         Without a state, files alone are compared.
 
         Raises:
-            ValueError: all checkpoints are damaged or do not fit; nothing is changed.
+            ValueError: all checkpoints are damaged or do not fit, or one cannot be read; no file
+                is changed.
         """
         damage: dict[Path, str] = {}
         for path in reversed(self._all()):
@@ -243,8 +256,10 @@ class Checkpoints:
             except ValueError as error:
                 damage[path] = str(error)
                 continue
+            except OSError as error:  # what cannot be read now may be whole
+                raise Refused(f"{path} cannot be read: {reason(error)}.") from error
             for other, told in damage.items():
-                aside = other.rename(other.with_name(f"{other.name}.damaged"))
+                aside = other.rename(_aside(other))
                 warnings.warn(f"{told} It is now {aside}; training goes on from {path}.", Note, 2)
             return int(path.name)
         if damage:

@@ -133,7 +133,8 @@ class Data:
         rows = np.asarray(indices)
         rows = rows if rows.size else rows.astype(np.int64)
         if rows.size and not -len(self) <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"these data have rows 0 to {len(self) - 1}; got {rows.max()}.")
+            odd = rows.max() if rows.max() >= len(self) else rows.min()
+            raise IndexError(f"these data have rows 0 to {len(self) - 1}; got {odd}.")
         return rows % len(self)
 
     def stats(self, batch: int = 256) -> DataStatistics:

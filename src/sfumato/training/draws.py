@@ -8,7 +8,8 @@ an uninterrupted one, and several processes draw what one would.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,15 @@ PART = 32
 """Rows of the global batch whose noise comes from one stream."""
 
 T = TypeVar("T")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within, torch's global random numbers are those of `seed`; after it, the caller's again."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def share(options: TrainOptions, process: int, processes: int) -> range:

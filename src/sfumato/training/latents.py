@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +24,9 @@ from sfumato import files
 from sfumato.codec import Channels, Codec, Coder, RunningChannels, digest, whitened
 from sfumato.corruption.boundary import expect
 from sfumato.errors import Refused
+from sfumato.processes import here
 from sfumato.record import LATENTS, Record
+from sfumato.training.cache import alone
 from sfumato.training.checkpoint import check_free
 from sfumato.training.data import Data
 from sfumato.training.lazy import header
@@ -77,15 +80,17 @@ def encoded(
     record = _record(data, coder, given, latent_shape(coder, data.record))
     check_free(Path(out), record)
     folder = Path(out) / LATENTS / record.sha256[:KEY]
-    if not folder.is_dir():
-        if device is not None:
-            coder.to(device)
-        try:
-            with files.folder(folder) as part:
-                _fill(part, data, coder, given, record, tick)
-        except ValueError:
-            if not folder.is_dir():  # else another process of this run was faster
-                raise
+    # Of several processes on one machine the first encodes, and the others read.
+    with alone(folder) if here().count > 1 else nullcontext():
+        if not folder.is_dir():
+            if device is not None:
+                coder.to(device)
+            try:
+                with files.folder(folder) as part:
+                    _fill(part, data, coder, given, record, tick)
+            except ValueError:
+                if not folder.is_dir():  # else another process of this run was faster
+                    raise
     return _read(folder, data, coder, record, name)
 
 

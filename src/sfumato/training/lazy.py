@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,12 +144,12 @@ class Stored(Lazy):
         super().__init__(count, tuple(shape), dtype)
         self.path = path
         self.size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        self.file: tuple[int, int] | None = None
+        self.file: _Opened | None = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for i, row in enumerate(rows.tolist()):
-            part = os.pread(self._open(), self.size, self.start + row * self.size)
+            part = os.pread(self._open().number, self.size, self.start + row * self.size)
             if len(part) != self.size:
                 raise Refused(f"{self.path} was cut off while it was read.")
             found[i] = np.frombuffer(part, self.dtype).reshape(found.shape[1:])
@@ -164,14 +165,24 @@ class Stored(Lazy):
         """With the time of the last change."""
         return f"{self.identity()} {self.path.stat().st_mtime_ns}"
 
-    def _open(self) -> int:
+    def _open(self) -> _Opened:
         """The file, opened once in each process."""
-        if self.file is None or self.file[0] != os.getpid():
-            self.file = os.getpid(), os.open(self.path, os.O_RDONLY)
-        return self.file[1]
+        if self.file is None or self.file.process != os.getpid():
+            self.file = _Opened(self.path)
+        return self.file
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "file": None}
+
+
+@final
+class _Opened:
+    """A file that is open for reading as long as this object, which slices of an array share."""
+
+    def __init__(self, path: Path) -> None:
+        self.process = os.getpid()
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
 
 
 def changed(

@@ -7,6 +7,7 @@ and the number of processes that read changes no value.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import final
 
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sfumato.training import draws
+from sfumato.training import draws, stop
 from sfumato.training.data import Data
 from sfumato.training.lazy import Lazy
 from sfumato.training.options import TrainOptions
 
 AHEAD = 4
-"""Batches that each process has ready."""
+"""Batches that each process has ready, at most."""
+WAITING = 2**30
+"""Bytes of batches that wait in all, at most, unless each process has one."""
 MOST = 8
 """Processes that read, unless more are asked for."""
 
@@ -49,8 +52,9 @@ def read(
         batch_size=None,
         sampler=steps,  # type: ignore[reportArgumentType]: of rows, not of one
         num_workers=count,
-        prefetch_factor=AHEAD,
+        prefetch_factor=_ahead(data, len(mine), count),
         pin_memory=device.type == "cuda",
+        worker_init_fn=_deaf,
     )
     for found in loader:
         if isinstance(found, Exception):
@@ -62,8 +66,31 @@ def workers(data: Data, options: TrainOptions, processes: int = 1) -> int:
     """Processes that read for one of `processes` that train: as asked, or none for arrays."""
     if options.workers is not None:
         return options.workers
+    if not isinstance(data.images, Lazy):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(MOST, (cores or 1) // processes)) if isinstance(data.images, Lazy) else 0
+    return max(1, min(MOST, (cores or 1) // _beside(processes)))
+
+
+def _beside(processes: int) -> int:
+    """How many of `processes` share the cores that this one may use."""
+    if "SLURM_CPUS_PER_TASK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
+        return 1  # each task has cores of its own
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(local) if local.isdecimal() and int(local) else processes
+
+
+def _ahead(data: Data, rows: int, count: int) -> int:
+    """Batches of `rows` that each of `count` processes has ready."""
+    size = rows * data.images.nbytes // len(data.images)
+    return max(1, min(AHEAD, WAITING // max(1, count * size)))
+
+
+def _deaf(number: int) -> None:
+    """A process that reads ends with the one that trains, which has a step and a checkpoint to
+    finish when a signal reaches both."""
+    for asked in stop.SIGNALS:
+        signal.signal(asked, signal.SIG_IGN)
 
 
 @final

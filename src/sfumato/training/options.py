@@ -13,6 +13,8 @@ from sfumato.names import choose
 
 DECAYS = ("cosine", "none")
 PRECISIONS = ("auto", "float32", "bfloat16")
+STEPS = 10**8
+"""Too many: the name of a checkpoint has eight digits."""
 LONGEST = 0.2886
 """Length of an average at most: 12^(-1/2), the deviation of equal weights, rounded down."""
 COUNTS = {
@@ -116,6 +118,8 @@ class TrainOptions:
                 raise Refused(f"{name} must be 0 or more and finite; got {found}.")
         if self.workers is not None:
             whole("workers", self.workers, 0, limits.WORKERS)
+        if self.steps >= STEPS:
+            raise Refused(f"{self.steps:,} steps are more than {STEPS - 1:,}; use a larger batch.")
         for name in ("ema", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"{name} must lie in [0, 1); got {getattr(self, name):g}.")

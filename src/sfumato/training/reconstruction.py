@@ -80,8 +80,8 @@ def train_autoencoder(
     expect(config, AutoencoderConfig, "train_autoencoder needs an AutoencoderConfig first")
     expect(data, Data, "train_autoencoder needs Data after the config, such as sf.load('digits')")
     expect(options, TrainOptions, "train_autoencoder needs TrainOptions after the data")
-    torch.manual_seed(options.seed)
-    trained = TrainedAutoencoder(config)
+    with draws.seeded(options.seed):
+        trained = TrainedAutoencoder(config)
     fit(Reconstruction(trained, features), data, options, out, trackers, device)
     trained.network.eval()
     return trained

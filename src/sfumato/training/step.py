@@ -1,6 +1,7 @@
 r"""A step computes the mean loss of one global batch and its gradients, whatever the objective.
 
-What it draws depends on (seed, step) and the place in the global batch alone: see `draws`.
+What it draws depends on (seed, step) and the place in the global batch alone: see `draws`. Dropout
+alone depends on the process and the part of an accumulated batch too.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ bit by bit for equal threads, torch build and number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sfumato.errors import Refused, TrainingDiverged
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
 from sfumato.sampling.sample import finite
-from sfumato.training import denoising, loader, sharding, speed, stop, together
+from sfumato.training import denoising, draws, loader, sharding, speed, stop, together
 from sfumato.training.averages import Average, power, ramped
 from sfumato.training.checkpoint import Checkpoints, State
 from sfumato.training.data import Data
@@ -72,7 +73,17 @@ def build(
     expect(config, Config, "build needs a Config first")
     expect(data, Data, "build needs Data after the config, such as sf.load('digits')")
     expect(options, TrainOptions, "build needs TrainOptions after the data")
-    torch.manual_seed(options.seed)
+    with draws.seeded(options.seed):
+        return _built(config, data, start, stats, given)
+
+
+def _built(
+    config: Config,
+    data: Data,
+    start: str | Path | None,
+    stats: DataStatistics | None,
+    given: dict[str, Any],
+) -> Model:
     stats = data.stats() if stats is None else stats
     if start is None:
         return Model(config, stats, **given)
@@ -160,7 +171,7 @@ def fit(
     """Train any objective, as `train` does, and leave the averaged weights in its subject."""
     own = (JsonLines(out), Pictures(out))
     told = (*own, *(tracker for tracker in checked(trackers) if tracker not in own))
-    with together.reported(options):
+    with together.reported(options), draws.seeded(options.seed):
         _fit(objective, data, options, out, told, device)
 
 
@@ -197,11 +208,15 @@ def _fit(
         if shards:
             start = checkpoints.resume(state)  # by all at once: each has a part of the weights
         prepared = network if shards else accelerator.prepare(network)
+        stack.callback(_released, accelerator, prepared)
         report = Report(told if main else (), objective, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
         steps = _steps(start, accelerator, objective.through(prepared), state, data, options)
-        for step, value in steps:
+        # With several, the others would wait for this one's share of the checkpoint.
+        alone = accelerator.num_processes == 1
+        kept = partial(checkpoints.save, state) if alone else None
+        for step, value in _kept(steps, kept):
             if main:
                 rate = state.optimizer.param_groups[0]["lr"]
                 report.step(step, value, state.skipped, rate)
@@ -213,9 +228,6 @@ def _fit(
                     checkpoints.save(state, step, main)
                 raise KeyboardInterrupt
     accelerator.wait_for_everyone()
-    bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    # Else a later training would take the network for prepared, and not run it in bfloat16.
-    bare.__dict__.pop("_is_accelerate_prepared", None)
     if shards:
         objective.network.load_state_dict(sharding.whole(state.weights()))
     else:
@@ -243,6 +255,27 @@ def _steps(
         yield step, value
 
 
+def _kept(
+    steps: Iterator[tuple[int, Tensor]], save: Callable[[int], None] | None
+) -> Iterator[tuple[int, Tensor]]:
+    """The steps; where the data of one cannot be read, what was trained before is saved."""
+    done = 0
+    try:
+        for done, value in steps:
+            yield done, value
+    except (ValueError, OSError):
+        if save is not None and done:
+            save(done)
+        raise
+
+
+def _released(accelerator: Accelerator, prepared: nn.Module) -> None:
+    """Undo what accelerate has done to the network, however training ended."""
+    bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    # Else a later training would take the network for prepared, and not run it in bfloat16.
+    bare.__dict__.pop("_is_accelerate_prepared", None)
+
+
 def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -251,11 +284,22 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
         mixed_precision="bf16" if speed.bfloat16(options, device) else "no",
         kwargs_handlers=[together.patience(options)],
     )
-    if device is not None and accelerator.device.type != torch.device(device).type:
-        raise Refused(
-            f"there is no device {device} here; training would run on the {accelerator.device}."
-        )
+    # The loop accumulates by itself, whatever accelerate's own variable says.
+    accelerator.gradient_accumulation_steps = 1
+    if device is not None:
+        _check_device(torch.device(device), accelerator.device)
     return accelerator
+
+
+def _check_device(asked: torch.device, found: torch.device) -> None:
+    """Raise ValueError where training would run on another device than asked for."""
+    if asked.type != found.type:
+        raise Refused(f"there is no device {asked} here; training would run on the {found}.")
+    if asked.type == "cuda" and asked.index not in (None, found.index):
+        raise Refused(
+            f"training would run on {found}, not on {asked}. Ask for cuda, and choose the GPU by "
+            f"CUDA_VISIBLE_DEVICES={asked.index}."
+        )
 
 
 def _check(objective: Objective, data: Data, options: TrainOptions, processes: int) -> None:
