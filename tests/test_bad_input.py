@@ -69,6 +69,10 @@ def test_a_home_that_is_not_there_is_said(refused, words):
     assert DATA in refused(*words)
 
 
+def test_a_name_that_is_not_utf_8_is_refused(refused):
+    assert "no name in UTF-8" in refused("train", "ddpm", *TINY, "--out", os.fsdecode(b"x\xff"))
+
+
 def tree(root: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in root.rglob("*")}
 

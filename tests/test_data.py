@@ -254,6 +254,14 @@ def test_arrays_have_labels(tmp_path):
 HOLE = np.full((2, 4, 4), np.nan)
 
 
+def test_signals_beyond_float32_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((4, 5), 1e300))
+    with pytest.raises(ValueError, match=r"x\.npy has values beyond those of float32, 1e\+300 to"):
+        load(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="a range goes from a low to a high value"):
+        load(tmp_path / "x.npy", range=(-float("inf"), 1))
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -466,13 +474,15 @@ def test_what_is_skipped_in_a_folder_is_said(tmp_path):
     put(tmp_path / ".other" / "3.png", COLOUR[2])
     (tmp_path / "elsewhere").rmdir()
     (tmp_path / "elsewhere").symlink_to(tmp_path / ".other")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "dog" / "through.png").symlink_to("1.TIFF/x")
     with pytest.warns(Note) as caught:
         data = load(tmp_path)
     assert np.array_equal(data.images.transpose(0, 2, 3, 1), COLOUR[[0, 1, 2]])
     assert data.record.classes == ("cat.png", "dog", "elsewhere")
     (note,) = (str(one.message) for one in caught)
     assert note == (
-        f"{tmp_path}: 4 skipped that are no images: 1 .gif, 1 file without suffix, 1 link that "
+        f"{tmp_path}: 6 skipped that are no images: 1 .gif, 2 file without suffix, 2 link that "
         "leads nowhere, 1 link to a folder seen before."
     )
     assert caught[0].filename == __file__

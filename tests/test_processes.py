@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -197,6 +198,52 @@ def test_two_processes_give_what_one_gives(model, tmp_path, monkeypatch, verb):
         for row in record.get("results", ()):
             row.pop("seconds_per_image")
     assert known == found
+
+
+@pytest.mark.slow
+def test_processes_without_a_gpu_train_together(tmp_path):
+    """Without --device, too: one run of the whole batch, of which the first alone tells."""
+    port = str(free())
+    started = []
+    for index in range(2):
+        told = {"RANK": str(index), "WORLD_SIZE": "2", "LOCAL_RANK": str(index)}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, **told, "OMP_NUM_THREADS": "1"}
+        words = ("train", "ddpm", *SIZE, "--batch", "8", "--images", "16", "--out", "run")
+        command = [sys.executable, "-m", "sfumato", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes))
+    outs = [one.communicate(timeout=120) for one in started]
+    assert [one.returncode for one in started] == [0, 0], outs
+    assert "run: checkpoints/" in outs[0][0] and not outs[1][0]
+    events = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event.get("event") == "started"] == [0]
+    assert [event["images"] for event in events if "images" in event] == [16]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (2, {"batch": "7"}),
+        (2, {"MASTER_ADDR": ""}),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_at_once(tmp_path, monkeypatch, capsys, count, told):
+    """Before any waits for another, which is never started here."""
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in {"RANK": "0", "WORLD_SIZE": str(count), "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    words = ("train", "ddpm", *SIZE, "--batch", told.get("batch", "8"), "--images", "16")
+    assert run(*words, "--device", "cpu", "--quiet", "--out", tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ("Use a multiple of 2" if "batch" in told else "set MASTER_ADDR") in line
+    assert not (tmp_path / "run").exists()
+
+
+def free() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def test_processes_share_a_likelihood_by_files_alone(model, monkeypatch, capsys):

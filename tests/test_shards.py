@@ -26,6 +26,17 @@ def own(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
 
 
+def test_links_beside_shards_lead_somewhere(tmp_path):
+    archive(tmp_path / "s" / "0.tar", {"0.png": png(VALUES[0]), "1.png": png(VALUES[1])})
+    (tmp_path / "s" / "round").symlink_to("round")
+    assert len(sf.load(tmp_path / "s")) == 2
+    with pytest.raises(ValueError, match=r"0\.tar has no image by the --key jpg"):
+        sf.load(tmp_path / "s" / "0.tar", key="jpg")
+    (tmp_path / "s" / "1.tar").symlink_to("nowhere.tar")
+    with pytest.raises(sf.Refused, match=r"1\.tar cannot be read: No such file"):
+        sf.load(tmp_path / "s")
+
+
 VALUES = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3)).astype(np.uint8)
 LABELS = [10, 9, 2] * 4
 

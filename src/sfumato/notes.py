@@ -29,7 +29,8 @@ def printed(quiet: bool = False) -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, Note):
-                sys.stderr.write(f"sfumato: note: {message}\n")
+                sentence = " ".join(str(message).split())  # a name in it may hold line feeds
+                sys.stderr.write(f"sfumato: note: {sentence}\n")
             else:
                 plain(message, category, filename, lineno, file, line)
 

@@ -89,5 +89,7 @@ def _run(words: list[str]) -> int:
 
 
 def _complain(sentence: str, code: int) -> int:
-    print(f"sfumato: {' '.join(sentence.split())}", file=sys.stderr)
+    # A name that is not UTF-8 is printed with its bytes escaped.
+    line = " ".join(sentence.split()).encode(errors="backslashreplace").decode()
+    print(f"sfumato: {line}", file=sys.stderr)
     return code

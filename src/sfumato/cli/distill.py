@@ -13,6 +13,7 @@ from sfumato.cli.common import pick, run_argument
 from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.cli.signatures import SOURCE
 from sfumato.errors import Refused
+from sfumato.processes import here
 from sfumato.progress import bar
 from sfumato.training.services import SERVICES
 
@@ -98,7 +99,7 @@ def _distill(values: Namespace, options: TrainOptions) -> int:
     except KeyboardInterrupt:
         print(f"sfumato: stopped; the same command resumes {out}.", file=sys.stderr)
         return 130
-    if not values.quiet:
+    if not values.quiet and here().first:
         own = "".join(f" --{what} {values[what]}" for what in common.OWN if values[what])
         for stage in done:
             count = stage.model.sampler.whole[1]

@@ -25,6 +25,7 @@ from sfumato.cli.parser import (
 from sfumato.cli.signatures import SOURCE, UNET, Parameter, Signature
 from sfumato.errors import WRONG, Refused, reason
 from sfumato.names import reworded
+from sfumato.processes import here
 from sfumato.training.services import SERVICES
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _train(
     except KeyboardInterrupt:
         print(f"sfumato: stopped; the same command resumes {values.out}.", file=sys.stderr)
         return 130
-    if not values.quiet:
+    if not values.quiet and here().first:
         own = f" --method {name}" if sha256 else ""
         own += f" --backbone {values.backbone}" if given.get("backbone") else ""
         print(f"{values.out}: checkpoints/, previews/, log.jsonl, run.json")

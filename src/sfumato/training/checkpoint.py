@@ -168,7 +168,11 @@ class State:
 
 
 def check_owned(out: Path) -> None:
-    """Raise ValueError where `out` has files and is not a run's folder."""
+    """Raise ValueError where `out` has files and is not a run's folder, or a name without UTF-8."""
+    try:
+        str(out.resolve()).encode()
+    except UnicodeEncodeError:
+        raise Refused(f"{out} is no name in UTF-8, which the files of weights need.") from None
     record = out / "run.json"
     mine = {record, out / "log.jsonl", out / LATENTS, *files.parts(record)}
     if not record.is_file() and out.is_dir() and set(out.iterdir()) - mine:

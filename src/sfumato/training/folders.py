@@ -33,13 +33,18 @@ SPLITS = {
 def splits(root: Path) -> dict[str, Path]:
     """The folder of each split. All of `root` is train, unless it says otherwise."""
     with os.scandir(root) as entries:
-        below = {entry.name.lower(): root / entry.name for entry in entries if entry.is_dir()}
+        below = {entry.name.lower(): root / entry.name for entry in entries if is_folder(entry)}
     found = {
         split: below[name] for split, names in SPLITS.items() for name in names if name in below
     }
     named = {path.name.lower() for path in found.values()}
     seen = {name for name in below if not name.startswith(".")}
     return found if "train" in found and (len(found) > 1 or seen == named) else {"train": root}
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one; links that lead nowhere, or round, are none."""
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def folder(root: Path, split: str, how: Reading) -> Raw:
@@ -114,7 +119,7 @@ def _walk(root: Path) -> tuple[list[str], Counter[str]]:
             if name.startswith("."):
                 continue
             if suffix not in SUFFIXES:
-                skipped[suffix or "file without suffix"] += 1
+                skipped[suffix.rstrip(".") or "file without suffix"] += 1
             elif not os.path.isfile(path := os.path.join(place, name)):
                 skipped["link that leads nowhere" if os.path.islink(path) else "no file"] += 1
             else:

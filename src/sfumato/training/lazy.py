@@ -210,7 +210,10 @@ def header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:
     except arrays.BROKEN as error:
         raise Refused(f"{path} cannot be read as arrays: {reason(error)}.") from error
     if found.fortran or not found.shape:
-        raise Refused(f"{path} holds one number, or columns first; save rows of numbers.")
+        raise Refused(
+            f"{path} holds one number, or columns first; save rows of numbers, "
+            "np.ascontiguousarray(array)."
+        )
     asked = found.start + found.bytes
     if asked != size:
         raise Refused(f"{path} has {size} bytes, and its header asks for {asked}: it is cut off.")

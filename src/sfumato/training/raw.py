@@ -82,7 +82,7 @@ class Reading:
     crop: str | None = None
 
     def __post_init__(self) -> None:
-        if self.range is not None and not self.range[0] < self.range[1] < np.inf:
+        if self.range is not None and not -np.inf < self.range[0] < self.range[1] < np.inf:
             raise Refused(f"a range goes from a low to a high value; got {_span(*self.range)}.")
         if self.kind is not None:
             choose("kind", self.kind, KINDS)
@@ -183,8 +183,11 @@ def measured(values: Values, where: object, given: Range | None) -> Raw:
     Signals are not clipped: what is beyond the scale lies beyond [-1, 1].
     """
     extent = numbers(values, where)
+    with np.errstate(over="ignore"):
+        size = float(np.float32(max(map(abs, extent))))
+    if not np.isfinite(size):
+        raise Refused(f"{where} has values beyond those of float32, {_span(*extent)}.")
     values = changed(values, _floating, values.shape[1:], np.dtype(np.float32))
-    size = float(np.float32(max(map(abs, extent))))
     if not given and not size:
         raise Refused(f"{where} holds nothing but zeros (values from {_span(*extent)}).")
     low, high = given or (-size, size)

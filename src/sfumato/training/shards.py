@@ -26,10 +26,10 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from sfumato import arrays, documents, files, pictures
-from sfumato.errors import NotFound, Refused
+from sfumato.errors import NotFound, Refused, reason
 from sfumato.paths import with_home
 from sfumato.training import cache
-from sfumato.training.folders import SUFFIXES
+from sfumato.training.folders import SUFFIXES, is_folder
 from sfumato.training.items import Items, gathered, told
 from sfumato.training.raw import Raw, Reading
 
@@ -162,7 +162,7 @@ def _inside(folder: Path) -> list[Path]:
         for entry in entries:
             name = entry.name.lower()
             if not name.startswith("."):
-                if name.endswith(SUFFIXES) or entry.is_dir():
+                if name.endswith(SUFFIXES) or is_folder(entry):
                     return []
                 if name.endswith((SUFFIX, *PACKED)):
                     found.append(folder / entry.name)
@@ -231,8 +231,14 @@ def classified(names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 def seen(paths: Sequence[Path]) -> list[tuple[int, int]]:
     """Size and time of the last change of each file."""
-    found = [path.stat() for path in paths]
-    return [(about.st_size, about.st_mtime_ns) for about in found]
+    found = []
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise NotFound(f"{path} cannot be read: {reason(error)}.") from None
+        found.append((about.st_size, about.st_mtime_ns))
+    return found
 
 
 def pairs(paths: Sequence[Path]) -> Iterator[tuple[Path, tuple[int, int]]]:
@@ -278,6 +284,8 @@ def _index(where: str, paths: Sequence[Path], key: str | None) -> Index:
                     for one in members
                     if one is not image and (image is None or one.kind not in ("cls", "json"))
                 )
+    if not images and key is not None:
+        raise Refused(f"{where} has no image by the --key {key} in its .tar files.")
     if not images:
         raise Refused(f"{where} has no images ({', '.join(SUFFIXES)}) in its .tar files.")
     return Index(

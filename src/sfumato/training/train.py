@@ -23,9 +23,10 @@ from sfumato.codec import identity
 from sfumato.config import Config, Origin
 from sfumato.corruption.boundary import expect
 from sfumato.corruption.statistics import DataStatistics
-from sfumato.errors import Refused, TrainingDiverged
+from sfumato.errors import Refused, TrainingDiverged, reason
 from sfumato.model import Model
 from sfumato.networks.ranks import widened
+from sfumato.processes import here
 from sfumato.sampling.sample import finite
 from sfumato.training import denoising, draws, loader, sharding, speed, stop, together
 from sfumato.training.averages import Average, power, ramped
@@ -183,8 +184,8 @@ def _fit(
     told: tuple[Tracker, ...],
     device: str | None,
 ) -> None:
+    _check(objective, data, options, here().count)  # before any waits for the others
     accelerator = _accelerator(options, device)
-    _check(objective, data, options, accelerator.num_processes)
     shards = sharding.asked()
     with ExitStack() as stack:
         network = stack.enter_context(speed.running(objective.network, options))
@@ -279,11 +280,23 @@ def _released(accelerator: Accelerator, prepared: nn.Module) -> None:
 def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="bf16" if speed.bfloat16(options, device) else "no",
-        kwargs_handlers=[together.patience(options)],
-    )
+    try:
+        accelerator = Accelerator(
+            # Else several processes on a machine without a GPU would each train alone.
+            cpu=device == "cpu" or (device is None and not torch.accelerator.is_available()),
+            mixed_precision="bf16" if speed.bfloat16(options, device) else "no",
+            kwargs_handlers=[together.patience(options)],
+        )
+    except ValueError as error:  # of accelerate and torch
+        raise Refused(
+            f"process {here().index} of {here().count} cannot join the others: {reason(error)}. "
+            "Start them by torchrun, or set MASTER_ADDR and MASTER_PORT as it does."
+        ) from error
+    if accelerator.num_processes != here().count:
+        raise Refused(
+            f"{here().count} processes were started, and on {accelerator.device} each would train "
+            "alone. Use --device cpu, or start one; with GPUs, set LOCAL_RANK as torchrun does."
+        )
     # The loop accumulates by itself, whatever accelerate's own variable says.
     accelerator.gradient_accumulation_steps = 1
     if device is not None:
@@ -314,7 +327,7 @@ def _check(objective: Objective, data: Data, options: TrainOptions, processes: i
     if options.batch % (processes * options.accumulate):
         raise Refused(
             f"batch {options.batch} does not split into {processes} processes of "
-            f"{options.accumulate} parts each."
+            f"{options.accumulate} parts each. Use a multiple of {processes * options.accumulate}."
         )
 
 
