@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -68,11 +69,17 @@ def reported(options: TrainOptions) -> Iterator[None]:
         raise
 
 
-def check_same(accelerator: Accelerator, identity: Identity, data: Data) -> None:
-    """Raise ValueError, in all processes, unless they have the same data, model and options."""
+def check_same(accelerator: Accelerator, identity: Identity, data: Data, out: Path) -> None:
+    """Raise ValueError, in all processes, unless they have the same data, model and options.
+
+    The run's folder `out` may lie at another place for each, under one name.
+    """
     if accelerator.num_processes == 1:
         return
-    told = {"data": values(data), "model or options": identity.digest()}
+    options = hashlib.sha256(
+        f"{identity.digest()} {out.resolve().name}".encode(errors="surrogateescape")
+    ).hexdigest()
+    told = {"data": values(data), "model or options": options}
     mine = torch.tensor([[*bytes.fromhex(told[name])] for name in TOLD], device=accelerator.device)
     each = cast(Tensor, accelerator.gather(mine[None])).cpu()
     for row, (what, cure) in enumerate(TOLD.items()):

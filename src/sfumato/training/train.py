@@ -197,7 +197,7 @@ def _fit(
             objective.subject.to(accelerator.device)
         state = _state(network if shards else objective.subject.trainable, options)
         checkpoints = Checkpoints(Path(out), objective.subject, options)
-        together.check_same(accelerator, checkpoints.identity, data)
+        together.check_same(accelerator, checkpoints.identity, data, checkpoints.out)
         main = accelerator.is_main_process
         with accelerator.main_process_first():
             if main:
