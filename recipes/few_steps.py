@@ -81,7 +81,7 @@ def scores(name: str, out: Path, counts: Sequence[int], rows: Sequence[str]) -> 
             row = {"row": told, **judge.result(Images(whole.pixels[:count], about))}
             print(name, told, row["steps"], count, f"{row['fid']:.3f}", flush=True)
             _keep(RECORDS / f"few-{name}-{count}.json", judge, name, row)
-    blocks.forget(RECORDS / f"few-{name}.json")
+    keep.forget()
 
 
 def _keep(path: Path, judge: Judge, name: str, row: dict[str, Any]) -> None:
@@ -92,7 +92,9 @@ def _keep(path: Path, judge: Judge, name: str, row: dict[str, Any]) -> None:
     files.write(path, json.dumps(record, indent=2) + "\n")
 
 
-def _drawn(model: sf.Model, sampler: sf.Sampler, count: int, keep: Path | None = None) -> Images:
+def _drawn(
+    model: sf.Model, sampler: sf.Sampler, count: int, keep: blocks.Blocks | None = None
+) -> Images:
     return Drawing(model, count, sampler, keep=keep).images()
 
 

@@ -33,7 +33,7 @@ LEAVES = {
     "errors": {
         *(name for row in ORDER for name in row),
         *("names", "record", "networks", "config", "files", "pictures", "charts", "viewing", "hub"),
-        *("limits", "fields", "documents", "arrays", "paths"),
+        *("limits", "fields", "documents", "arrays", "paths", "processes"),
     },
     "limits": {
         *(name for row in ORDER for name in row),

@@ -179,6 +179,15 @@ def test_an_average_from_snapshots_is_the_one_that_was_tracked(length, run, trac
     assert found.error < 0.02 and between > 0
 
 
+def test_the_weights_of_each_snapshot_are_read_once(run, monkeypatch):
+    """Lengths and steps are in the header."""
+    seen: list[Path] = []
+    plain = snapshots.read
+    monkeypatch.setattr(snapshots, "read", lambda path: (seen.append(path), plain(path))[1])
+    assert sf.averages.reconstructed(run, 0.08).steps == 20
+    assert len(seen) == len({*seen}) == 20
+
+
 def test_the_folder_has_the_average_and_the_rest_of_the_checkpoint(run, tmp_path, capsys):
     out = tmp_path / "model"
     assert main(f"average {run} --length 0.08 --out {out}".split()) == 0

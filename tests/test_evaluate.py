@@ -128,6 +128,23 @@ def test_nothing_is_attested_where_fid_differs(record, here):
     assert json.loads(Path("far.json").read_text()) == found
 
 
+def test_a_record_says_in_what_precision_its_samples_were_drawn(trained, here, capsys):
+    """It is verified in that one; a record that names none is verified as before."""
+    words = ("evaluate", trained, "--steps", 2, "--extractor", "pca", *QUICK)
+    assert run(*words, "--dtype", "bfloat16", "--out", "half.json") == 0
+    found = protocol.read(Path("half.json"))
+    assert found["subject"]["dtype"] == "bfloat16"
+    assert run("evaluate", "--verify", "half.json", "--quiet", "--device", "cpu") == 0
+    other = {**found, "subject": {**found["subject"], "dtype": "float32"}}
+    told = protocol.differences(found, other)
+    assert told == ["computed in float32, recorded in bfloat16"]
+    assert run(*words, "--out", "old.json") == 0
+    old = json.loads(Path("old.json").read_text())
+    assert old["subject"].pop("dtype") == "float32"
+    Path("old.json").write_text(json.dumps(old))
+    assert run("evaluate", "--verify", "old.json", "--quiet", "--device", "cpu") == 0
+
+
 def test_a_cut_evaluation_goes_on_from_its_blocks(trained, here, monkeypatch):
     """Killed after some blocks, it draws only the others, and the record is the same."""
     monkeypatch.setattr(samples, "BLOCK", 8)

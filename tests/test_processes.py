@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,20 @@ def test_processes_are_those_of_the_environment(monkeypatch):
     assert here() == Processes(2, 3, 2) and not here().first
     monkeypatch.setenv("RANK", "none")
     assert here() == Processes()
+    as_one_of(monkeypatch, 3, 1)
+    with pytest.raises(sf.Refused, match="RANK=3 is no index of WORLD_SIZE=1 processes"):
+        here()
+
+
+def number(first: int) -> dict[str, np.ndarray]:
+    return {"x": np.array(first)}
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_each_block_is_computed_once(tmp_path, monkeypatch, count):
     """By the process whose turn it is; the first reads all in order, even those that come late."""
     made: list[tuple[int, int]] = []
+    keep = blocks.Blocks(tmp_path)
 
     def make(first: int) -> dict[str, np.ndarray]:
         made.append((here().index, first))
@@ -69,7 +78,7 @@ def test_each_block_is_computed_once(tmp_path, monkeypatch, count):
 
     def share(index: int) -> list[int]:
         as_one_of(monkeypatch, index, count)
-        return [int(part["x"][0]) for part in blocks.every(tmp_path, {}, range(0, 40, 10), make)]
+        return [int(part["x"][0]) for part in blocks.every(keep, {}, range(0, 40, 10), make)]
 
     late = {index: share(index) for index in range(1, count)}
     assert share(0) == [0, 10, 20, 30]
@@ -82,8 +91,9 @@ def test_each_block_is_computed_once(tmp_path, monkeypatch, count):
 def test_the_first_process_waits_for_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "PAUSE", 0.01)
     as_one_of(monkeypatch, 0, 2)
-    parts = blocks.every(tmp_path, {}, [0, 1], lambda first: {"x": np.array(first)})
-    path = blocks._path(tmp_path, {}, 1)
+    keep = blocks.Blocks(tmp_path)
+    parts = blocks.every(keep, {}, [0, 1], number)
+    path = blocks._path(keep.folder({}), 1)
     timer = threading.Timer(0.3, lambda: files.write_arrays({"x": np.array(1)}, path))
     timer.start()
     assert [int(part["x"]) for part in parts] == [0, 1]
@@ -96,9 +106,99 @@ def test_the_first_process_does_the_part_of_one_that_is_gone(tmp_path, monkeypat
     monkeypatch.setattr(blocks, "PAUSE", 0.01)
     as_one_of(monkeypatch, 0, 2)
     with pytest.warns(Note, match="process 1 of 2 has ended or is slow") as told:
-        parts = blocks.every(tmp_path, {}, range(6), lambda first: {"x": np.array(first)})
+        parts = blocks.every(blocks.Blocks(tmp_path), {}, range(6), number)
         assert [int(part["x"]) for part in parts] == [*range(6)]
     assert len(told) == 1
+
+
+def test_a_process_after_the_first_one_is_done_computes_nothing(tmp_path, monkeypatch):
+    """One that begins late, and one that is at its first block then; the last removes the mark."""
+    monkeypatch.setattr(blocks, "WAIT", 0.02)
+    monkeypatch.setattr(blocks, "PAUSE", 0.01)
+    out = tmp_path / "x.npz"
+    as_one_of(monkeypatch, 1, 3)
+    slow = blocks.every(blocks.beside(out), {}, range(9), number)
+    assert int(next(slow)["x"]) == 1
+    as_one_of(monkeypatch, 0, 3)
+    keep = blocks.beside(out)
+    with pytest.warns(Note):
+        assert len([*blocks.every(keep, {}, range(9), number)]) == 9
+    keep.forget()
+    assert not [*tmp_path.rglob("*.npz")]
+    as_one_of(monkeypatch, 1, 3)
+    assert [*slow] == []
+    as_one_of(monkeypatch, 2, 3)
+    assert [*blocks.every(blocks.beside(out), {}, range(9), number)] == []
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_process_that_is_overtaken_stores_nothing(tmp_path, monkeypatch):
+    """All have begun, and the first is done and has removed the blocks while one is computed."""
+    out = tmp_path / "x.npz"
+
+    def make(first: int) -> dict[str, np.ndarray]:
+        as_one_of(monkeypatch, 0, 2)
+        blocks.forget(keep.folder({}))
+        as_one_of(monkeypatch, 1, 2)
+        return number(first)
+
+    as_one_of(monkeypatch, 1, 2)
+    keep = blocks.beside(out)
+    assert len([*blocks.every(keep, {}, range(9), make)]) == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_resumed_process_knows_how_long_its_blocks_took(tmp_path, monkeypatch):
+    """A block that takes as long as those which were read is waited for."""
+    monkeypatch.setattr(blocks, "WAIT", 0.0)
+    monkeypatch.setattr(blocks, "PAUSE", 0.01)
+    keep = blocks.Blocks(tmp_path)
+    as_one_of(monkeypatch, 0, 2)
+
+    def slow(first: int) -> dict[str, np.ndarray]:
+        time.sleep(0.1)
+        return number(first)
+
+    next(blocks.every(keep, {}, [0, 1], slow))
+    path = blocks._path(keep.folder({}), 1)
+    threading.Timer(0.2, lambda: files.write_arrays(number(1), path)).start()
+    parts = blocks.every(keep, {}, [0, 1], lambda first: pytest.fail("computed again"))
+    assert [{name: int(x) for name, x in part.items()} for part in parts] == [{"x": 0}, {"x": 1}]
+
+
+def test_only_the_own_blocks_are_forgotten(tmp_path):
+    out = tmp_path / "x.npz"
+    mine, other = blocks.beside(out), blocks.beside(out)
+    for keep, seed in ((mine, 0), (other, 1)):
+        assert len([*blocks.every(keep, {"seed": seed}, [0], number)]) == 1
+    (mine.home / "notes.txt").write_text("of the user")
+    mine.forget()
+    assert sorted(path.name for path in mine.home.rglob("*.*")) == ["00000000.npz", "notes.txt"]
+    (mine.home / "notes.txt").unlink()
+    other.forget()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_key_is_computed_once(tmp_path, monkeypatch):
+    """The seeds in it may be many."""
+    calls = []
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda *a, **k: (calls.append(a), dumps(*a, **k))[1])
+    assert len([*blocks.every(blocks.Blocks(tmp_path), {}, range(5), number)]) == 5
+    assert len(calls) == 1
+
+
+def test_blocks_of_another_precision_are_not_taken(model, tmp_path, monkeypatch, small):
+    """Nor those of another device or version, which are beside it in the key."""
+    out = tmp_path / "x.npz"
+    as_one_of(monkeypatch, 1, 2)  # leaves its blocks, and writes no output
+    words = ("sample", model, "--seeds", "0-13", *FEW, "--out", out)
+    for dtype in ("bfloat16", "float32"):
+        assert run(*words, "--dtype", dtype) == 0
+    assert len([*blocks.beside(out).home.rglob("*.npz")]) == 2
+    drawing = samples.Drawing(sf.from_pretrained(model), 1, sf.Sampler("ddim", 2))
+    known = {"dtype": "float32", "device": "cpu", "sfumato": sf.__version__}
+    assert known.items() <= drawing.key().items()
 
 
 OUTPUTS = ("x.npz", "folder")
@@ -150,7 +250,7 @@ def test_other_samples_do_not_take_the_blocks_of_an_interrupted_one(model, tmp_p
     as_one_of(monkeypatch, 1, 2)  # leaves its blocks, and writes no output
     assert run("sample", model, "--seeds", "0-20", *FEW, "--out", out) == 0
     monkeypatch.delenv("RANK")
-    assert len([*blocks.beside(out).rglob("*.npz")]) == 1 and not out.exists()
+    assert len([*blocks.beside(out).home.rglob("*.npz")]) == 1 and not out.exists()
     assert run("sample", model, "--seeds", "5-25", *FEW, "--out", out) == 0
     expected = sf.from_pretrained(model).sample(range(5, 26), sf.Sampler("ddim", 2), batch=7)
     assert np.abs(np.load(out)["images"].astype(int) - samples.to_uint8(expected)).max() <= 1
@@ -257,6 +357,26 @@ def test_rows_are_written_as_one_array(tmp_path):
     files.write_rows("x", parts, 5, tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as found:
         assert found.files == ["x"] and np.array_equal(found["x"], np.concatenate(parts))
+    for count in (4, 6):
+        with pytest.raises(sf.Refused, match=f"5 rows came, where {count} were announced"):
+            files.write_rows("x", parts, count, tmp_path / "y.npz")
+    with pytest.raises(sf.Refused, match="there are no rows"):
+        files.write_rows("x", [], 4, tmp_path / "y.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_a_refused_sample_sweeps_nothing_and_an_accepted_one_its_own(model, tmp_path, capsys):
+    """Parts of pictures of another command, which may be writing them now, stay."""
+    own, others = tmp_path / ".000000.png.abcd.part", tmp_path / ".000009.png.abcd.part"
+    for path in (own, others):
+        path.write_bytes(b"half")
+    (tmp_path / "cat.png").write_bytes(b"of the user")
+    words = ("sample", model, "--seeds", "0-1", *FEW, "--out", tmp_path)
+    assert run(*words) == 2 and "holds other images" in capsys.readouterr().err
+    assert own.exists() and others.exists()
+    (tmp_path / "cat.png").unlink()
+    assert run(*words) == 0
+    assert not own.exists() and others.exists()
 
 
 def launches() -> list[str]:

@@ -121,6 +121,16 @@ def test_the_device_is_read_at_the_interval_only():
     assert len(told.of("log")) == report.EVERY - 1 and told.of("stop")
 
 
+def test_a_torn_line_of_the_log_is_dropped_where_it_goes_on(tmp_path):
+    log = JsonLines(tmp_path)
+    log.log(1, {"images": 4.0})
+    path = tmp_path / "log.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 2, "im')
+    log.start(None, None, 1)
+    assert path.read_bytes() == whole + b'{"event": "resumed", "step": 1}\n'
+
+
 def test_the_loss_of_the_log_is_the_running_mean():
     """Equal weights at first, 0.98 of the past later; skipped steps do not count."""
     told, values = Recorder(), torch.rand(100, dtype=torch.float64).tolist()

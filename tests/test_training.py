@@ -409,6 +409,38 @@ def test_a_checkpoint_that_vanishes_is_read_as_the_next(tmp_path, monkeypatch):
         from_pretrained(tmp_path / "run")
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), shutil.Error([("a", "b", "c")])])
+def test_a_checkpoint_that_vanishes_within_a_copy_is_read_as_the_next(tmp_path, error):
+    folder = tmp_path / "checkpoints" / "00000001"
+    folder.mkdir(parents=True)
+
+    def reading(found: Path) -> str:
+        if found == folder:
+            folder.rename(folder.with_name("00000002"))
+            raise error
+        return found.name
+
+    assert store.newest(tmp_path, reading) == "00000002"
+    with pytest.raises(type(error)):
+        store.newest(tmp_path, lambda _: (_ for _ in ()).throw(error))
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_hashed_is_not_called_damaged(tmp_path, monkeypatch):
+    options = replace(OPTIONS, images=16)
+    train(*tiny(options=options), options, tmp_path / "run", device="cpu")
+    stored = store.read(tmp_path / "run")
+    digest = files.file_digest
+
+    def late(path: Path) -> str:
+        if stored.path.parent.is_dir():
+            files.remove(stored.path.parent)
+        return digest(path)
+
+    monkeypatch.setattr(files, "file_digest", late)
+    store.verify(stored)
+    assert not stored.path.exists()
+
+
 def test_a_folder_is_removed_at_once(tmp_path, monkeypatch):
     """Cut off in the middle, it is not there, and `sweep` removes the rest."""
     (tmp_path / "00000001").mkdir()
@@ -419,7 +451,10 @@ def test_a_folder_is_removed_at_once(tmp_path, monkeypatch):
     assert [path.name for path in seen[0]] == ["file"]
     monkeypatch.undo()
     assert not (tmp_path / "00000001").exists() and list(tmp_path.iterdir())
-    files.sweep(tmp_path / "[0-9]*")
+    files.sweep(tmp_path / "00000001")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"cannot remove .*00000001: No such file"):
+        files.remove(tmp_path / "00000001")
     assert not list(tmp_path.iterdir())
 
 

@@ -31,9 +31,12 @@ def read_table(path: Path | str) -> dict[str, Any]:
 
 
 def read_lines(path: Path | str) -> list[Any]:
-    """What each line of a file of JSON lines holds; errors as `read_json`."""
-    text = _text(Path(path), limits.DOCUMENT)
-    return [from_json(str(path), line) for line in text.splitlines()]
+    """What each line of a file of JSON lines holds; errors as `read_json`.
+
+    A last line without its line feed is left out: what wrote it was stopped within it.
+    """
+    lines = _text(Path(path), limits.DOCUMENT).split("\n")  # strings may hold other line ends
+    return [from_json(str(path), line) for line in lines[:-1]]
 
 
 def from_json(name: str, text: str | bytes) -> Any:  # noqa: ANN401 - JSON

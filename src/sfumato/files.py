@@ -5,10 +5,12 @@ A folder written so has a `manifest.json`, the last of its files: the SHA-256 of
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -39,25 +41,28 @@ def write(path: Path | str, content: bytes | str | Callable[[Path], None]) -> No
         content: bytes, text (UTF-8), or a function that writes to the path it is given.
 
     Raises:
-        ValueError: the path cannot be written; no partial file is left.
+        ValueError: the path cannot be written; no partial file is left. Other errors of `content`
+            are as it raises them.
     """
     path = Path(path)
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _parents(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
-        part = Path(name)
-        try:
+    part = Path(name)
+    try:
+        with _reported(path, part):
             if isinstance(content, str | bytes):
                 part.write_bytes(content.encode() if isinstance(content, str) else content)
             else:
                 content(part)
-            part.chmod(0o666 & ~_umask())
+        with _reported(path):
+            part.chmod(0o666 & ~_UMASK)
             _flush(part)
             part.replace(path)
-            _flush(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
+            _flush(path.parent, *made)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -91,17 +96,26 @@ def write_rows(name: str, parts: Iterable[np.ndarray], count: int, path: Path) -
         parts: arrays (n, *shape) whose rows are `count` in all.
         count: of the rows.
         path: of the file.
+
+    Raises:
+        ValueError: as `write`; the parts have more or fewer rows, and nothing is written.
     """
     following = iter(parts)
-    head = next(following)
+    head = next(following, None)
+    if head is None:
+        raise Refused(f"cannot write {path}: there are no rows, where {count} were announced.")
     about = {"descr": head.dtype.str, "fortran_order": False, "shape": (count, *head.shape[1:])}
 
     def fill(part: Path) -> None:
+        seen = 0
         with zipfile.ZipFile(part, "w") as archive:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array_header_1_0(stream, about)
                 for one in itertools.chain([head], following):
                     stream.write(np.ascontiguousarray(one).data)
+                    seen += len(one)
+        if seen != count:
+            raise Refused(f"cannot write {path}: {seen} rows came, where {count} were announced.")
 
     write(path, fill)
 
@@ -114,20 +128,24 @@ def folder(path: Path | str) -> Iterator[Path]:
     `path` does not exist; `sweep` removes the unfinished folder.
 
     Raises:
-        ValueError: the path cannot be written, or exists.
+        ValueError: the path cannot be written, or exists. Other errors of the work within are as
+            it raises them.
     """
     path = Path(path)
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _parents(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        try:
-            part.chmod(0o777 & ~_umask())
+    try:
+        with _reported(path):
+            part.chmod(0o777 & ~_UMASK)
+        with _reported(path, part):
             yield part
+        with _reported(path):
             _seal(part)
             part.rename(path)
-            _flush(path.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            _flush(path.parent, *made)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def new(path: Path | str) -> Path:
@@ -143,8 +161,10 @@ def _seal(folder: Path) -> None:
     found = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     (folder / MANIFEST).write_text(json.dumps({"sha256": found}, indent=2) + "\n")
     for file in (*files, folder / MANIFEST):
-        file.chmod(0o666 & ~_umask())
+        file.chmod(0o666 & ~_UMASK)
         _flush(file)
+    inner = sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True)
+    _flush(*inner, folder)  # the names in a folder are on the disk once it is; deepest first
 
 
 def damaged(folder: Path, names: Collection[str] | None = None) -> str | None:
@@ -187,20 +207,39 @@ def file_digest(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder atomically: a reader finds all of it, or nothing at `path`."""
-    gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    path.rename(gone)  # onto an empty folder, which it replaces
+    """Remove a folder atomically: a reader finds all of it, or nothing at `path`.
+
+    Raises:
+        ValueError: there is none, or it cannot be removed; nothing is changed.
+    """
+    gone = None
+    try:
+        gone = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        path.rename(gone)  # onto an empty folder, which it replaces
+    except OSError as error:
+        if gone is not None:
+            gone.rmdir()
+        raise Refused(f"cannot remove {path}: {error.strerror or error}.") from error
     shutil.rmtree(gone, ignore_errors=True)  # open files may remain, for `sweep`
 
 
-def parts(path: Path) -> list[Path]:
-    """Remains of interrupted writes and removals of `path`; its name may be a pattern."""
-    return sorted(path.parent.glob(f".{path.name}.*.part"))
+def parts(path: Path, names: Collection[str] | None = None) -> list[Path]:
+    """Remains of interrupted writes and removals.
+
+    Args:
+        path: of what was written, or with `names` the folder of these; with the name `*`, of all
+            in its folder.
+        names: of files or folders in `path`.
+    """
+    folder, wanted = (path.parent, {path.name}) if names is None else (path, names)
+    found = [(one, _REMAINS.fullmatch(one.name)) for one in folder.glob(".*.part")]
+    every = names is None and path.name == "*"
+    return sorted(one for one, told in found if told and (every or told[1] in wanted))
 
 
-def sweep(path: Path) -> None:
-    """Remove `parts(path)`."""
-    for part in parts(path):
+def sweep(path: Path, names: Collection[str] | None = None) -> None:
+    """Remove `parts(path, names)`."""
+    for part in parts(path, names):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
         else:
@@ -219,25 +258,51 @@ def check_writable(path: Path | str) -> None:
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def _reported(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Within, an error of the disk is that `path` cannot be written.
+
+    With `part`, where others' work is done within: only an error of writing that.
+    """
     try:
         yield
+    except Refused:
+        raise
     except OSError as error:
+        named = str(error.filename or "")
+        # An error of an open file has no name; of those, libraries may leave out the number.
+        writing = error.errno in _FULL or (part is not None and named.startswith(str(part)))
+        if part is not None and error.errno is not None and not writing:
+            raise
         raise Refused(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _parents(path: Path) -> list[Path]:
+    """Make the folder of `path` where missing; the folders that hold the new ones."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [folder.parent for folder in new]
+
+
+def _flush(*paths: Path) -> None:
+    """Write files, or the names in folders, to the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_UMASK = _umask()
+"""Read once: while it is read, it is 0 for all threads."""
+_REMAINS = re.compile(r"\.(.+)\.[^.]+\.part", re.DOTALL)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import final
 
+from sfumato.errors import Refused
+
 
 @final
 @dataclass(frozen=True)
@@ -33,10 +35,19 @@ class Processes:
 
 
 def here() -> Processes:
-    """What RANK, WORLD_SIZE and LOCAL_RANK say; one process where they are not set."""
+    """What RANK, WORLD_SIZE and LOCAL_RANK say; one process where they are not set.
+
+    Raises:
+        ValueError: the index is not below the count.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     found = [os.environ.get(name, "") for name in names]
     if not all(value.isdecimal() for value in found[:2]):
         return Processes()
     index, count = int(found[0]), max(1, int(found[1]))
+    if index >= count:
+        raise Refused(
+            f"RANK={index} is no index of WORLD_SIZE={count} processes, which is from 0 to "
+            f"{count - 1}: set both as torchrun does, or none."
+        )
     return Processes(index, count, int(found[2]) if found[2].isdecimal() else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -87,8 +88,12 @@ def verify(stored: Stored) -> None:
     Last, since other errors say more precisely what is wrong with a file.
     """
     names = ("config.json", "facts.safetensors", "codec.safetensors", stored.path.name)
-    if (folder := stored.path.parent).is_dir():  # else a run has dropped it since it was read
+    folder = stored.path.parent
+    try:
         files.check(folder, names)
+    except (ValueError, OSError):
+        if folder.is_dir():  # else a run has dropped it since it was read
+            raise
 
 
 def from_diffusers(source: Any) -> Model:  # noqa: ANN401 - any pipeline of diffusers
@@ -268,8 +273,8 @@ def newest(path: str | Path, read: Callable[[Path], T], names: Sequence[str] = F
         folder = locate(path, names)
         try:
             return read(folder)
-        except ValueError:
-            if folder.is_dir():
+        except (ValueError, OSError):
+            if os.path.lexists(folder):
                 raise
 
 

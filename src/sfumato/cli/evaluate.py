@@ -18,6 +18,7 @@ from sfumato.processes import here
 from sfumato.progress import bar
 
 if TYPE_CHECKING:
+    from sfumato.evaluation.blocks import Blocks
     from sfumato.evaluation.protocol import Judge
     from sfumato.evaluation.samples import Images
     from sfumato.guidance import Guidance
@@ -43,6 +44,7 @@ PLAN = (
     "weights",
     "method",
     "batch",
+    "dtype",
     *common.OPTIONS,
 )
 GUIDED = ("guidance", "guidance_interval", "guide", "guide_weights", "classifier")
@@ -67,6 +69,8 @@ def run(argv: Sequence[str]) -> int:
     if values.out is None:
         raise Refused("evaluate needs --out FILE.json for its record.")
     out = Path(values.out)
+    if out.exists() and not here().first:
+        return 0  # the first process has written it, or refuses to
     if out.exists():
         raise Refused(
             f"{out} exists. Check it with --verify {out}, or choose another --out for a new record."
@@ -79,18 +83,19 @@ def run(argv: Sequence[str]) -> int:
     if here().first:
         files.sweep(out)
     values.quiet = values.quiet or not here().first
-    record = _evaluate(values, blocks.beside(out))
+    keep = blocks.beside(out)
+    record = _evaluate(values, keep)
     if record is None:
         return 0
     protocol.write(record, out)
-    blocks.forget(out)
+    keep.forget()
     if not values.quiet:
         _show(record, out)
     return 0
 
 
-def _evaluate(values: Namespace, keep: Path | None) -> dict[str, Any] | None:
-    """The record of one evaluation; `keep` is the folder of finished blocks.
+def _evaluate(values: Namespace, keep: Blocks | None) -> dict[str, Any] | None:
+    """The record of one evaluation; `keep` is where finished blocks are.
 
     None in all but the first of several processes, which draw their share of the blocks.
     """
@@ -152,7 +157,7 @@ def _judged(
     model: Model,
     guided: Guidance,
     values: Namespace,
-    keep: Path | None,
+    keep: Blocks | None,
     training: Data | None,
 ) -> list[dict[str, Any]]:
     """An entry for each number of steps, with the share of copies of `training`, if given."""
@@ -166,7 +171,7 @@ def _judged(
 
 
 def _drawn(
-    model: Model, guided: Guidance, values: Namespace, keep: Path | None
+    model: Model, guided: Guidance, values: Namespace, keep: Blocks | None
 ) -> Iterator[Images]:
     """The samples in each number of steps; of several processes the first has all of them."""
     from sfumato.evaluation.samples import Drawing
@@ -174,7 +179,7 @@ def _drawn(
     for steps in values.steps or (None,):
         chosen = model.chosen(sampler(values, steps))
         with bar("images", values.n, values.quiet) as advance:
-            how = {"clip": values.clip, "guidance": guided}
+            how = {"clip": values.clip, "guidance": guided, "dtype": values.dtype}
             drawing = Drawing(model, values.n, chosen, values.batch, keep, advance, **how)
             yield drawing.images()
 
@@ -228,10 +233,11 @@ def _verify(values: Namespace) -> int:
     subject = {**old["subject"], "steps": old["subject"].get("steps") or None}
     refuse_code(subject, {values.extractor, values.method, values.backbone}, str(path))
     again = Namespace(**{**values.as_dict(), **_parser().fitted(subject, str(path))})
-    new = _evaluate(again, blocks.beside(path))
+    keep = blocks.beside(path)
+    new = _evaluate(again, keep)
     if new is None:
         return 0
-    blocks.forget(path)
+    keep.forget()
     if values.attest and (added := protocol.attested(old, new)):
         protocol.write(added, path)
         print(f"{path}: reproduced on {new['processor']} too; its hashes of images were added")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfumato.cli import common, kinds
 from sfumato.cli.common import load, which_model
@@ -13,6 +13,9 @@ from sfumato.cli.parser import Namespace, Parser, resolved, settings
 from sfumato.errors import Refused
 from sfumato.processes import here
 from sfumato.progress import bar
+
+if TYPE_CHECKING:
+    from sfumato.evaluation.blocks import Blocks
 
 ABOUT = (
     "Bits per dimension of real images under a trained model: by the probability flow, its density "
@@ -39,6 +42,9 @@ def run(argv: Sequence[str]) -> int:
     if values.dry_run:
         print(resolved(parser, values))
         return 0
+    mine = here()
+    if values.out and Path(values.out).exists() and not mine.first:
+        return 0  # the first process has written it, or refuses to
     out = values.out and common.check_new(values.out)
 
     from sfumato import files
@@ -46,25 +52,25 @@ def run(argv: Sequence[str]) -> int:
 
     if out is not None:
         files.check_writable(out)
-        if here().first:
+        if mine.first:
             files.sweep(out)
-    mine = here()
     if out is None and mine.count > 1:
         raise Refused(f"{mine.count} processes share a measurement by files: give --out FILE.json.")
     values.quiet = values.quiet or not mine.first
-    record = {"run": values.run, **_measured(values, out and blocks.beside(out))}
+    keep = out and blocks.beside(out)
+    record = {"run": values.run, **_measured(values, keep)}
     if not mine.first:
         return 0
-    if out is not None:
+    if out is not None and keep is not None:
         files.write(out, json.dumps(record, indent=2) + "\n")
-        blocks.forget(out)
+        keep.forget()
     if not values.quiet:
         _show(record)
     return 0
 
 
-def _measured(values: Namespace, keep: Path | None) -> dict[str, Any]:
-    """The record of one measurement; `keep` is the folder of finished blocks."""
+def _measured(values: Namespace, keep: Blocks | None) -> dict[str, Any]:
+    """The record of one measurement; `keep` is where finished blocks are."""
     from sfumato.evaluation.likelihood import ALL, Measurement, measure
     from sfumato.threads import half, threads
     from sfumato.training.data import load as load_data
@@ -89,7 +95,7 @@ def _measured(values: Namespace, keep: Path | None) -> dict[str, Any]:
         seed=values.seed,
     )
     with threads(values.threads or half()), bar("measures", each, values.quiet) as advance:
-        return measure(model, data, wanted, values.batch, keep, advance)
+        return measure(model, data, wanted, values.batch, keep, advance, values.dtype)
 
 
 def _show(record: Mapping[str, Any]) -> None:

@@ -225,15 +225,16 @@ def _shelf(out: str, task: Task) -> tuple[Shelf, Any]:
         shelf.check()
         return shelf, None
     key = hashlib.sha256(json.dumps(task.request, sort_keys=True).encode()).hexdigest()[:16]
+    home = blocks.beside(path).home / key
 
     def last(restorations: list[Arrays]) -> None:
         if path.suffix.lower() == ".npz":
             files.write_arrays(stacked(restorations), path)
         else:
             pictures.save(strip(restorations), path)
-        blocks.forget(path)
+        blocks.forget(home)
 
-    return Shelf(blocks.beside(path) / key), last
+    return Shelf(home), last
 
 
 def _restored(task: Task, shelf: Shelf, values: Namespace) -> list[Arrays]:

@@ -34,19 +34,18 @@ def run(argv: Sequence[str]) -> None:
         raise Refused("sample needs a run or a model's name, as in sfumato sample runs/soft.")
     seeds = kinds.expand(values.seeds)
 
-    from sfumato import files, pictures
+    from sfumato import pictures
 
     chosen = sampler(values, values.steps)
     if values.dry_run:
         print(resolved(parser, values))
         return
     pictures.check_writable(values.out)
-    if here().first:
-        files.sweep(Path(values.out))
-        files.sweep(Path(values.out, "*"))
     model = load(values.run, values)
     guided = guidance(values)
     check_out(model, values.out, seeds)
+    if here().first:
+        _sweep(values.out, seeds)
     classes = labels(guided.classifier or model, values.classes, seeds)
     chosen = model.chosen(chosen)
     _, steps = chosen.whole
@@ -91,8 +90,8 @@ def _draw(
         record = model.config.pixels
         if many:
             how = {"clip": values.clip, "guidance": guided}
-            about = Drawing(model, len(seeds), chosen, values.batch, **how).about()
-            told = about | {"seeds": seeds, "classes": classes, "start": start}
+            drawing = Drawing(model, len(seeds), chosen, values.batch, dtype=values.dtype, **how)
+            told = drawing.key() | {"seeds": seeds, "classes": classes, "start": start}
             names = _names(values.out, seeds)
             streamed.write(draw, told, names, len(seeds), values.out, record)
         elif mine.first:
@@ -111,6 +110,15 @@ def check_out(model: Model, out: str, seeds: Sequence[int]) -> None:
             f"signals of shape {record.shape} are no pictures; write them to --out NAME.npz."
         )
     pictures.check_alone(out, _names(out, seeds), len(seeds))
+
+
+def _sweep(out: str, seeds: Sequence[int]) -> None:
+    """Remove what the same command has left where it was cut off."""
+    from sfumato import files
+
+    names = _names(out, seeds) or [f"{i:06d}" for i in range(len(seeds))]
+    files.sweep(Path(out))
+    files.sweep(Path(out), {f"{name}.png" for name in names})
 
 
 def keep(images: Tensor, out: str, seeds: Sequence[int], record: Record) -> None:

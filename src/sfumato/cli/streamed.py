@@ -54,8 +54,8 @@ def write(
         found = draw(slice(first, min(first + BLOCK, count)))
         return {kind: pictures.to_uint8(found) if record.pictures else record.raw(found).numpy()}
 
-    home = blocks.beside(Path(out))
-    parts = blocks.every(home, about, range(0, count, BLOCK), make)
+    keep = blocks.beside(Path(out))
+    parts = blocks.every(keep, about, range(0, count, BLOCK), make)
     if not here().first:
         for _ in parts:
             pass
@@ -65,7 +65,7 @@ def write(
         files.write_rows(kind, arrays, count, Path(out))
     else:
         _pictures(arrays, names, out)
-    blocks.forget(Path(out))
+    keep.forget()
 
 
 def _pictures(arrays: Iterator[np.ndarray], names: Sequence[str] | None, out: str) -> None:

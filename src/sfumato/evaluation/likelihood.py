@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -17,7 +16,7 @@ from sfumato.corruption.prior import RandnLike
 from sfumato.errors import Refused
 from sfumato.evaluation import blocks
 from sfumato.evaluation.protocol import FORMAT, RealImages, place
-from sfumato.evaluation.samples import fingerprint
+from sfumato.evaluation.samples import computed, fingerprint
 from sfumato.limits import whole
 from sfumato.model import Model
 from sfumato.processes import here
@@ -97,8 +96,9 @@ def measure(
     data: RealImages,
     wanted: Measurement,
     batch: int = 50,
-    keep: Path | None = None,
+    keep: blocks.Blocks | None = None,
     tick: Callable[[float], None] = lambda _: None,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Bits per dimension of images of `data`: the mean of each, with its standard error.
 
@@ -109,9 +109,10 @@ def measure(
         data: real images.
         wanted: what, and how.
         batch: images at once.
-        keep: folder of finished batches, from which an interrupted measurement resumes; None
+        keep: where finished batches are, from which an interrupted measurement resumes; None
             stores none.
         tick: called with the number of images done, counted for each of `wanted.which`.
+        dtype: precision of the network, as `--dtype` names it.
 
     Returns:
         The record; {} in all but the first of several processes, which measure their share.
@@ -124,7 +125,7 @@ def measure(
     chosen = torch.randperm(len(data), generator=generator)[: wanted.n]
     about = {**asdict(wanted), "data": data.record.to_dict()}
     which = about.pop("which")
-    shared = {"model": fingerprint(model), "batch": batch, "torch": torch.__version__}
+    shared = {"model": fingerprint(model), "batch": batch, **computed(model, dtype)}
     work = about | shared | {"which": [*which]}
     done = 0
 

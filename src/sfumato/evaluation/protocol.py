@@ -33,6 +33,8 @@ LEAST = metrics.DENSITY_K + 1
 ROUNDING = "uint8, round((x + 1) 127.5)"
 ELSEWHERE = "images_sha256_elsewhere"
 """Key of a result: the hashes of its images on other kinds of processors."""
+PLAIN = "float32"
+"""The dtype of a record that names none."""
 PACKAGES = ("sfumato", "torch", "torchmetrics", "diffusers", "numpy")
 
 
@@ -236,6 +238,9 @@ def _others(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) ->
     for name in ("data", "extractor"):
         if old[name]["sha256"] != new[name]["sha256"]:
             yield f"{name} has another sha256 than recorded"
+    before, after = (record["subject"].get("dtype", PLAIN) for record in (old, new))
+    if before != after:
+        yield f"computed in {after}, recorded in {before}"
     for before, after in zip(old["results"], new["results"], strict=True):
         if not abs(after["fid"] - before["fid"]) <= tolerance * abs(before["fid"]):
             yield f"{_label(before)}: FID {after['fid']:.6g}, recorded {before['fid']:.6g}"

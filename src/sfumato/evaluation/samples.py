@@ -12,18 +12,19 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato import machine
 from sfumato.config import Config
 from sfumato.evaluation import blocks
 from sfumato.guidance import Guidance
 from sfumato.model import Model
 from sfumato.pictures import to_uint8
+from sfumato.processes import here
 from sfumato.sampling.sample import Diverged, diverged
 from sfumato.sampling.samplers import Sampler
 from sfumato.scores import fingerprint as fingerprint
@@ -58,39 +59,44 @@ class Drawing:
         count: images, of the seeds 0 to count - 1.
         sampler: complete, as `Model.chosen` returns it.
         batch: images in memory at once.
-        keep: folder of finished blocks; None stores none.
+        keep: where finished blocks are; None stores none.
         tick: called with the number of images in each block, once it is finished.
         clip: whether every estimate of x_0 is clipped.
         guidance: of the samples.
+        dtype: precision of the network, as `--dtype` names it.
     """
 
     model: Model
     count: int
     sampler: Sampler
     batch: int = 100
-    keep: Path | None = None
+    keep: blocks.Blocks | None = None
     tick: Callable[[int], None] = lambda _: None
     clip: bool = False
     guidance: Guidance = UNGUIDED
+    dtype: str = "float32"
 
     def images(self) -> Images:
         """The images, and the record of how they were drawn.
 
-        Where several processes draw them, the first has all, and the others their share.
+        Where several processes draw them, the first has all, and the others none.
         """
         about = self.about()
-        parts = []
-        seconds = 0.0
-        lost = 0
+        pixels = torch.empty(0, dtype=torch.uint8)
+        done, seconds, lost = 0, 0.0, 0
         firsts = range(0, self.count, BLOCK)
-        for block in blocks.every(self.keep, about, firsts, self._block):
-            parts.append(block["images"])
+        for block in blocks.every(self.keep, self.key(), firsts, self._block):
+            part = torch.from_numpy(block["images"]).permute(0, 3, 1, 2)
+            if self.keep is None or here().first:
+                if not done:
+                    pixels = part.new_empty(self.count, *part.shape[1:])
+                pixels[done : done + len(part)] = part
+            done += len(part)
             seconds += float(block["seconds"])
             lost += int(block["diverged"])
-            self.tick(len(block["images"]))
-        if not parts:  # one of more processes than blocks
-            return Images(torch.empty(0, dtype=torch.uint8), about)
-        pixels = torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous()
+            self.tick(len(part))
+        if not len(pixels):
+            return Images(pixels, about)
         about |= {"seconds_per_image": round(seconds / self.count, 5)}
         names = self._classed.record.classes or ()
         classes = self._classes(range(self.count))
@@ -112,6 +118,10 @@ class Drawing:
         }
         guided = {"guidance": self._guided()} if self.guidance.weight else {}
         return about | ({"clip": True} if self.clip else {}) | guided
+
+    def key(self) -> dict[str, Any]:
+        """What stored blocks of the images depend on: `about`, and what computes them."""
+        return self.about() | computed(self.model, self.dtype)
 
     def _guided(self) -> dict[str, Any]:
         found = self.guidance
@@ -164,6 +174,17 @@ class Drawing:
         return self.model.times(self.sampler)
 
 
+def computed(model: Model, dtype: str) -> dict[str, Any]:
+    """What a model's numbers depend on beside its weights: precision, device, threads, versions."""
+    return {
+        "dtype": dtype,
+        "device": model.place().device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **machine.versions(("sfumato",)),
+    }
+
+
 def digest(pixels: Tensor) -> str:
     """SHA-256 of images' bytes, in hex."""
-    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(pixels.numpy()).data).hexdigest()

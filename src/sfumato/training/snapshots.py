@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sfumato import files, store
@@ -150,7 +151,7 @@ def _summed(folders: Sequence[Path], shares: Sequence[float]) -> dict[str, Tenso
     total: dict[str, Tensor] = {}
     left = iter(shares)
     for folder in folders:
-        for named in read(folder / FILE).averages.values():
+        for _, named in sorted(read(folder / FILE).averages.items()):
             share = next(left)
             for name, tensor in named.items():
                 part = tensor.double() * share
@@ -222,8 +223,16 @@ def _cast(found: Averaged, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _profiles(folder: Path) -> list[Power]:
-    found = read(folder / FILE)
-    return [Power(length, found.steps) for length in found.averages]
+    """Of the averages in a snapshot, by their length; the weights are not read."""
+    path = folder / FILE
+    try:
+        with safe_open(path, "pt") as opened:
+            steps = int(opened.get_tensor(STEPS))
+            keys = {*opened.keys()} - {STEPS}
+        lengths = sorted({float(key.partition(":")[0]) for key in keys})
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise Refused(f"{path} does not hold averages of a run: {error}.") from error
+    return [Power(length, steps) for length in lengths]
 
 
 def _all(run: Path) -> list[Path]:

@@ -7,6 +7,7 @@ step are read from the device once in 50 steps; no tracker makes the loop wait f
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class JsonLines:
         self.folder = Path(self.folder)
 
     def start(self, model: Subject, options: TrainOptions, step: int) -> None:
+        self._drop_torn()
         self._write({"event": "resumed" if step else "started", "step": step})
 
     def log(self, step: int, figures: Figures) -> None:
@@ -107,6 +109,13 @@ class JsonLines:
 
     def stop(self) -> None:
         """Nothing: each line is written at once."""
+
+    def _drop_torn(self) -> None:
+        """Drop the rest of a line within which a run was killed."""
+        path = Path(self.folder) / "log.jsonl"
+        if path.is_file():
+            whole = path.read_bytes()
+            os.truncate(path, whole.rfind(b"\n") + 1)
 
     def _write(self, entry: Mapping[str, object]) -> None:
         Path(self.folder).mkdir(parents=True, exist_ok=True)
