@@ -180,13 +180,14 @@ def test_processes_that_read_outlive_a_signal_to_all(tmp_path, monkeypatch):
     """As a scheduler sends it: the one that trains has yet to save, and stops them itself."""
     found = read(monkeypatch, pictures(tmp_path / "x", "gray"), True)
     options = TrainOptions(images=400, batch=8, workers=2)
-    batches = loader.read(found, options, 0, torch.device("cpu"))
-    first = next(batches)
+    cpu = torch.device("cpu")
+    batches = loader.read(found, options, 0, cpu)
+    first = [next(batches) for _ in range(2)]  # one of each process, which has begun then
     for process in multiprocessing.active_children():
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(process.pid or 0, number)
-    expected = [*loader.read(found, dataclasses.replace(options, workers=0), 0, first.device)]
-    rest = [first, *batches]
+    expected = [*loader.read(found, dataclasses.replace(options, workers=0), 0, cpu)]
+    rest = [*first, *batches]
     assert all(torch.equal(a, b) for a, b in zip(rest, expected, strict=True))
     assert not multiprocessing.active_children()
 
