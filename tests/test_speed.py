@@ -55,7 +55,7 @@ def gradients(model: sf.Model, checkpointing: bool) -> tuple[list[torch.Tensor],
             kept += x.numel() * x.element_size()
         return x
 
-    with speed.running(task.network, options):
+    with speed.running(task.network, options, CPU):
         torch.manual_seed(2)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             value = task.losses(step, slice(None), data.batch(step.rows)).each.mean()
@@ -148,6 +148,29 @@ def test_compiled_and_plain_runs_resume_each_other(tmp_path, eager):
     assert sf.from_pretrained(parts).sample([0], sf.Sampler(steps=2)).isfinite().all()
 
 
+def test_a_network_is_as_it_was_after_it_was_compiled(tmp_path, eager):
+    """It samples in float32 afterwards, and trains again, compiled or not, in what is asked for."""
+    model, data = tiny(options=OPTIONS)
+    layer = next(m for m in model.denoiser.backbone.modules() if isinstance(m, nn.Conv2d))
+    seen: list[torch.dtype] = []
+    layer.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    for name, compile, precision in (
+        ("a", True, "bfloat16"),
+        ("b", False, "bfloat16"),
+        ("c", True, "float32"),
+        ("d", True, "bfloat16"),
+    ):
+        seen.clear()
+        options = replace(OPTIONS, images=32, compile=compile, precision=precision)
+        train(model, data, options, tmp_path / name, device="cpu")
+        # What a hook appends in compiled code is not always seen.
+        assert {*seen} <= {getattr(torch, precision)} and (seen or compile)
+        seen.clear()
+        assert model.sample([0], sf.Sampler(steps=2)).isfinite().all()
+        assert {*seen} == {torch.float32}
+    assert not {"forward", "_original_forward"} & {*model.denoiser.backbone.__dict__}
+
+
 @pytest.mark.slow
 def test_generated_code_trains_on_a_processor(tmp_path):
     """`--compile` as it is, with recomputed activations and further averages, then without."""
@@ -181,7 +204,7 @@ def test_matrix_products_have_all_bits_while_training(torch_settings):
     """Whatever the caller has set, which is as it was afterwards."""
     for precision in ("highest", "high", "medium"):
         torch.set_float32_matmul_precision(precision)
-        with speed.running(nn.Linear(1, 1), OPTIONS):
+        with speed.running(nn.Linear(1, 1), OPTIONS, CPU):
             assert torch.get_float32_matmul_precision() == "highest"
             assert torch.backends.cuda.matmul.fp32_precision in ("ieee", "none")
         assert torch.get_float32_matmul_precision() == precision
@@ -191,7 +214,7 @@ def test_torch_s_newer_names_of_precisions_are_kept_too():
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
-        with speed.running(nn.Linear(1, 1), OPTIONS):
+        with speed.running(nn.Linear(1, 1), OPTIONS, CPU):
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:

@@ -1040,5 +1040,4 @@ def test_an_interrupted_training_in_bfloat16_leaves_the_network_as_it_was(tmp_pa
     backbone = model.denoiser.backbone
     with pytest.raises(KeyboardInterrupt):
         train(model, data, options, tmp_path / "run", [Interrupted()], device="cpu")
-    assert backbone.forward.__func__ is type(backbone).forward
-    assert not {"_original_forward", "_is_accelerate_prepared"} & {*backbone.__dict__}
+    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & {*backbone.__dict__}

@@ -244,8 +244,11 @@ def best() -> str:
 
 def mine(name: str | None) -> str:
     """The device of this process: as asked, or the fastest; of several GPUs, its own."""
+    import torch
+
     name = name or best()
-    return f"cuda:{here().local}" if name == "cuda" else name
+    # A launcher may show each process its own GPU alone, which is the first one then.
+    return f"cuda:{here().local % torch.cuda.device_count()}" if name == "cuda" else name
 
 
 def _mps() -> bool:

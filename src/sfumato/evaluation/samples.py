@@ -121,7 +121,8 @@ class Drawing:
 
     def key(self) -> dict[str, Any]:
         """What stored blocks of the images depend on: `about`, and what computes them."""
-        return self.about() | computed(self.model, self.dtype)
+        about = {name: value for name, value in self.about().items() if name != "threads"}
+        return about | computed(self.model, self.dtype)
 
     def _guided(self) -> dict[str, Any]:
         found = self.guidance
@@ -175,11 +176,10 @@ class Drawing:
 
 
 def computed(model: Model, dtype: str) -> dict[str, Any]:
-    """What a model's numbers depend on beside its weights: precision, device, threads, versions."""
+    """What a model's numbers depend on beside its weights, by more than the order of sums."""
     return {
         "dtype": dtype,
         "device": model.place().device.type,
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **machine.versions(("sfumato",)),
     }

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from diffusers.models.normalization import AdaLayerNormZero
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -60,25 +61,31 @@ def check(objective: Objective, options: TrainOptions) -> None:
         raise Refused("sharded weights stay on the device here: leave FSDP_OFFLOAD_PARAMS out.")
 
 
-def sharded(objective: Objective, device: torch.device, bfloat16: bool) -> nn.Module:
+def sharded(objective: Objective, device: torch.device) -> nn.Module:
     """A copy of the objective's network whose weights are shared out over all processes."""
     # Weights of channels last are not shared out by torch.
     network = copy.deepcopy(objective.network)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[reportCallIssue]: as documented
     mesh = init_device_mesh(device.type, (here().count,))
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    blocks = {id(block) for blocks in lists for block in blocks}
+    blocks = {id(block) for block in _blocks(network)}
     for module in [*network.modules()][:0:-1]:  # what is within first
         size = sum(parameter.numel() for parameter in module.parameters())
         if id(module) in blocks and size >= LEAST:
             fully_shard(module, mesh=mesh)
+        elif isinstance(module, AdaLayerNormZero) and module.emb is not None:
+            fully_shard(module.emb, mesh=mesh)  # DiT calls that of its first block by itself
     fully_shard(network, mesh=mesh)
     if isinstance(objective, Corrupted):  # others are refused by `check`
         objective.denoiser.process.to(device)
-    if bfloat16:
-        cast = torch.autocast(device.type, torch.bfloat16)(network.forward)
-        network.forward = lambda *args, **given: cast(*args, **given).float()
     return network
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The modules in lists, and those in dictionaries in lists, which are no layers themselves."""
+    for blocks in network.modules():
+        if isinstance(blocks, nn.ModuleList):
+            for block in blocks:
+                yield from block.values() if isinstance(block, nn.ModuleDict) else (block,)
 
 
 def whole(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import convert_to_fp32
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -24,11 +25,11 @@ from sfumato.errors import Refused
 from sfumato.training.options import TrainOptions
 
 
-def bfloat16(options: TrainOptions, device: str | None) -> bool:
-    """Whether the backbone runs in bfloat16 on `device`, None for the best there is."""
+def bfloat16(options: TrainOptions, device: torch.device) -> bool:
+    """Whether the backbone runs in bfloat16: as asked, or on a GPU that computes in it."""
     if options.precision != "auto":
         return options.precision == "bfloat16"
-    return device != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def optimizer(trainable: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -43,13 +44,16 @@ def optimizer(trainable: nn.Module, options: TrainOptions) -> torch.optim.Optimi
 
 
 @contextmanager
-def running(network: nn.Module, options: TrainOptions) -> Iterator[nn.Module]:
+def running(network: nn.Module, options: TrainOptions, device: torch.device) -> Iterator[nn.Module]:
     """Within, torch and `network` are set as asked; yields the network to train, compiled or not.
+
+    Afterwards the network is as it was, however training ended.
 
     Raises:
         ValueError: activations are to be recomputed, and the network cannot do so.
     """
-    with _exact(), _recomputed(network, options.checkpointing):
+    kind = device.type if bfloat16(options, device) else None
+    with _exact(), _recomputed(network, options.checkpointing), _autocast(network, kind):
         yield torch.compile(network) if options.compile else network  # type: ignore[misc]
 
 
@@ -72,6 +76,26 @@ def _exact() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _autocast(network: nn.Module, kind: str | None) -> Iterator[None]:
+    """Within, `network` computes in bfloat16 on devices of this kind, and returns float32.
+
+    Its own forward is set, since a compiled or a distributed network calls that one.
+    """
+    if kind is None:
+        yield
+        return
+    own = network.__dict__.get("forward")
+    cast = torch.autocast(kind, torch.bfloat16)(network.forward)
+    network.forward = lambda *args, **given: convert_to_fp32(cast(*args, **given))
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own
 
 
 @contextmanager

@@ -188,13 +188,13 @@ def _fit(
     accelerator = _accelerator(options, device)
     shards = sharding.asked()
     with ExitStack() as stack:
-        network = stack.enter_context(speed.running(objective.network, options))
+        network = objective.network
         if shards:
             sharding.check(objective, options)
-            bfloat16 = speed.bfloat16(options, device)
-            network = sharding.sharded(objective, accelerator.device, bfloat16)
+            network = sharding.sharded(objective, accelerator.device)
         else:
             objective.subject.to(accelerator.device)
+        network = stack.enter_context(speed.running(network, options, accelerator.device))
         state = _state(network if shards else objective.subject.trainable, options)
         checkpoints = Checkpoints(Path(out), objective.subject, options)
         together.check_same(accelerator, checkpoints.identity, data, checkpoints.out)
@@ -209,7 +209,8 @@ def _fit(
         if shards:
             start = checkpoints.resume(state)  # by all at once: each has a part of the weights
         prepared = network if shards else accelerator.prepare(network)
-        stack.callback(_released, accelerator, prepared)
+        # Else a later training would take the network for prepared, and not distribute it.
+        stack.callback(objective.network.__dict__.pop, "_is_accelerate_prepared", None)
         report = Report(told if main else (), objective, data, options)
         stack.enter_context(report.running(start))
         stopping = stack.enter_context(stop.asked())
@@ -270,13 +271,6 @@ def _kept(
         raise
 
 
-def _released(accelerator: Accelerator, prepared: nn.Module) -> None:
-    """Undo what accelerate has done to the network, however training ended."""
-    bare = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
-    # Else a later training would take the network for prepared, and not run it in bfloat16.
-    bare.__dict__.pop("_is_accelerate_prepared", None)
-
-
 def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
     # Accelerate keeps its settings for the life of the interpreter; a second training may differ.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -284,7 +278,7 @@ def _accelerator(options: TrainOptions, device: str | None) -> Accelerator:
         accelerator = Accelerator(
             # Else several processes on a machine without a GPU would each train alone.
             cpu=device == "cpu" or (device is None and not torch.accelerator.is_available()),
-            mixed_precision="bf16" if speed.bfloat16(options, device) else "no",
+            mixed_precision="no",  # `speed.running` sets the network's, compiled or not
             kwargs_handlers=[together.patience(options)],
         )
     except ValueError as error:  # of accelerate and torch
