@@ -4,7 +4,7 @@
 # make demo     train on handwritten digits, judge and draw samples into out/demo/
 # make demo-test  use the page of `sfumato demo` in headless Chromium, and take its screenshots
 # make models   train the models and classifiers that are bundled again, and put them into the package
-# make pictures  draw pictures of the README and of docs/editing.md again from the models that are bundled
+# make pictures  draw the pictures of the README, docs/editing.md and docs/restoration.md again
 # make docs     the documentation site, in out/docs
 # make gallery  the site with the executed gallery, in out/docs too
 # make zoo      every method for a minute on the digits: docs/zoo.md and its pictures

@@ -53,7 +53,7 @@ def main() -> None:
         sys.exit(child(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[*PARTS])
-    parser.add_argument("--home", type=Path, required=True, help="a folder of 4 GB or more")
+    parser.add_argument("--home", type=Path, required=True, help="a folder with 5 GB of free disk")
     parser.add_argument("--count", type=int, default=200_000, help="synthetic images")
     parser.add_argument("--samples", type=int, default=50_000, help="samples to evaluate")
     parser.add_argument("--steps", type=int, default=200, help="steps of `worlds`")
